@@ -1,0 +1,324 @@
+"""The table from module type to the rule that measures its parameters. A new layer type is one entry of `RULES`.
+
+A rule belongs to one module and knows four things: how to call the layer with substituted parameters, whether it wants
+to compute the weight gradient itself (`fused`), and `‖c_i‖²` or `c_i` of its weight and bias from `(x, d)`; `forms.py`
+has the notation.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import forms
+from .measure import chunks
+
+
+class Rule:
+    """Base: a parameter pair `weight`, `bias` and an input whose first dimension is the batch."""
+
+    unbatched_ndim = 0  # number of dimensions of an input without a batch dimension; 0: there is no such thing
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What the layer's operator is given: padding and autocast's cast, done where autograd sees them."""
+        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return x
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def finish(self, y: Tensor) -> Tensor:
+        """What the module does after the parameters were used."""
+        return y
+
+    def fused(self, x: Tensor, batch: int) -> bool:
+        """Whether the weight gradient shall come out of `samples`, instead of from autograd."""
+        return False
+
+    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        """`‖c_i‖²` of the weight, `[batch]`, without forming a gradient of all samples."""
+        raise NotImplementedError
+
+    def squares_elements(self, x: Tensor, batch: int) -> int:
+        """About how many numbers `squares` holds per sample, beside its operands."""
+        return x.numel() // batch
+
+    def sample_runs(self, x: Tensor, batch: int) -> list[slice]:
+        """How to cut the batch so that `samples` of a run fits the device's budget."""
+        folds = x.shape[0] // batch
+        return chunks(batch, self.module.weight.numel() * folds * x.element_size(), x.device)
+
+    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        """`c_i` of the weight, `[batch, *weight.shape]`."""
+        raise NotImplementedError
+
+    def bias_samples(self, d: Tensor, batch: int) -> Tensor:
+        """`c_i` of the bias, `[batch, *bias.shape]`."""
+        raise NotImplementedError
+
+
+class LinearRule(Rule):
+    """`y = x Wᵀ + b` over any number of positions between batch and features."""
+
+    unbatched_ndim = 1
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def fused(self, x: Tensor, batch: int) -> bool:
+        outputs, inputs = self.module.weight.shape
+        return not forms.gram_is_cheaper(x.numel() // x.shape[-1] // batch, inputs, outputs)
+
+    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        return forms.gram_squares(x.reshape(batch, -1, x.shape[-1]), d.reshape(batch, -1, d.shape[-1]))
+
+    def squares_elements(self, x: Tensor, batch: int) -> int:
+        return 3 * (x.numel() // x.shape[-1] // batch) ** 2
+
+    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        return d.reshape(batch, -1, d.shape[-1]).mT @ x.reshape(batch, -1, x.shape[-1])
+
+    def bias_samples(self, d: Tensor, batch: int) -> Tensor:
+        return d.reshape(batch, -1, d.shape[-1]).sum(1, dtype=forms.norm_dtype(d.dtype))
+
+
+class TransposedLinearRule(LinearRule):
+    """transformers' `Conv1D`: a linear layer whose weight is `[in, out]`."""
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+
+    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        return super().samples(d, x, batch)
+
+
+class ConvRule(Rule):
+    """Convolutions of one to three dimensions, any stride, padding, padding mode, dilation and groups."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.spatial = len(module.kernel_size)
+        self.unbatched_ndim = self.spatial + 1
+        self.operator = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
+        before, after = self._paddings()
+        self.pad_first = module.padding_mode != "zeros" or before != after
+        self.pads = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
+        self.padding = [0] * self.spatial if self.pad_first else before
+        self.geometry = (module.stride, self.padding, module.dilation)
+        self.pointwise = math.prod(module.kernel_size) == 1 and module.groups == 1 and not any(self.padding)
+
+    def _paddings(self) -> tuple[list[int], list[int]]:
+        m = self.module
+        if m.padding == "valid":
+            return [0] * self.spatial, [0] * self.spatial
+        if m.padding == "same":
+            total = [r * (k - 1) for k, r in zip(m.kernel_size, m.dilation, strict=True)]
+            return [t // 2 for t in total], [t - t // 2 for t in total]
+        return list(m.padding), list(m.padding)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        x = super().prepare(x)
+        if self.pad_first:
+            mode = "constant" if self.module.padding_mode == "zeros" else self.module.padding_mode
+            x = F.pad(x, self.pads, mode=mode)
+        return x
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.operator(x, weight, bias, *self.geometry, self.module.groups)
+
+    def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        return x, d
+
+    def _positions(self, x: Tensor) -> int:
+        sizes = zip(x.shape[2:], self.module.kernel_size, *self.geometry, strict=True)
+        return math.prod((n + 2 * p - r * (k - 1) - 1) // s + 1 for n, k, s, p, r in sizes)
+
+    def fused(self, x: Tensor, batch: int) -> bool:
+        weight = self.module.weight
+        groups = self.module.groups
+        inputs, outputs = weight[0].numel(), weight.shape[0] // groups
+        return x.shape[0] != batch or not forms.gram_is_cheaper(self._positions(x), inputs, outputs)
+
+    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        if x.shape[0] != batch:
+            return forms.squared_norms(self.samples(x, d, batch))
+        x, d = self._operands(x, d)
+        groups = self.module.groups
+        columns = forms.windows(x, self.module.kernel_size, *self.geometry)
+        positions = columns.shape[-1]
+        columns = columns.reshape(batch, groups, -1, positions).mT
+        return forms.gram_squares(columns, d.reshape(batch, groups, -1, positions).mT).sum(1)
+
+    def squares_elements(self, x: Tensor, batch: int) -> int:
+        positions = self._positions(x)
+        return self.module.weight[0].numel() * self.module.groups * positions + 3 * positions**2
+
+    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        x, d = self._operands(x, d)
+        weight = self.module.weight.detach()
+        if self.pointwise:
+            x = x[(..., *(slice(None, None, s) for s in self.module.stride))]
+            each = (d.flatten(2) @ x.flatten(2).mT).view(x.shape[0], *weight.shape)
+        else:
+            each = forms.conv_samples(x, d, weight, *self.geometry, self.module.groups)
+        return each if x.shape[0] == batch else each.view(batch, -1, *weight.shape).sum(1)
+
+    def bias_samples(self, d: Tensor, batch: int) -> Tensor:
+        each = d.flatten(2).sum(2, dtype=forms.norm_dtype(d.dtype))
+        return each.view(batch, -1, each.shape[1]).sum(1)
+
+
+class TransposedConvRule(ConvRule):
+    """Transposed convolutions: the convolution's weight gradient with input and output derivative exchanged."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.operator = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.spatial - 1]
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        m = self.module
+        return self.operator(x, weight, bias, m.stride, self.padding, m.output_padding, m.groups, m.dilation)
+
+    def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        return d, x
+
+    def _positions(self, x: Tensor) -> int:
+        return math.prod(x.shape[2:])
+
+
+class EmbeddingRule(Rule):
+    """`nn.Embedding`; its input are indices, `[batch, ...]`."""
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        m = self.module
+        return F.embedding(x, weight, m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse)
+
+    def _rows(self, x: Tensor, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        ids, d = x.reshape(batch, -1), d.reshape(batch, -1, d.shape[-1])
+        if self.module.padding_idx is not None:
+            d = d.masked_fill((ids == self.module.padding_idx).unsqueeze(-1), 0)
+        return ids, d
+
+    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        return forms.embedding_squares(*self._rows(x, d, batch))
+
+    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        ids, d = self._rows(x, d, batch)
+        each = d.new_zeros(batch, *self.module.weight.shape)
+        return each.scatter_add_(1, ids.unsqueeze(-1).expand_as(d), d)
+
+
+class NormRule(Rule):
+    """Affine weights of norms: `c_i = Σ_p d ⊙ x̂`, with `x̂` the normalised input before weight and bias."""
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return type(self.module).forward(self.module, x)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x  # norms cast by themselves under autocast
+
+    def normalised(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _reduce(self, values: Tensor, batch: int) -> Tensor:
+        """Sum `[n, *positions, *weight.shape]` over the positions: weights stand in the last dimensions."""
+        return values.reshape(batch, -1, *self.module.weight.shape).sum(1, dtype=forms.norm_dtype(values.dtype))
+
+    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        return forms.squared_norms(self.samples(x, d, batch))
+
+    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        return self._reduce(d * self.normalised(x), batch)
+
+    def bias_samples(self, d: Tensor, batch: int) -> Tensor:
+        return self._reduce(d, batch)
+
+
+class LayerNormRule(NormRule):
+    def normalised(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.module.normalized_shape, eps=self.module.eps)
+
+
+class RMSNormRule(NormRule):
+    def normalised(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.module.normalized_shape, eps=self.module.eps)
+
+
+class ChannelNormRule(NormRule):
+    """Norms whose weight stands in dimension 1."""
+
+    def _reduce(self, values: Tensor, batch: int) -> Tensor:
+        return super()._reduce(values.movedim(1, -1), batch)
+
+
+class GroupNormRule(ChannelNormRule):
+    def normalised(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.module.num_groups, eps=self.module.eps)
+
+
+class BatchNormRule(ChannelNormRule):
+    """Batch- and InstanceNorm: batch statistics in train mode (or when none are tracked), else the running ones."""
+
+    statistics = staticmethod(F.batch_norm)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        m = self.module
+        own = m.training or m.running_mean is None
+        mean, variance = (None, None) if own else (m.running_mean, m.running_var)
+        return type(self).statistics(x, mean, variance, None, None, own, 0.0, m.eps)
+
+
+class InstanceNormRule(BatchNormRule):
+    statistics = staticmethod(F.instance_norm)
+
+
+class BatchNormActRule(BatchNormRule):
+    """timm's BatchNorm with dropout and activation behind it."""
+
+    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.BatchNorm2d.forward(self.module, x)
+
+    def finish(self, y: Tensor) -> Tensor:
+        return self.module.act(self.module.drop(y))
+
+
+# Types of libraries that need not be installed are named, not imported.
+RULES: dict[type[nn.Module] | str, type[Rule]] = {
+    nn.Linear: LinearRule,
+    "transformers.pytorch_utils.Conv1D": TransposedLinearRule,
+    nn.Conv1d: ConvRule,
+    nn.Conv2d: ConvRule,
+    nn.Conv3d: ConvRule,
+    nn.ConvTranspose1d: TransposedConvRule,
+    nn.ConvTranspose2d: TransposedConvRule,
+    nn.ConvTranspose3d: TransposedConvRule,
+    nn.Embedding: EmbeddingRule,
+    nn.LayerNorm: LayerNormRule,
+    nn.RMSNorm: RMSNormRule,
+    nn.GroupNorm: GroupNormRule,
+    nn.BatchNorm1d: BatchNormRule,
+    nn.BatchNorm2d: BatchNormRule,
+    nn.BatchNorm3d: BatchNormRule,
+    nn.InstanceNorm1d: InstanceNormRule,
+    nn.InstanceNorm2d: InstanceNormRule,
+    nn.InstanceNorm3d: InstanceNormRule,
+    "timm.layers.norm_act.BatchNormAct2d": BatchNormActRule,
+}
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """The module's rule; None when its type has none.
+
+    A subclass takes its base's rule only as long as it kept the base's `forward`.
+    """
+    for base in type(module).__mro__:
+        rule = RULES.get(base) or RULES.get(f"{base.__module__}.{base.__qualname__}")
+        if rule is not None:
+            return rule(module) if type(module).forward is base.forward else None
+    return None

@@ -1,0 +1,146 @@
+"""CLARS: Eq. 5 with the update rule of Eq. 4."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layerwise import LayerwiseOptimizer
+
+Norms = Mapping[Any, Tensor] | Callable[[], Mapping[Any, Tensor]] | Any
+
+
+class CLARS(LayerwiseOptimizer):
+    """Complete layer-wise adaptive rate scaling: `γ_k = γ_scale · η · ‖w_k‖ / Σ_i ‖c_{k,i}‖` (Eq. 5), update by Eq. 4.
+
+    `c_{k,i}` is sample i's contribution to `weight.grad`, so the denominator is in the units of the gradient: it
+    scales with the loss, adds up over micro-batches and averages over data-parallel ranks as the gradient does.
+
+    Args:
+        params: parameters, named parameters, or parameter groups.
+        lr: γ_scale; a float or a 0-dim tensor.
+        momentum: β of Eq. 4, in [0, 1).
+        eta: η; the paper uses 1e-2 and no warmup.
+        weight_decay: λ; `λ w` is added to the gradient of adapted layers.
+        norms: where `Σ_i ‖c_{k,i}‖` comes from. A `PerSampleNorms` attached to the model; or a mapping from parameter
+            (or from name, when `params` are named) to a 0-dim tensor; or a function that returns such a mapping. A
+            parameter of two or more dimensions that it lacks takes LARS's `‖g‖` instead.
+        vectors: the learning rate of biases and norm weights (at most one dimension, or groups with
+            `layer_adaptation=False`):
+            `"eta"` γ_scale · η, not decayed;
+            `"mlperf"` γ_scale, not decayed, as the MLPerf reference of LARS;
+            `"authors"` γ_scale and decayed, as the code the authors released;
+            `"paper"` Eq. 5 for every tensor, whatever its shape.
+        decay_in_denominator: add `λ‖w‖` to the denominator. Off, it is Eq. 5.
+        grad_scaler: the `torch.amp.GradScaler` in use, if gradients are unscaled before `step()` (to clip or look at
+            them); its scale is then taken out of the norms too.
+
+    Raises:
+        UserError: a hyper-parameter is negative, NaN or unknown.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.9,
+        eta: float = 1e-2,
+        weight_decay: float = 0.0,
+        norms: Norms,
+        vectors: str = "eta",
+        decay_in_denominator: bool = False,
+        grad_scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.norms = norms
+        self.grad_scaler = grad_scaler
+        super().__init__(
+            params,
+            lr,
+            momentum=momentum,
+            eta=eta,
+            weight_decay=weight_decay,
+            vectors=vectors,
+            decay_in_denominator=decay_in_denominator,
+        )
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # Torch's protocol for optimizers that unscale by themselves: GradScaler then always calls step() and leaves
+        # `grad_scale` and `found_inf` on the optimizer. It is how an unannounced scaler is noticed at all.
+        return self.grad_scaler is None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update by Eq. 4 and 5.
+
+        Raises:
+            RuntimeError: no norms were measured for the gradients at hand; gradients are sparse; or a `GradScaler`
+                unscaled the gradients behind our back (pass it as `grad_scaler`).
+        """
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():  # the wait is GradScaler's own, in every torch optimizer
+            self._close_gradient()
+            return None
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and with them what was measured of them."""
+        super().zero_grad(set_to_none)
+        self._close_gradient()
+
+    def _update(self) -> None:
+        super()._update()
+        self._close_gradient()
+
+    def _denominators(self) -> dict[Tensor, Tensor]:
+        norms = self.norms
+        if hasattr(norms, "denominators"):
+            measured = norms.denominators()
+        else:
+            measured = norms() if callable(norms) else norms
+        if not measured:
+            raise RuntimeError(
+                "CLARS.step() found no per-sample gradient norms for these gradients: attach PerSampleNorms(model) "
+                "before the forward pass and hand it to CLARS(norms=...)"
+            )
+        by_parameter = self._by_parameter(measured)
+        scale = self._loss_scale()
+        return by_parameter if scale is None else {p: d / scale.to(d.device) for p, d in by_parameter.items()}
+
+    def _by_parameter(self, measured: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:
+        if not isinstance(next(iter(measured)), str):
+            return dict(measured)
+        named: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            if "param_names" not in group:
+                raise RuntimeError(
+                    "the norms are keyed by parameter name but the optimizer does not know names: "
+                    "pass CLARS model.named_parameters(), or norms keyed by parameter"
+                )
+            named.update(zip(group["param_names"], group["params"], strict=True))
+        return {named[name]: value for name, value in measured.items() if name in named}
+
+    def _loss_scale(self) -> Tensor | None:
+        """What the norms are still multiplied with; unscales the gradients where torch leaves that to us."""
+        if self.grad_scaler is not None and self.grad_scaler.is_enabled():
+            return self.grad_scaler.scale(torch.ones(()))
+        if not hasattr(self, "found_inf"):
+            return None
+        scale: Tensor | None = self.grad_scale
+        if scale is None:
+            raise RuntimeError(
+                "GradScaler unscaled the gradients before CLARS.step(), so the norms would keep the loss scale: "
+                "pass the scaler to CLARS(grad_scaler=...)"
+            )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale.to(parameter.grad.device))
+        return scale
+
+    def _close_gradient(self) -> None:
+        close = getattr(self.norms, "close_gradient", None)
+        if close is not None:
+            close()

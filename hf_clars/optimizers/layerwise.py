@@ -1,0 +1,153 @@
+"""What CLARS and LARS share: Eq. 4 with a learning rate per layer. They differ in the denominator alone."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..errors import UserError
+from ..formulas import layer_learning_rates, nesterov_update_
+
+VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
+
+
+class LayerwiseOptimizer(Optimizer):
+    """Mini-batch Nesterov momentum (Eq. 4) with `γ_k = γ_scale · η · ‖w_k‖ / D_k`; a subclass supplies `D_k`.
+
+    A layer is one parameter tensor. Those of two or more dimensions are layer-adapted and decayed; vectors (biases,
+    norm weights) follow `vectors`. A parameter group may set `layer_adaptation` to True or False to decide for its
+    members whatever their shape.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        momentum: float,
+        eta: float,
+        weight_decay: float,
+        vectors: str,
+        decay_in_denominator: bool,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "eta": eta,
+            "weight_decay": weight_decay,
+            "vectors": vectors,
+            "decay_in_denominator": decay_in_denominator,
+            "layer_adaptation": None,
+        }
+        self._gammas: dict[Tensor, Tensor] = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        options = {**self.defaults, **param_group}
+        _require(options["lr"], "lr", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
+        _require(options["momentum"], "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
+        _require(options["eta"], "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
+        _require(options["weight_decay"], "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
+        if options["vectors"] not in VECTOR_RULES:
+            raise UserError(f"vectors={options['vectors']!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
+        super().add_param_group(param_group)
+
+    def layer_rates(self) -> dict[Tensor, Tensor]:
+        """Parameter → `γ_k` (0-dim, on its device) of the last `step()`; empty before the first."""
+        return dict(self._gammas)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update by Eq. 4. Never waits for the device.
+
+        Args:
+            closure: re-evaluates the model with gradients and returns the loss, as for any torch optimizer.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        denominators = self._denominators()
+        for group in self.param_groups:
+            for (_, dtype, adapted), weights in _buckets(group).items():
+                self._update_bucket(group, weights, dtype, adapted, denominators)
+
+    def _denominators(self) -> dict[Tensor, Tensor]:
+        """Parameter → `D_k`; a layer that is absent takes LARS's `‖g‖`."""
+        raise NotImplementedError
+
+    def _update_bucket(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        dtype: torch.dtype,
+        adapted: bool,
+        denominators: dict[Tensor, Tensor],
+    ) -> None:
+        gradients: list[Tensor] = [w.grad for w in weights if w.grad is not None]
+        decay = group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
+        device = weights[0].device
+        norm_dtype = torch.promote_types(dtype, torch.float32)
+        if adapted:
+            weight_norms = torch.stack(torch._foreach_norm(weights, 2, norm_dtype))
+            missing = [g for w, g in zip(weights, gradients, strict=True) if w not in denominators]
+            gradient_norms = iter(torch._foreach_norm(missing, 2, norm_dtype) if missing else ())
+            found = [denominators[w] if w in denominators else next(gradient_norms) for w in weights]
+            denominator = torch.stack([d.to(device, norm_dtype, non_blocking=True) for d in found])
+            if group["decay_in_denominator"]:
+                denominator = denominator + decay * weight_norms
+            gammas = layer_learning_rates(group["lr"], group["eta"], weight_norms, denominator)
+        else:
+            rate = group["lr"] * group["eta"] if group["vectors"] == "eta" else group["lr"]
+            gammas = torch.ones(len(weights), dtype=norm_dtype, device=device) * rate
+        rates = list(gammas.unbind())
+        self._gammas.update(zip(weights, rates, strict=True))
+
+        if decay:
+            gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
+        displacements = []
+        if group["momentum"]:
+            for weight in weights:
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+                displacements.append(state["momentum_buffer"])
+        nesterov_update_(weights, gradients, displacements, rates, group["momentum"])
+
+
+def _buckets(group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, bool], list[Tensor]]:
+    """The group's parameters that have a gradient, by what one foreach call can take together."""
+    buckets: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = defaultdict(list)
+    for weight in group["params"]:
+        if weight.grad is None:
+            continue
+        if weight.grad.is_sparse:
+            raise RuntimeError(
+                "layer-wise learning rates need dense gradients, and one is sparse: "
+                "build nn.Embedding with sparse=False, or train it with another optimizer"
+            )
+        adapted = group["layer_adaptation"]
+        if adapted is None:
+            adapted = weight.ndim >= 2
+        if group["vectors"] == "paper":
+            adapted = True
+        buckets[weight.device, weight.dtype, adapted].append(weight)
+    return buckets
+
+
+def _require(value: float | Tensor, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+    if isinstance(value, Tensor):  # a tensor may live on a device; looking at it would wait for the device
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
+        raise UserError(f"{name}={value!r} must be {expected}")
