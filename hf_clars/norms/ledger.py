@@ -30,6 +30,7 @@ class Entry:
         self.attribute = attribute
         self.name = name
         self.index = index
+        self.seen = False  # whether anything was ever recorded
         self.last: Tensor | None = None
         self.samples = 0  # of the gradient at hand
         self.past_samples = 0
@@ -101,7 +102,7 @@ class Entry:
         if new_gradient and self.samples:
             self.ledger.turn(self)
         norms = squares.sqrt()
-        self.last = norms
+        self.last, self.seen = norms, True
         self.samples += batch
         pair = torch.stack((norms.sum(), squares.sum()))
         if batch != squares.shape[0]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,20 +17,6 @@ from .rules import Rule, rule_for
 from .tap import Call, Tap
 
 MODES = ("per_sample", "subset", "micro_batch")
-
-
-@dataclass
-class _Site:
-    """A module whose calls are measured."""
-
-    norms: PerSampleNorms
-    rule: Rule
-    weight: Entry | None
-    bias: Entry | None
-
-
-# Not an attribute of the module: a deep copy of the model (an EMA) must not carry the measuring with it.
-_SITES: weakref.WeakKeyDictionary[nn.Module, _Site] = weakref.WeakKeyDictionary()
 
 
 class PerSampleNorms:
@@ -87,7 +71,7 @@ class PerSampleNorms:
         self.untracked: dict[str, str] = {}
         self._ledger = Ledger()
         self._handles: list[Any] = []
-        self._sites: list[nn.Module] = []
+        self._measured: list[nn.Module] = []
         self._batch: int | None = None
         self._attached = False
         self.attach()
@@ -98,9 +82,8 @@ class PerSampleNorms:
         """Begin to measure; nothing happens if it already does. Returns itself."""
         if self._attached:
             return self
-        for module in self.model.modules():
-            if module in _SITES:
-                raise UserError("another PerSampleNorms is attached to this model: detach() it first")
+        if _attached_to(self.model):
+            raise UserError("another PerSampleNorms is attached to this model: detach() it first")
         self._ledger = Ledger()
         self.untracked = {}
         self._attached = True
@@ -115,15 +98,19 @@ class PerSampleNorms:
 
     def detach(self) -> None:
         """Stop measuring and leave the model as it was found. What was measured stays readable."""
-        for module in self._sites:
-            if module in _SITES:
-                del _SITES[module]
-                del module.forward
-        self._sites = []
+        for module in self._measured:
+            del module.forward
+        self._measured = []
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._attached = False
+
+    @staticmethod
+    def detach_all(model: nn.Module) -> None:
+        """Detach whichever `PerSampleNorms` is attached to the model or to part of it."""
+        for norms in _attached_to(model):
+            norms.detach()
 
     def __enter__(self) -> PerSampleNorms:
         return self.attach()
@@ -153,13 +140,10 @@ class PerSampleNorms:
             if rule is None:
                 claimed.update((id(p), reason) for p in module._parameters.values() if p is not None)
                 continue
-            site = _Site(self, rule, entry(module, "weight", prefix), entry(module, "bias", prefix))
-            if site.weight is None and site.bias is None:
-                continue
-            _SITES[module] = site
-            self._sites.append(module)
-            # A bound method: deep copies of the module rebind it to themselves.
-            module.forward = types.MethodType(_measured_forward, module)  # type: ignore[method-assign]
+            weight, bias = entry(module, "weight", prefix), entry(module, "bias", prefix)
+            if weight is not None or bias is not None:
+                module.forward = _MeasuredForward(self, module, rule, weight, bias)  # type: ignore[assignment]
+                self._measured.append(module)
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and parameter.ndim >= 2 and (id(parameter) not in entries or id(parameter) in claimed):
                 self.untracked[name] = claimed.get(id(parameter), "no module holds it as its weight")
@@ -244,15 +228,13 @@ class PerSampleNorms:
         self._ledger.turn_all()
 
     def _notice_unmeasured(self) -> None:
-        """A parameter with a rule but no record got its gradient elsewhere than from its module's forward."""
-        noticed = {}
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return  # another rank may have measured it
-        for entry in self._ledger.entries:
-            parameter = entry.parameter
-            if parameter.ndim >= 2 and parameter.grad is not None and not (entry.samples or entry.past_samples):
-                noticed[entry.name] = "its gradient did not come through its module's forward"
-        self._note_untracked(noticed)
+        """A parameter with a rule, a gradient and never a record gets its gradient past its module's forward."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed or not any(e.samples for e in self._ledger.entries):
+            return  # another rank may have measured it; or nothing was measured at all
+        unmeasured = [e for e in self._ledger.entries if not e.seen and e.parameter.ndim >= 2]
+        reason = "its gradient did not come through its module's forward"
+        self._note_untracked({e.name: reason for e in unmeasured if e.parameter.grad is not None})
 
     def _note_untracked(self, reasons: dict[str, str]) -> None:
         new = {name: reason for name, reason in reasons.items() if name not in self.untracked}
@@ -269,22 +251,19 @@ class PerSampleNorms:
             stacklevel=3,
         )
 
-    # --- a measured call ---------------------------------------------------------------------------------------
+    # --- for measured calls ------------------------------------------------------------------------------------
 
-    def _samples_of(self, x: Tensor, site: _Site) -> int | None:
-        """The batch size of a layer's input; None, and noted, when its rows cannot be told to belong to samples."""
-        if x.ndim == site.rule.unbatched_ndim:
-            return 1
-        rows = x.shape[0] if x.ndim else 0
+    def samples_in(self, rows: int, entries: list[Entry]) -> int | None:
+        """The batch size of a layer that is given `rows` rows; None, and noted, when they are no multiple of it."""
         batch = self._batch or rows
-        if batch and rows % batch == 0 and rows:
+        if rows and batch and rows % batch == 0:
             return batch
         reason = f"its layer saw {rows} rows for a batch of {batch}"
-        entries = [e for e in (site.weight, site.bias) if e is not None and e.parameter.ndim >= 2]
-        self._note_untracked({e.name: reason for e in entries})
+        self._note_untracked({e.name: reason for e in entries if e.parameter.ndim >= 2})
         return None
 
-    def _subset(self, batch: int) -> slice | None:
+    def subset_of(self, batch: int) -> slice | None:
+        """Which samples of a batch are measured; None for all."""
         if self.mode != "subset":
             return None
         wanted = min(batch, max(1, round(self.norm_samples * batch / max(self.total_batch_size or batch, batch))))
@@ -292,25 +271,48 @@ class PerSampleNorms:
         return None if wanted == batch else slice(0, wanted * stride, stride)
 
 
-def _measured_forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stands in for `module.forward`: the same output, and a tap on its gradient."""
-    site = _SITES.get(module)
-    if site is None or args or kwargs or not torch.is_grad_enabled():
-        return type(module).forward(module, x, *args, **kwargs)
-    weight, bias = module.weight, getattr(module, "bias", None)
-    weight_entry = site.weight if site.weight is not None and weight.requires_grad else None
-    bias_entry = site.bias if site.bias is not None and bias is not None and bias.requires_grad else None
-    batch = site.norms._samples_of(x, site) if weight_entry or bias_entry else None
-    if batch is None:
-        return type(module).forward(module, x)
+class _MeasuredForward:
+    """Stands in for `module.forward`: the same output, with a tap on its gradient."""
 
-    rule, subset = site.rule, site.norms._subset(batch)
-    unbatched = x.ndim == rule.unbatched_ndim
-    x = rule.prepare(x)
-    fused = weight_entry is not None and subset is None and rule.fused(x.unsqueeze(0) if unbatched else x, batch)
-    y = rule.call(x, weight.detach() if fused else weight, bias)
-    call = Call(rule, weight_entry, bias_entry, batch, subset, fused, unbatched)
-    return rule.finish(Tap.apply(y, x.detach(), weight if fused else None, call))
+    def __init__(
+        self, norms: PerSampleNorms, module: nn.Module, rule: Rule, weight: Entry | None, bias: Entry | None
+    ) -> None:
+        self.norms, self.module, self.rule, self.weight, self.bias = norms, module, rule, weight, bias
+
+    def __reduce__(self) -> Any:
+        # A copy of the model (an EMA), or a pickled one, has its plain forward back.
+        return types.MethodType, (type(self.module).forward, self.module)
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        entries = [e for e in (self.weight, self.bias) if e is not None and e.parameter.requires_grad]
+        if not entries or args or kwargs or not torch.is_grad_enabled():
+            return self._plain(x, *args, **kwargs)
+        rule = self.rule
+        unbatched = x.ndim == rule.unbatched_ndim
+        batch = 1 if unbatched else self.norms.samples_in(x.shape[0] if x.ndim else 0, entries)
+        if batch is None:
+            return self._plain(x)
+
+        weight = self.module._parameters["weight"]
+        assert weight is not None
+        measured_weight = self.weight if self.weight in entries else None
+        measured_bias = self.bias if self.bias in entries else None
+        subset = self.norms.subset_of(batch)
+        x = rule.prepare(x)
+        fused = (
+            measured_weight is not None and subset is None and rule.fused(x.unsqueeze(0) if unbatched else x, batch)
+        )
+        y = rule.call(x, weight.detach() if fused else weight, self.module._parameters.get("bias"))
+        call = Call(rule, measured_weight, measured_bias, batch, subset, fused, unbatched)
+        return rule.finish(Tap.apply(y, x.detach(), weight if fused else None, call))
+
+    def _plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return type(self.module).forward(self.module, x, *args, **kwargs)
+
+
+def _attached_to(model: nn.Module) -> set[PerSampleNorms]:
+    forwards = [module.__dict__.get("forward") for module in model.modules()]
+    return {forward.norms for forward in forwards if isinstance(forward, _MeasuredForward)}
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -180,13 +180,19 @@ class TransposedConvRule(ConvRule):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self.operator = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.spatial - 1]
+        # The derivative is padded here, so that what output_padding added leaves as many positions as the input has.
+        extra = zip(reversed(module.padding), reversed(module.output_padding), strict=True)
+        self.derivative_pads = [pad for p, more in extra for pad in (p, p - more)]
+
+    def _paddings(self) -> tuple[list[int], list[int]]:
+        return [0] * self.spatial, [0] * self.spatial
 
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         m = self.module
-        return self.operator(x, weight, bias, m.stride, self.padding, m.output_padding, m.groups, m.dilation)
+        return self.operator(x, weight, bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
     def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        return d, x
+        return F.pad(d, self.derivative_pads), x
 
     def _positions(self, x: Tensor) -> int:
         return math.prod(x.shape[2:])

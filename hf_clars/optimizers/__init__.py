@@ -2,7 +2,7 @@
 
 from .clars import CLARS
 from .lars import LARS
-from .layerwise import VECTOR_RULES, LayerwiseOptimizer
+from .layerwise import VECTOR_RULES, LayerwiseOptimizer, check_hyperparameters
 from .param_groups import parameter_groups
 
-__all__ = ["CLARS", "LARS", "VECTOR_RULES", "LayerwiseOptimizer", "parameter_groups"]
+__all__ = ["CLARS", "LARS", "VECTOR_RULES", "LayerwiseOptimizer", "check_hyperparameters", "parameter_groups"]

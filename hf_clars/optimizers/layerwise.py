@@ -48,12 +48,13 @@ class LayerwiseOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         options = {**self.defaults, **param_group}
-        _require(options["lr"], "lr", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
-        _require(options["momentum"], "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
-        _require(options["eta"], "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
-        _require(options["weight_decay"], "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
-        if options["vectors"] not in VECTOR_RULES:
-            raise UserError(f"vectors={options['vectors']!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
+        check_hyperparameters(
+            lr=options["lr"],
+            momentum=options["momentum"],
+            eta=options["eta"],
+            weight_decay=options["weight_decay"],
+            vectors=options["vectors"],
+        )
         super().add_param_group(param_group)
 
     def layer_rates(self) -> dict[Tensor, Tensor]:
@@ -144,6 +145,18 @@ def _buckets(group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, boo
             adapted = True
         buckets[weight.device, weight.dtype, adapted].append(weight)
     return buckets
+
+
+def check_hyperparameters(
+    *, lr: float | Tensor, momentum: float, eta: float, weight_decay: float, vectors: str
+) -> None:
+    """Raise `UserError` for a value that is negative, NaN, infinite or unknown."""
+    _require(lr, "lr", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
+    _require(momentum, "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
+    _require(eta, "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
+    _require(weight_decay, "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
+    if vectors not in VECTOR_RULES:
+        raise UserError(f"vectors={vectors!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
 
 
 def _require(value: float | Tensor, name: str, holds: Callable[[Any], bool], expected: str) -> None:

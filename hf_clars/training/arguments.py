@@ -1,0 +1,129 @@
+"""`ClarsTrainingArguments`: TrainingArguments whose defaults suit large batches, and seven fields of its own."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from ..data.steps import accumulation_steps
+from ..errors import UserError
+from .options import OPTIMIZERS, OptimizerOptions, parse_optim_args, refuse_deepspeed
+
+
+@dataclass
+class ClarsTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` for CLARS and LARS.
+
+    Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
+    (clipping would shrink the gradient but not the denominator); `logging_nan_inf_filter=False` (divergence must
+    show); no dispatching of batches from rank 0; `learning_rate=None`, which stands for linear scaling,
+    `γ_scale = base_learning_rate × B / base_batch_size`.
+
+    Args:
+        total_batch_size: B of one optimizer step. `gradient_accumulation_steps` follows from it, from
+            `per_device_train_batch_size` and from the number of processes.
+        base_learning_rate, base_batch_size: linear scaling, see above.
+        eta: η of Eq. 3 and 5; None is the paper's, 1e-2 for CLARS and 1e-3 for LARS.
+        momentum: β of Eq. 4.
+        norm_mode: how CLARS measures, see `PerSampleNorms`.
+        norm_samples: how many samples `norm_mode="subset"` measures per step.
+        vectors: learning rate of biases and norm weights, see `CLARS`.
+        decay_in_denominator: add `λ‖w‖` to the denominator.
+        layer_statistics_steps: every how many optimizer steps the layers' norms, γ_k and M_k are logged; 0 for never.
+
+    Raises:
+        UserError: values out of range, batch sizes that do not divide, or DeepSpeed.
+    """
+
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "γ_scale; by default base_learning_rate × total batch size / base_batch_size."}
+    )
+    optim: OptimizerNames | str = field(default="clars", metadata={"help": "The optimizer; clars or lars, or any other."})
+    lr_scheduler_type: Any = field(default="polynomial", metadata={"help": "The learning rate schedule."})
+    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the schedule as JSON; a polynomial has power 2 by default."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 for no clipping."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses from the log."})
+
+    total_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples of one optimizer step over all processes and micro-batches."}
+    )
+    base_learning_rate: float = field(default=0.1, metadata={"help": "γ_base of linear scaling."})
+    base_batch_size: int = field(default=128, metadata={"help": "B_base of linear scaling."})
+    eta: float | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
+    momentum: float = field(default=0.9, metadata={"help": "β of the Nesterov momentum."})
+    norm_mode: str = field(default="per_sample", metadata={"help": "per_sample, subset or micro_batch."})
+    norm_samples: int = field(default=512, metadata={"help": "Samples measured per step with norm_mode subset."})
+    vectors: str = field(
+        default="eta", metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
+    )
+    decay_in_denominator: bool = field(default=False, metadata={"help": "Add weight_decay × ‖w‖ to the denominator."})
+    layer_statistics_steps: int = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
+
+    def __post_init__(self) -> None:
+        names = [member.value for member in OptimizerNames]
+        if str(getattr(self.optim, "value", self.optim)) not in names:
+            raise UserError(f"optim={self.optim!r} is unknown: choose one of {', '.join(names)}")
+        if self._is_layerwise():
+            refuse_deepspeed(self.deepspeed)
+        given = self.learning_rate
+        if given is not None and not (math.isfinite(given) and given >= 0):
+            raise UserError(f"learning_rate={given!r} must be a finite number ≥ 0")
+        self._keep_batches_local()
+        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"power": 2.0}
+        self.learning_rate = 0.0 if given is None else given
+        super().__post_init__()
+        if self._is_layerwise():
+            self.optimizer_options().override(self.optim.value, parse_optim_args(self.optim_args))  # type: ignore[union-attr]
+        self._accumulate()
+        if given is None:
+            self.learning_rate = self._scaled_learning_rate()
+
+    def optimizer_options(self) -> OptimizerOptions:
+        """The fields that concern the optimizer."""
+        name = str(getattr(self.optim, "value", self.optim))
+        return OptimizerOptions(
+            eta=OPTIMIZERS[name] if self.eta is None else self.eta,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            vectors=self.vectors,
+            decay_in_denominator=self.decay_in_denominator,
+            mode=self.norm_mode,
+            norm_samples=self.norm_samples,
+        )
+
+    def _is_layerwise(self) -> bool:
+        return str(getattr(self.optim, "value", self.optim)) in OPTIMIZERS
+
+    def _keep_batches_local(self) -> None:
+        # accelerate's default for streams is that rank 0 reads and decodes for everyone.
+        config = self.accelerator_config
+        if config is None:
+            self.accelerator_config = {"dispatch_batches": False}
+        elif isinstance(config, dict):
+            self.accelerator_config = {"dispatch_batches": False, **config}
+
+    def _accumulate(self) -> None:
+        if self.total_batch_size is None:
+            self.total_batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            return
+        steps = accumulation_steps(self.total_batch_size, self.train_batch_size, self.world_size)
+        if self.gradient_accumulation_steps not in (1, steps):
+            raise UserError(
+                f"total_batch_size={self.total_batch_size} needs {steps} accumulation steps of "
+                f"{self.train_batch_size} × {self.world_size} samples, but gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}: leave that out"
+            )
+        self.gradient_accumulation_steps = steps
+
+    def _scaled_learning_rate(self) -> float:
+        for name in ("base_learning_rate", "base_batch_size"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name}={value!r} must be a finite number > 0")
+        assert self.total_batch_size is not None
+        return self.base_learning_rate * self.total_batch_size / self.base_batch_size

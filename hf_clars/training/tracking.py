@@ -1,0 +1,30 @@
+"""W&B without a login: offline, without a question, and with one line that says how to upload."""
+
+import os
+from collections.abc import Sequence
+
+import requests.utils
+import wandb
+
+
+def keep_wandb_offline_without_login(report_to: Sequence[str]) -> None:
+    """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen."""
+    if "wandb" not in report_to or os.environ.get("WANDB_MODE") or wandb.run is not None:
+        return
+    if not _logged_in():
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def wandb_line() -> str | None:
+    """Where the current run is, and how to upload it if it is offline; None when W&B is not running."""
+    run = wandb.run
+    if run is None or run.disabled:
+        return None
+    if run.offline:
+        return f"W&B run (offline): {os.path.relpath(run.settings.sync_dir)}; upload it with `wandb sync` and that folder"
+    return f"W&B run: {run.url}"
+
+
+def _logged_in() -> bool:
+    settings = wandb.setup().settings
+    return bool(settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url))

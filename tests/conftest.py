@@ -1,0 +1,28 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B says so
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets beside the checkout, where a developer has them."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the real data sets are not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """The data bundled for the demo."""
+    return Path(__file__).resolve().parents[1] / "recipes" / "demo" / "fashion_mnist"

@@ -1,0 +1,87 @@
+"""Slow and obvious reference implementations, float64, written from the paper and DESIGN's definitions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def contributions(model: nn.Module, name: str, loss: Callable[[], Tensor], batch: int) -> Tensor:
+    """`c_i` of parameter `name`, `[batch, *shape]`: the derivative of `loss()` by sample i's own copy of it.
+
+    Every module that holds the parameter is called once per sample with that sample's copy; a norm, whose samples must
+    be normalised together, is called once with weight 1 and bias 0, and each sample then gets its own affine map.
+    """
+    parameter = dict(model.named_parameters())[name]
+    copies = [parameter.detach().clone().requires_grad_() for _ in range(batch)]
+    with ExitStack() as stack:
+        for module in model.modules():
+            for attribute, held in list(module._parameters.items()):
+                if held is parameter:
+                    stack.enter_context(mock.patch.object(module, "forward", _expanded(module, attribute, copies)))
+        value = loss()
+    gradients = torch.autograd.grad(value, copies, allow_unused=True)
+    return torch.stack([torch.zeros_like(parameter) if g is None else g for g in gradients]).detach()
+
+
+def _expanded(module: nn.Module, attribute: str, copies: list[Tensor]) -> Callable[..., Tensor]:
+    def per_sample(x: Tensor) -> Tensor:
+        rows = x.shape[0] // len(copies)
+        parts = x.split(rows)
+        return torch.cat([_call(module, {attribute: c}, part) for c, part in zip(copies, parts, strict=True)])
+
+    def affine(x: Tensor) -> Tensor:
+        values = {a: p.detach() for a, p in module._parameters.items() if p is not None}
+        plain = {a: torch.ones_like(p) if a == "weight" else torch.zeros_like(p) for a, p in values.items()}
+        normalised = _call(module, plain, x)
+        rows = x.shape[0] // len(copies)
+        out = []
+        for copy, part in zip(copies, normalised.split(rows), strict=True):
+            mine = {a: (copy if a == attribute else module._parameters[a]) for a in values}
+            shape = [1] * part.ndim
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                shape[-copy.ndim :] = copy.shape
+            else:
+                shape[1] = copy.numel()
+            part = part * mine["weight"].view(shape)
+            out.append(part + mine["bias"].view(shape) if "bias" in mine else part)
+        return torch.cat(out)
+
+    return affine if isinstance(module, NORMS) else per_sample
+
+
+def _call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """`module(x)` with these parameters, by the class's own forward, whatever was patched onto the instance."""
+    patched = module.__dict__.pop("forward")
+    try:
+        return functional_call(module, parameters, (x,))
+    finally:
+        module.__dict__["forward"] = patched
+
+
+class NumpyClars:
+    """Eq. 4 with Eq. 5 (denominator given) or Eq. 3 (denominator None), one layer at a time."""
+
+    def __init__(self, weights: list[np.ndarray], momentum: float, eta: float, weight_decay: float = 0.0) -> None:
+        self.w = [w.copy() for w in weights]
+        self.v = [w.copy() for w in weights]
+        self.momentum, self.eta, self.weight_decay = momentum, eta, weight_decay
+
+    def step(self, gamma_scale: float, gradients: list[np.ndarray], denominators: list[float | None]) -> list[float]:
+        gammas = []
+        for k, (g, given) in enumerate(zip(gradients, denominators, strict=True)):
+            denominator = np.linalg.norm(g) if given is None else given
+            gamma = gamma_scale * self.eta * np.linalg.norm(self.w[k]) / denominator
+            v = self.w[k] - gamma * (g + self.weight_decay * self.w[k])
+            self.w[k] = v + self.momentum * (v - self.v[k])
+            self.v[k] = v
+            gammas.append(float(gamma))
+        return gammas

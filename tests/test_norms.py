@@ -1,0 +1,330 @@
+"""PerSampleNorms around the rules: whole networks, sharing, accumulation, modes, and leaving no trace."""
+
+import copy
+import gc
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_clars.errors import UserError
+from hf_clars.norms import PerSampleNorms
+
+from .reference import contributions
+
+
+def small(name: str) -> nn.Module:
+    options = {
+        "resnet18": {"channels": (4, 8, 8, 8)},
+        "densenet121": {"growth_rate": 4, "block_config": (2, 2)},
+        "mobilenetv2_035": {},
+    }[name]
+    return timm.create_model(name, num_classes=5, **options).double()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenetv2_035"])
+def test_batchnorm_networks_in_train_mode(name):
+    """Every layer of the paper's architectures, samples coupled by BatchNorm: norms are those of the expanded weight."""
+    model = small(name)
+    x, y = torch.randn(4, 3, 32, 32).double(), torch.tensor([0, 1, 2, 3])
+    plain = copy.deepcopy(model)
+    F.cross_entropy(plain(x), y).backward()
+    names = [n for n, p in model.named_parameters() if p.ndim >= 2]
+    chosen = names[:3] + names[len(names) // 2 : len(names) // 2 + 3] + names[-3:]
+    expected = {n: contributions(model, n, lambda: F.cross_entropy(model(x), y), 4) for n in chosen}
+
+    with PerSampleNorms(model) as norms:
+        F.cross_entropy(model(x), y).backward()
+        assert norms.untracked == {}
+        assert norms.sums().keys() == {n for n, _ in model.named_parameters()}
+    for n, p in plain.named_parameters():
+        torch.testing.assert_close(dict(model.named_parameters())[n].grad, p.grad, rtol=1e-9, atol=1e-12)
+    for n, truth in expected.items():
+        torch.testing.assert_close(norms.per_sample()[n], truth.flatten(1).norm(dim=1), rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(truth.sum(0), dict(plain.named_parameters())[n].grad, rtol=1e-9, atol=1e-12)
+
+
+def test_without_coupling_it_is_the_per_sample_gradient():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.GroupNorm(1, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 4))
+    model = model.double()
+    x, y = torch.randn(6, 1, 6, 6).double(), torch.randint(0, 4, (6,))
+    with PerSampleNorms(model) as norms:
+        F.cross_entropy(model(x), y).backward()
+    for i in range(6):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(norms.per_sample()[name][i], parameter.grad.norm() / 6, rtol=1e-9, atol=1e-15)
+
+
+class Twice(nn.Module):
+    """One linear layer used twice, an embedding tied to the output layer, a bias shared by two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False)
+        self.other = nn.Linear(4, 4)
+        self.other.bias = self.mix.bias
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        h = self.embed(ids)
+        return self.head(self.other(self.mix(torch.tanh(self.mix(h)))))
+
+
+def test_shared_parameters_have_the_norm_of_their_summed_contribution():
+    model = Twice().double()
+    ids, target = torch.randint(0, 5, (3, 6)), torch.randn(3, 6, 5).double()
+
+    def loss():
+        return (model(ids) * target).mean()
+
+    expected = {n: contributions(model, n, loss, 3) for n, _ in model.named_parameters()}
+    with PerSampleNorms(model) as norms:
+        for _ in range(2):  # also when the graphs of an earlier pass are still alive
+            model.zero_grad()
+            value = loss()
+            value.backward()
+            for name, truth in expected.items():
+                torch.testing.assert_close(norms.per_sample()[name], truth.flatten(1).norm(dim=1), rtol=1e-9, atol=0)
+        abandoned = loss()  # a forward pass whose backward never comes
+        loss().backward()
+        del abandoned
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, 2 * expected[name].sum(0), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(norms.per_sample()[name], expected[name].flatten(1).norm(dim=1), rtol=1e-9, atol=0)
+
+
+def test_retained_graph_can_be_walked_twice():
+    model = Twice().double()
+    with PerSampleNorms(model) as norms:
+        loss = model(torch.randint(0, 5, (3, 6))).square().mean()
+        loss.backward(retain_graph=True)
+        first = norms.per_sample()
+        loss.backward()
+    for name, value in norms.per_sample().items():
+        torch.testing.assert_close(value, first[name])
+
+
+@pytest.mark.parametrize("micro_batches", [1, 8, 64])
+def test_accumulation_adds_up(micro_batches):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 4)).double()
+    x, y = torch.randn(64, 2, 6, 6).double(), torch.randint(0, 4, (64,))
+    with PerSampleNorms(model) as norms:
+        F.cross_entropy(model(x), y).backward()
+        whole, squares = norms.sums(), norms.square_sums()
+        model.zero_grad()
+        norms.reset()
+        for part, target in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
+            (F.cross_entropy(model(part), target) / micro_batches).backward()
+        for name, value in norms.sums().items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=0)
+            torch.testing.assert_close(norms.square_sums()[name], squares[name], rtol=1e-9, atol=0)
+
+
+def test_denominators_live_as_long_as_the_gradient():
+    model = nn.Linear(3, 2).double()
+    x = torch.randn(4, 3).double()
+    with PerSampleNorms(model, vectors=False) as norms:
+
+        def backward():
+            model(x).square().mean().backward()
+
+        def denominator():
+            return norms.denominators()[model.weight].clone()
+
+        backward()
+        once = denominator()
+        backward()
+        torch.testing.assert_close(denominator(), 2 * once)
+        model.zero_grad()  # tells the norms nothing, as in transformers' Trainer after a skipped step
+        backward()
+        torch.testing.assert_close(denominator(), once)
+        torch.testing.assert_close(norms.sums()["weight"], 3 * once)  # since reset()
+        norms.reset()
+        assert norms.sums() == {}
+        assert norms.denominators() == {}
+
+
+def test_subset_measures_evenly_spread_samples_and_scales_up():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 4)).double()
+    x, y = torch.randn(32, 2, 6, 6).double(), torch.randint(0, 4, (32,))
+    with PerSampleNorms(model) as norms:
+        F.cross_entropy(model(x), y).backward()
+        exact, gradient = norms.per_sample(), model[0].weight.grad.clone()
+    model.zero_grad()
+    with PerSampleNorms(model, "subset", 16, total_batch_size=64) as norms:
+        F.cross_entropy(model(x), y).backward()
+    for name, values in norms.per_sample().items():
+        torch.testing.assert_close(values, exact[name][::4], rtol=1e-9, atol=0)  # 16 of 64: 8 of these 32
+        torch.testing.assert_close(norms.sums()[name], 4 * exact[name][::4].sum(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(norms.square_sums()[name], 4 * exact[name][::4].square().sum(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(model[0].weight.grad, gradient, rtol=1e-9, atol=1e-12)
+    with PerSampleNorms(model, "subset", 512) as norms:
+        F.cross_entropy(model(x), y).backward()
+    assert norms.per_sample()["2.weight"].shape == (32,)
+
+
+def test_micro_batch_mode_is_the_norm_of_each_pass_and_covers_everything():
+    model = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    with PerSampleNorms(model, "micro_batch") as norms:
+        truth = dict.fromkeys(dict(model.named_parameters()), 0.0)
+        for x in torch.randn(3, 2, 5, 8).double():
+            model.zero_grad()
+            model(x, x, x)[0].square().mean().backward()
+            truth = {n: truth[n] + p.grad.norm() for n, p in model.named_parameters()}
+        for name, value in norms.sums().items():
+            torch.testing.assert_close(value, truth[name])
+        assert norms.untracked == {}
+        assert norms.sums().keys() == truth.keys()
+
+
+def test_frozen_parameters_and_evaluation_are_left_out():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    with PerSampleNorms(model) as norms:
+        model(torch.randn(5, 4)).sum().backward()
+        before = norms.sums()
+        assert "0.weight" not in before
+        assert "0.bias" in before
+        with torch.no_grad():
+            model.eval()(torch.randn(9, 4))
+        assert all(torch.equal(v, before[n]) for n, v in norms.sums().items())
+        assert norms.per_sample()["2.weight"].shape == (5,)
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2, 3))
+        self.inner, self.outer = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.outer(F.linear(x @ self.scale.T @ self.scale, self.inner.weight))
+
+
+def test_what_cannot_be_measured_is_named_and_warned_about_once():
+    model = Odd()
+    with pytest.warns(UserWarning, match=r"scale: no rule for modules of type Odd") as caught:
+        norms = PerSampleNorms(model)
+    assert len(caught) == 1
+    model(torch.randn(4, 3)).sum().backward()
+    with pytest.warns(UserWarning, match=r"inner.weight: its gradient did not come through its module's forward"):
+        norms.denominators()
+    norms.denominators()
+    assert set(norms.untracked) == {"scale", "inner.weight"}
+
+    attention = nn.MultiheadAttention(4, 2)
+    with pytest.warns(UserWarning, match="cannot measure 2 parameter"):
+        assert set(PerSampleNorms(attention).untracked) == {"in_proj_weight", "out_proj.weight"}
+
+
+def test_rows_that_belong_to_no_sample_are_named():
+    class Broadcast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(7, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(x + self.table(torch.arange(7)).sum(0))
+
+    model = Broadcast()
+    norms = PerSampleNorms(model)
+    with pytest.warns(UserWarning, match=r"table.weight: its layer saw 7 rows for a batch of 4"):
+        model(torch.randn(4, 3)).sum().backward()
+    assert "table.weight" not in norms.sums()
+    assert model.table.weight.grad is not None
+
+
+def test_double_backward_is_refused_not_wrong():
+    model = nn.Linear(3, 1)
+    with PerSampleNorms(model):
+        loss = model(torch.randn(2, 3)).square().sum()
+        with pytest.raises(RuntimeError, match="create_graph"):
+            torch.autograd.grad(loss, model.weight, create_graph=True)
+
+
+def traces(model: nn.Module) -> list:
+    """What measuring could leave behind: instance attributes and hooks of modules, hooks of parameters."""
+    modules = [(n, sorted(m.__dict__), m._forward_hooks, m._forward_pre_hooks) for n, m in model.named_modules()]
+    return copy.copy([(n, d, len(f), len(p)) for n, d, f, p in modules]) + [
+        (n, len(p._backward_hooks or ())) for n, p in model.named_parameters()
+    ]
+
+
+@pytest.mark.parametrize("mode", ["per_sample", "subset", "micro_batch"])
+def test_detach_leaves_no_trace_even_after_an_exception(mode):
+    model = small("mobilenetv2_035")
+    before = traces(model)
+    with pytest.raises(ZeroDivisionError), PerSampleNorms(model, mode):
+        model(torch.randn(2, 3, 32, 32).double()).sum().backward()
+        raise ZeroDivisionError
+    assert traces(model) == before
+    assert all("forward" not in m.__dict__ for m in model.modules())
+    norms = PerSampleNorms(model, mode)
+    norms.attach()
+    norms.detach()
+    norms.detach()
+    assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+def test_copies_are_not_measured():
+    model = nn.Sequential(nn.Linear(3, 2))
+    with PerSampleNorms(model) as norms:
+        twin = copy.deepcopy(model)
+        twin(torch.randn(4, 3)).sum().backward()
+        assert norms.sums() == {}
+        assert twin[0].weight.grad is not None
+        assert model[0].weight.grad is None
+
+
+def test_a_model_can_be_freed_while_attached():
+    import weakref
+
+    model = nn.Linear(3, 2)
+    seen = weakref.ref(model)
+    norms = PerSampleNorms(model)
+    model(torch.randn(4, 3)).sum().backward()
+    del model, norms
+    gc.collect()
+    assert seen() is None
+
+
+def test_bad_arguments():
+    model = nn.Linear(3, 2)
+    with pytest.raises(UserError, match="mode='exact' is unknown: choose one of per_sample, subset, micro_batch"):
+        PerSampleNorms(model, "exact")
+    with pytest.raises(UserError, match="norm_samples=0 must be a whole number of at least 1"):
+        PerSampleNorms(model, "subset", 0)
+    with PerSampleNorms(model), pytest.raises(UserError, match=r"another PerSampleNorms is attached .* detach\(\) it"):
+        PerSampleNorms(model)
+    PerSampleNorms(model).detach()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    inner = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head, self.checkpointed = inner, nn.Linear(4, 2).double(), False
+
+        def forward(self, x):
+            h = checkpoint(self.inner, x, use_reentrant=reentrant) if self.checkpointed else self.inner(x)
+            return self.head(h)
+
+    model, x = Model(), torch.randn(5, 4).double().requires_grad_()
+    with PerSampleNorms(model) as norms:
+        model(x).square().mean().backward()
+        plain = norms.sums()
+        norms.reset()
+        model.zero_grad()
+        model.checkpointed = True
+        model(x).square().mean().backward()
+        for name, value in norms.sums().items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-9, atol=0)

@@ -1,0 +1,352 @@
+"""CLARS and LARS against NumPy, against torch's SGD, and against each other."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_clars.errors import UserError
+from hf_clars.norms import PerSampleNorms
+from hf_clars.optimizers import CLARS, LARS, parameter_groups
+
+from .reference import NumpyClars
+
+
+def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.booleans(), st.floats(0, 0.99), st.floats(1e-3, 1), st.floats(1e-3, 30), st.sampled_from([0.0, 1e-3, 0.1])
+)
+def test_equations_3_4_5_against_numpy(clars, momentum, eta, gamma_scale, weight_decay):
+    layers = weights((4, 3), (2, 3, 3, 3), (5, 1))
+    denominators: dict = {}
+    if clars:
+        optimizer = CLARS(
+            layers, gamma_scale, momentum=momentum, eta=eta, weight_decay=weight_decay, norms=denominators
+        )
+    else:
+        optimizer = LARS(layers, gamma_scale, momentum=momentum, eta=eta, weight_decay=weight_decay)
+    reference = NumpyClars([w.detach().numpy() for w in layers], momentum, eta, weight_decay)
+    for step in range(5):
+        rate = gamma_scale / (1 + step)  # a schedule: the learning rate must be inside the momentum
+        optimizer.param_groups[0]["lr"] = rate
+        given_norms = []
+        for w in layers:
+            w.grad = torch.randn_like(w)
+            denominators[w] = w.grad.norm() * (2 + step)
+            given_norms.append(denominators[w].item() if clars else None)
+        optimizer.step()
+        gammas = reference.step(rate, [w.grad.numpy() for w in layers], given_norms)
+        for w, expected, gamma in zip(layers, reference.w, gammas, strict=True):
+            np.testing.assert_allclose(w.detach().numpy(), expected, rtol=1e-10)
+            assert optimizer.layer_rates()[w].item() == pytest.approx(gamma, rel=1e-10)
+
+
+def test_constant_gamma_is_nesterov_sgd():
+    """With ‖w‖ / D held at 1, γ_k is the learning rate, and Eq. 4 is torch's Nesterov momentum."""
+    layers = weights((4, 3), (6,))
+    twins = [nn.Parameter(w.detach().clone()) for w in layers]
+    norms: dict = {}
+    clars = CLARS(layers, 0.1, momentum=0.9, eta=1.0, norms=norms, vectors="eta")
+    sgd = torch.optim.SGD(twins, 0.1, momentum=0.9, nesterov=True)
+    for _ in range(6):
+        norms[layers[0]] = layers[0].detach().norm()
+        for w, t in zip(layers, twins, strict=True):
+            w.grad = torch.randn_like(w)
+            t.grad = w.grad.clone()
+        clars.step()
+        sgd.step()
+    for w, t in zip(layers, twins, strict=True):
+        torch.testing.assert_close(w, t, rtol=1e-12, atol=1e-12)
+
+
+def test_without_momentum_it_is_gradient_descent_and_keeps_no_state():
+    (w,) = weights((3, 3))
+    before = w.detach().clone()
+    optimizer = LARS([w], 2.0, momentum=0.0, eta=0.5)
+    w.grad = torch.randn_like(w)
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), before - before.norm() / w.grad.norm() * w.grad)
+    assert optimizer.state_dict()["state"] == {}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 4)).double()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, x, y, scale: float = 1.0, micro_batches: int = 1) -> None:
+    for _ in range(4):
+        for part, target in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
+            (scale * F.cross_entropy(model(part), target) / micro_batches).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("vectors", ["eta", "mlperf", "authors", "paper"])
+def test_equal_samples_make_clars_lars(vectors):
+    x, y = torch.randn(1, 2, 6, 6).double().expand(8, -1, -1, -1), torch.zeros(8, dtype=torch.long)
+    first = network()
+    second = copy.deepcopy(first)
+    options = {"eta": 0.01, "weight_decay": 1e-3, "vectors": vectors}
+    clars = CLARS(first.parameters(), 0.5, norms=PerSampleNorms(first), **options)
+    lars = LARS(second.parameters(), 0.5, **options)
+    train(first, clars, x, y)
+    train(second, lars, x, y)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "micro_batches"), [(1024.0, 1), (1.0, 8), (1.0, 32)])
+def test_loss_scale_and_micro_batches_change_nothing(scale, micro_batches):
+    x, y = torch.randn(32, 2, 6, 6).double(), torch.randint(0, 4, (32,))
+    start = network()
+    for parameter in start.parameters():  # a zero norm takes a rate that knows nothing of the gradient's scale
+        nn.init.normal_(parameter)
+    results = []
+    for s, m in ((1.0, 1), (scale, micro_batches)):
+        model = copy.deepcopy(start)
+        options = {"eta": 0.01, "momentum": 0.9, "vectors": "paper"}
+        train(model, CLARS(model.parameters(), 5.0, norms=PerSampleNorms(model), **options), x, y, s, m)
+        results.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+def test_vectors_follow_their_rule():
+    norm, bias = nn.GroupNorm(1, 3).double(), nn.Linear(2, 3).double()
+    expected = {"eta": (0.5 * 0.01, 0.0), "mlperf": (0.5, 0.0), "authors": (0.5, 0.1)}
+    for rule, (rate, decay) in expected.items():
+        vectors = [copy.deepcopy(norm).weight, copy.deepcopy(bias).bias]
+        before = [v.detach().clone() for v in vectors]
+        optimizer = LARS(vectors, 0.5, momentum=0.0, eta=0.01, weight_decay=0.1, vectors=rule)
+        for v in vectors:
+            v.grad = torch.ones_like(v)
+        optimizer.step()
+        for v, b in zip(vectors, before, strict=True):
+            torch.testing.assert_close(v.detach(), b - rate * (1 + decay * b))
+
+
+def test_decay_in_denominator_is_you_et_al():
+    (w,) = weights((3, 4))
+    before, decay = w.detach().clone(), 0.1
+    w.grad = torch.randn_like(w)
+    LARS([w], 2.0, momentum=0.0, eta=0.5, weight_decay=decay, decay_in_denominator=True).step()
+    gamma = before.norm() / (w.grad.norm() + decay * before.norm())
+    torch.testing.assert_close(w.detach(), before - gamma * (w.grad + decay * before))
+
+
+def test_zero_norms():
+    zero, silent, alive = weights((2, 2), (2, 2), (2, 2))
+    with torch.no_grad():
+        zero.zero_()
+    before = silent.detach().clone()
+    zero.grad, silent.grad, alive.grad = torch.ones_like(zero), torch.zeros_like(silent), None
+    norms = {zero: torch.tensor(5.0), silent: torch.tensor(0.0)}
+    untouched = alive.detach().clone()
+    CLARS([zero, silent, alive], 0.5, momentum=0.9, eta=0.1, norms=norms).step()
+    torch.testing.assert_close(zero.detach(), torch.full_like(zero, -0.5 * 0.1 * 1.9))  # ratio 1
+    torch.testing.assert_close(silent.detach(), before)
+    torch.testing.assert_close(alive.detach(), untouched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_mixed_dtypes_in_one_group(dtype):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).to(dtype))
+    optimizer = LARS(model.parameters(), 1.0, eta=0.1)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    for p, b in zip(model.parameters(), before, strict=True):
+        assert p.dtype == b.dtype
+        assert optimizer.state[p]["momentum_buffer"].dtype == p.dtype
+        assert optimizer.layer_rates()[p].dtype == torch.promote_types(p.dtype, torch.float32)
+        if p.ndim == 2:  # each layer moves by γ_scale · η · (1 + β) of its norm
+            move = (p.detach() - b).double().norm() / b.double().norm()
+            assert move.item() == pytest.approx(0.1 * 1.9, rel=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_state_dict_round_trip_is_bit_for_bit():
+    x, y = torch.randn(8, 2, 6, 6).double(), torch.randint(0, 4, (8,))
+    model = network()
+    optimizer = CLARS(model.named_parameters(), 5.0, norms=PerSampleNorms(model), weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, 20, power=2)
+    train(model, optimizer, x, y)
+    scheduler.step()
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), scheduler.state_dict()))
+
+    twin = network()
+    other = CLARS(twin.named_parameters(), 1.0, norms=PerSampleNorms(twin))
+    schedule = torch.optim.lr_scheduler.PolynomialLR(other, 20, power=2)
+    for target, state in zip((twin, other, schedule), saved, strict=True):
+        target.load_state_dict(state)
+    train(model, optimizer, x, y)
+    train(twin, other, x, y)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_state_survives_weights_only_loading(tmp_path):
+    (w,) = weights((3, 3))
+    optimizer = LARS([w], 1.0)
+    w.grad = torch.randn_like(w)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+
+
+def test_closure_and_tensor_learning_rate():
+    model = network()
+    x, y = torch.randn(8, 2, 6, 6).double(), torch.randint(0, 4, (8,))
+    optimizer = CLARS(model.parameters(), torch.tensor(0.5), norms=PerSampleNorms(model))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
+def test_norms_may_be_a_mapping_a_function_or_named():
+    (w,) = weights((3, 3))
+    start = w.detach().clone()
+    results = []
+    for params, norms in (
+        ([w], {w: torch.tensor(3.0)}),
+        ([w], lambda: {w: torch.tensor(3.0)}),
+        ([("layer", w)], {"layer": torch.tensor(3.0), "elsewhere": torch.tensor(1.0)}),
+    ):
+        with torch.no_grad():
+            w.copy_(start)
+        w.grad = torch.ones_like(w)
+        CLARS(params, 1.0, norms=norms).step()
+        results.append(w.detach().clone())
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+    with pytest.raises(RuntimeError, match="pass CLARS model.named_parameters"):
+        CLARS([w], 1.0, norms={"layer": torch.tensor(3.0)}).step()
+
+
+def test_a_layer_without_norms_takes_the_lars_rate():
+    measured, other = weights((3, 3), (3, 2))
+    twin = nn.Parameter(other.detach().clone())
+    for p in (measured, other):
+        p.grad = torch.randn_like(p)
+    twin.grad = other.grad.clone()
+    CLARS([measured, other], 1.0, eta=0.01, norms={measured: torch.tensor(1.0)}).step()
+    LARS([twin], 1.0, eta=0.01).step()
+    torch.testing.assert_close(other, twin)
+
+
+def test_step_without_norms_is_an_error():
+    model = network()
+    norms = PerSampleNorms(model)
+    optimizer = CLARS(model.parameters(), 1.0, norms=norms)
+    norms.detach()
+    model(torch.randn(2, 2, 6, 6).double()).sum().backward()
+    with pytest.raises(RuntimeError, match=r"found no per-sample gradient norms.*attach PerSampleNorms"):
+        optimizer.step()
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = LARS(table.parameters(), 1.0)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"lr": -1.0}, "lr=-1.0 must be a finite number ≥ 0"),
+        ({"lr": math.nan}, "lr=nan must be"),
+        ({"momentum": 1.0}, r"momentum=1.0 must be in \[0, 1\)"),
+        ({"eta": 0.0}, "eta=0.0 must be a finite number > 0"),
+        ({"eta": "0.1"}, "eta='0.1' must be"),
+        ({"weight_decay": -1e-4}, "weight_decay=-0.0001 must be"),
+        ({"vectors": "raw"}, "vectors='raw' is unknown: choose one of eta, mlperf, authors, paper"),
+    ],
+)
+def test_bad_hyperparameters(option, message):
+    options = {"lr": 1.0, **option}
+    with pytest.raises(UserError, match=message):
+        CLARS(weights((2, 2)), norms={}, **options)
+    with pytest.raises(UserError, match=message):
+        LARS([{"params": weights((2, 2)), **options}], 1.0)
+
+
+@pytest.mark.parametrize("announced", [False, True])
+@pytest.mark.parametrize("clear_by", ["model", "optimizer"])
+def test_grad_scaler_with_a_skipped_step(announced, clear_by):
+    """Losses scaled by 2^16, one overflow: the same weights as without a scaler and without that step."""
+    x, y = torch.randn(8, 2, 6, 6).double(), torch.randint(0, 4, (8,))
+    plain = network()
+    scaled = copy.deepcopy(plain)
+    train(plain, CLARS(plain.parameters(), 2.0, norms=PerSampleNorms(plain)), x, y)
+
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = CLARS(
+        scaled.parameters(), 2.0, norms=PerSampleNorms(scaled), grad_scaler=scaler if announced else None
+    )
+    for step in range(5):
+        loss = F.cross_entropy(scaled(x), y)
+        scaler.scale(loss * (math.inf if step == 2 else 1)).backward()
+        if announced:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        (scaled if clear_by == "model" else optimizer).zero_grad()
+    assert scaler.get_scale() == 2.0**15
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_unannounced_scaler_that_unscaled_already_is_an_error():
+    model = network()
+    optimizer = CLARS(model.parameters(), 1.0, norms=PerSampleNorms(model))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.randn(2, 2, 6, 6).double()).sum()).backward()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match=r"CLARS\(grad_scaler=...\)"):
+        scaler.step(optimizer)
+
+
+def test_parameter_groups_by_module_type_and_dimension():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn_free = nn.Linear(3, 3)  # names say nothing
+            self.conv = nn.LayerNorm((2, 3))  # a norm with a two-dimensional weight
+            self.norm_proj = nn.Conv1d(3, 3, 1)
+            self.frozen = nn.Linear(3, 3)
+            self.frozen.requires_grad_(False)
+
+    weights_group, vectors = parameter_groups(Net(), 0.1)
+    assert [n for n, _ in weights_group["params"]] == ["bn_free.weight", "norm_proj.weight"]
+    assert [n for n, _ in vectors["params"]] == ["bn_free.bias", "conv.weight", "conv.bias", "norm_proj.bias"]
+    assert (weights_group["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert parameter_groups(Net(), 0.1, "authors")[1]["weight_decay"] == 0.1
+    assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+
+
+def test_all_densenet_norms_are_vectors():
+    """The authors' substring "bn" misses every one of them in timm's names."""
+    import timm
+
+    model = timm.create_model("densenet121")
+    norms = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert len(norms) == 121
+    assert norms <= {n for n, _ in parameter_groups(model, 0.1)[1]["params"]}
