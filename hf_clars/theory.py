@@ -28,7 +28,7 @@ below `.mean`; the right-hand sides then hold as stated. Nothing changes where a
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .errors import UserError
@@ -56,11 +56,9 @@ class LearningRateBounds:
         Raises:
             UserError: not one positive learning rate per layer.
         """
-        rates = _numbers("gammas", gammas)
+        rates = _per_layer("gammas", gammas, _positive)
         if len(rates) != len(self.per_layer):
             raise UserError(f"gammas needs one learning rate per layer, {len(self.per_layer)}; it has {len(rates)}")
-        if any(rate <= 0 for rate in rates):
-            raise UserError(f"gammas must be positive; it has {min(rates)}")
         slack = 1 + _ROUNDING
         each = all(rate <= bound * slack for rate, bound in zip(rates, self.per_layer, strict=True))
         return each and math.fsum(rates) / len(rates) <= self.mean * slack
@@ -80,7 +78,7 @@ def convergence_weights(L: Sequence[float]) -> list[float]:
     Raises:
         UserError: `L` is empty or has an entry that is not positive and finite.
     """
-    inverses = [1 / value for value in _lipschitz(L)]
+    inverses = [1 / value for value in _per_layer("L", L, _positive)]
     total = math.fsum(inverses)
     return [inverse / total for inverse in inverses]
 
@@ -97,8 +95,8 @@ def mgd_learning_rate_bounds(
 
     Args:
         L: `L_k`, one per layer.
-        M: `M_k`, one per layer (not the scalar M of the convergence bounds). This, Fig. 2's ratio, is large for a noisy
-            layer; the text before Fig. 3 prints its inverse, which would turn the bound around.
+        M: `M_k`, one per layer (not the scalar M of the convergence bounds). It is large for a noisy layer, as Fig. 2's
+            ratio is; "Comparison with Related Methods" prints the inverse ratio, which would turn the bound around.
         L_g: Lipschitz constant of the whole gradient.
         batch_size: B.
         M_g: at least every `M_k`; their maximum if not given.
@@ -128,7 +126,7 @@ def mnag_learning_rate_bounds(
         γ_k           ≤ min{ (1−β)/(8 L_k),  (1−β) B/(8 L_k M_k) }
         (1/K) Σ_k γ_k ≤ min{ (1−β)²/(4β² L_g),  (1−β)² √(B/M_g)/(4β² L_g),  (1−β) √(B/M_g)/(4 L_g),  (1−β)/(4 L_g) }
 
-    Terms over β² are infinite at β = 0, terms over `M_k` at `M_k = 0`. At β = 0 the per-layer bounds are Theorem 1's and
+    Terms over β² are infinite at β = 0, terms over `M_k` at `M_k = 0`. At β = 0 the per-layer bounds are Theorem 1's,
     the bound on the mean is half of Theorem 1's.
 
     Args:
@@ -279,7 +277,8 @@ def mnag_uniform_convergence_bound(
     This is K times Theorem 2 with `κ = 1`, `S = K/L_g`, `γ = L_g γ_g` and `q_k = 1/K`: K cancels in the first term and
     makes `K M = M_C` in the second. The derivation settles three slips in the paper's print: "1−η" is `1−β`; the noise
     term lacks its `1/B`; and the last learning-rate condition, "(1−β)/(4β²L_g)", is `(1−β)²/(4β²L_g)`, as in
-    Theorem 2. The admissible `γ_g` is `min(b.per_layer[0], b.mean)` of `b = mnag_learning_rate_bounds([L_g], [M_g], …)`.
+    Theorem 2 (at β = 0.9 and `M_g ≤ B` it is the one that binds). The largest `γ_g` is `min(b.per_layer[0], b.mean)` of
+    `b = mnag_learning_rate_bounds([L_g], [M_g], …)`.
 
     Args:
         f0_minus_finf, steps, batch_size, momentum: Δ, T, B, β.
@@ -291,10 +290,9 @@ def mnag_uniform_convergence_bound(
         UserError: a value out of range.
     """
     beta, L_g, gamma_g = _momentum(momentum), _positive("L_g", L_g), _positive("gamma_g", gamma_g)
+    start = 8 * (1 - beta) * _non_negative("f0_minus_finf", f0_minus_finf) / (_count("steps", steps) * gamma_g)
     noise = _non_negative("M_C", M_C) / _count("batch_size", batch_size)
-    # S = 1/L_g makes drift / (L_g γ_g) = Δ / (T γ_g)
-    drift = _drift(f0_minus_finf, steps, [L_g])
-    return 8 * (1 - beta) * drift / (L_g * gamma_g) + _nesterov_noise(1.0, beta) * noise * L_g * gamma_g
+    return start + _nesterov_noise(1.0, beta) * noise * L_g * gamma_g
 
 
 def _nesterov_noise(kappa: float, beta: float) -> float:
@@ -303,92 +301,77 @@ def _nesterov_noise(kappa: float, beta: float) -> float:
 
 
 def _drift(f0_minus_finf: float, steps: int, L: Sequence[float]) -> float:
-    """`Δ / (T S)`, what is left of the starting point after T steps."""
-    inverse_sum = math.fsum(1 / value for value in _lipschitz(L))
+    """`Δ / (T S)`, the part of both bounds that the starting point leaves."""
+    inverse_sum = math.fsum(1 / value for value in _per_layer("L", L, _positive))
     return _non_negative("f0_minus_finf", f0_minus_finf) / (_count("steps", steps) * inverse_sum)
 
 
 def _kappa(L: Sequence[float], L_g: float | None, kappa: float | None) -> float:
-    least = _positive("L_g", L_g) / min(_lipschitz(L)) if L_g is not None else None
+    least = _positive("L_g", L_g) / min(L) if L_g is not None else None
     if kappa is None:
         if least is None:
             raise UserError("the bound needs κ: pass L_g, or kappa (at least L_g / L_k for every layer)")
         return least
-    given = _positive("kappa", kappa)
-    if least is not None and given < least * (1 - _ROUNDING):
+    if least is not None and kappa < least * (1 - _ROUNDING):
         raise UserError(f"kappa must be at least max L_g / L_k = {least:g}, got {kappa}; or leave it out")
-    return given
+    return _positive("kappa", kappa)
 
 
 def _layer_constants(
     L: Sequence[float], M: Sequence[float], M_g: float | None
 ) -> tuple[list[float], list[float], float]:
-    lipschitz, factors = _lipschitz(L), _numbers("M", M)
+    lipschitz, factors = _per_layer("L", L, _positive), _per_layer("M", M, _factor)
     if len(lipschitz) != len(factors):
         raise UserError(f"L and M need one entry per layer each; they have {len(lipschitz)} and {len(factors)}")
-    if min(factors) < 0:
-        raise UserError(f"M must not be negative; it has {min(factors)}")
-    largest = max(factors) if M_g is None else _number("M_g", M_g)
-    if largest < max(factors):
-        raise UserError(f"M_g must be at least max(M) = {max(factors)}, got {M_g}; or leave it out")
-    return lipschitz, factors, largest
-
-
-def _lipschitz(L: Sequence[float]) -> list[float]:
-    values = _numbers("L", L)
-    for value in values:
-        _positive("every L", value)
-    return values
-
-
-def _numbers(name: str, values: Iterable[float]) -> list[float]:
-    try:
-        numbers = [_number(name, value) for value in values]
-    except TypeError:
-        raise UserError(f"{name} must be a sequence of numbers, one per layer; got {values!r}") from None
-    if not numbers:
-        raise UserError(f"{name} is empty; it needs one number per layer")
-    return numbers
-
-
-def _number(name: str, value: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise UserError(f"{name} must be a number, got {value!r}")
-    return number
-
-
-def _positive(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0 < number < math.inf:
-        raise UserError(f"{name} must be positive and finite, got {value}")
-    return number
-
-
-def _non_negative(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0 <= number < math.inf:
-        raise UserError(f"{name} must be finite and not negative, got {value}")
-    return number
-
-
-def _count(name: str, value: int) -> float:
-    number = _number(name, value)
-    if number < 1 or not number.is_integer():
-        raise UserError(f"{name} must be a whole number of at least 1, got {value}")
-    return number
-
-
-def _momentum(value: float) -> float:
-    number = _number("momentum", value)
-    if not 0 <= number < 1:
-        raise UserError(f"momentum must be in [0, 1), got {value}")
-    return number
+    largest = max(factors)
+    if M_g is None:
+        return lipschitz, factors, largest
+    if not M_g >= largest:
+        raise UserError(f"M_g must be at least max(M) = {largest:g}, got {M_g}; or leave it out")
+    return lipschitz, factors, float(M_g)
 
 
 def _ratio(numerator: float, denominator: float) -> float:
     """The quotient, infinite over 0: a condition that falls away."""
     return numerator / denominator if denominator else math.inf
+
+
+def _per_layer(name: str, values: Iterable[float], check: Callable[[str, float], float]) -> list[float]:
+    try:
+        entries = list(values)
+    except TypeError:
+        entries = []
+    if not entries:
+        raise UserError(f"{name} must be a sequence of numbers, one per layer, got {values!r}")
+    return [check(f"every entry of {name}", entry) for entry in entries]
+
+
+def _number(name: str, value: float, wanted: str, holds: Callable[[float], bool]) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with several elements
+        number = math.nan  # which no condition holds for
+    if not holds(number):
+        raise UserError(f"{name} must be {wanted}, got {value!r}")
+    return number
+
+
+def _positive(name: str, value: float) -> float:
+    return _number(name, value, "positive and finite", lambda x: 0 < x < math.inf)
+
+
+def _non_negative(name: str, value: float) -> float:
+    return _number(name, value, "finite and not negative", lambda x: 0 <= x < math.inf)
+
+
+def _factor(name: str, value: float) -> float:
+    """An `M_k`; `gradient_variance` gives an infinite one where the mean gradient vanishes."""
+    return _number(name, value, "a number that is not negative", lambda x: x >= 0)
+
+
+def _count(name: str, value: int) -> float:
+    return _number(name, value, "a whole number of at least 1", lambda x: x >= 1 and x.is_integer())
+
+
+def _momentum(value: float) -> float:
+    return _number("momentum", value, "in [0, 1)", lambda x: 0 <= x < 1)

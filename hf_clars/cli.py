@@ -1,0 +1,62 @@
+"""`hf-clars`: train from a YAML file, and draw a finished run."""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import NoReturn
+
+from .errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `hf-clars`; returns the exit status: 0, or 2 for what the user can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # the recipe has flags by the hundred, and parses them itself
+        return train(argv[1:])
+    parser = ArgumentParser(prog="hf-clars", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"hf_clars {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", help="train an image classifier: --config FILE.yaml --key value …", add_help=False)
+    plot = commands.add_parser("plot", help="draw curves.png and layers.png of a run")
+    plot.add_argument("output_dir", help="output folder of a run")
+    options = parser.parse_args(argv)
+    return _guarded(lambda: _plot(options.output_dir))
+
+
+def train(argv: list[str] | None = None) -> int:
+    """Entry point of `recipes/imagenet_clars.py` and `hf-clars train`; the same exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    def work() -> None:
+        from .recipe import run
+
+        run(argv)
+
+    return _guarded(work)
+
+
+def _plot(output_dir: str) -> None:
+    from .plots import plot_run
+
+    for path in plot_run(output_dir):
+        print(path)
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except UserError as error:
+        # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
+        print(f"error: {str(error).strip().splitlines()[-1].removeprefix('hf_clars.errors.UserError: ')}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def entry() -> NoReturn:
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""A YAML file and command-line flags into dataclasses; the flags win."""
+
+import difflib
+import json
+from argparse import ArgumentParser
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from .errors import UserError
+
+
+def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
+    """`--config FILE.yaml --key value …` → one instance of each dataclass.
+
+    Keys of the file and flags have the names of the dataclasses' fields. A relative path that the file gives for
+    `dataset` is looked up beside the file when it does not exist in the working folder.
+
+    Raises:
+        UserError: no such file, no YAML mapping, unknown keys or flags (the nearest name is given), unreadable values.
+    """
+    head = _Parser(add_help=False)
+    head.add_argument("--config")
+    given, flags = head.parse_known_args(argv)
+    known = {f.name: f for kind in kinds for f in fields(kind) if f.init}
+    values = _read(given.config, known) if given.config else {}
+
+    parser = HfArgumentParser(kinds, description="YAML keys and flags have the same names; flags win.")
+    parser.add_argument("--config", help="YAML file with defaults for everything below.")
+    parser.error = _error  # type: ignore[method-assign]
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0].removeprefix("no_").replace("-", "_")
+        if flag.startswith("--") and name not in known and name != "help":
+            raise UserError(f"unknown flag {flag}{_hint(name, known)}")
+    parser.set_defaults(**values)
+    *instances, rest = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
+    if rest and rest != [None]:
+        stray = rest[0] if not hasattr(rest[0], "config") else ""
+        if stray:
+            raise UserError(f"unexpected argument {stray!r}: values follow a --flag")
+    return tuple(instances[: len(kinds)])
+
+
+def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"--config {path}: no such file")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold keys and values, not a {type(values).__name__}")
+    for key in values:
+        if key not in known:
+            raise UserError(f"--config {path}: unknown key {key!r}{_hint(str(key), known)}")
+    dataset = values.get("dataset")
+    if isinstance(dataset, str) and not Path(dataset).exists() and (file.parent / dataset).is_dir():
+        values["dataset"] = str(file.parent / dataset)
+    # argparse converts defaults that are strings: `1e-2`, which YAML 1.1 takes for one, becomes a number there.
+    return {key: json.dumps(value) if key == "lr_scheduler_kwargs" else value for key, value in values.items()}
+
+
+def _hint(name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _error(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)

@@ -1,0 +1,82 @@
+"""Two pictures of a run, from the files that it left: curves.png and layers.png."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .training.statistics import STATISTICS, read_layer_statistics
+
+
+def plot_run(output_dir: str | Path) -> list[Path]:
+    """Draw what is known of the run in `output_dir`; returns the files written.
+
+    `curves.png`: loss, accuracy and γ_scale over the steps, from `trainer_state.json`. `layers.png`: γ_k and M_k of
+    every layer over the steps, from `layer_statistics.jsonl`, if it has records.
+
+    Raises:
+        UserError: no such run, or matplotlib is not installed.
+    """
+    folder = Path(output_dir)
+    state = folder / "trainer_state.json"
+    if not state.is_file():
+        raise UserError(f"{folder} has no trainer_state.json: it is not the output folder of a finished run")
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install 'hf_clars[plots]'") from None
+    matplotlib.use("Agg")
+
+    written = [_curves(json.loads(state.read_text())["log_history"], folder / "curves.png")]
+    records = read_layer_statistics(folder)
+    if records:
+        written.append(_layers(records, folder / "layers.png"))
+    return written
+
+
+def _curves(history: list[dict[str, Any]], path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    panels = [
+        ("loss", {"loss": "training", "eval_loss": "validation"}),
+        ("accuracy", {"eval_accuracy": "top 1", "eval_top5_accuracy": "top 5"}),
+        ("γ_scale", {"learning_rate": "γ_scale"}),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    for axis, (title, series) in zip(axes, panels, strict=True):
+        for key, label in series.items():
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
+        axis.set(title=title, xlabel="optimizer step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    return _save(figure, path)
+
+
+def _layers(records: list[dict[str, Any]], path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    names = list(records[-1]["layers"])
+    shown = [s for s in ("gamma", "variance_factor") if any(s in entry for entry in records[-1]["layers"].values())]
+    height = max(3.6, 0.16 * len(names))
+    figure, axes = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), height), layout="constrained", squeeze=False)
+    colours = plt.get_cmap("viridis")
+    for axis, statistic in zip(axes[0], shown, strict=True):
+        for k, name in enumerate(names):
+            points = [(r["step"], r["layers"][name][statistic]) for r in records if statistic in r["layers"].get(name, {})]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colours(k / max(1, len(names) - 1)), label=name, linewidth=1.2)
+        axis.set(title=f"{STATISTICS[statistic]} per layer", xlabel="optimizer step", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path

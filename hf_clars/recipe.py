@@ -1,0 +1,200 @@
+"""The image classification recipe: a YAML file and flags in, a trained timm model, its logs and plots out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from .configuration import parse
+from .data import (
+    EvalStream,
+    ImageCollator,
+    ImageSplit,
+    TrainStream,
+    check_labels,
+    eval_transform,
+    open_split,
+    steps_per_epoch,
+    train_transform,
+)
+from .errors import UserError
+from .models import build_model
+from .plots import plot_run
+from .training import ClarsTrainer, ClarsTrainingArguments
+from .training.metrics import accuracies, best_classes
+from .training.tracking import wandb_line
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on what; how is `ClarsTrainingArguments`' business."""
+
+    model_name: str = field(default="resnet50", metadata={"help": "A timm architecture."})
+    model_kwargs: dict[str, Any] | str = field(
+        default_factory=dict, metadata={"help": "Arguments of timm.create_model, as JSON on the command line."}
+    )
+    dataset: str = field(
+        default="ILSVRC/imagenet-1k",
+        metadata={"help": "A data set on the Hub, or a folder of Parquet files, of images by class, or of tar files."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the data set on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by default."})
+    num_classes: int | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
+    train_examples: int | None = field(
+        default=None, metadata={"help": "Examples in one epoch, for a stream that does not say; or to shorten one."}
+    )
+    eval_examples: int | None = field(default=None, metadata={"help": "Examples to evaluate on, likewise."})
+    image_size: int = field(default=224, metadata={"help": "Side of the square images the model sees."})
+    augmentation: str = field(
+        default="random_resized_crop", metadata={"help": "random_resized_crop, random_crop, flip or none."}
+    )
+    min_scale: float = field(default=0.08, metadata={"help": "Smallest share of the area that a random crop takes."})
+    eval_crop: float = field(default=0.875, metadata={"help": "Share of the shorter side that evaluation crops."})
+    shuffle_buffer: int = field(default=2048, metadata={"help": "Examples among which each worker shuffles."})
+    plots: bool = field(default=True, metadata={"help": "Draw curves.png and layers.png at the end."})
+
+
+def run(argv: list[str]) -> dict[str, float]:
+    """Train and evaluate as `argv` says (see `parse`); returns the final metrics.
+
+    Raises:
+        UserError: anything the user can mend, before a model is built wherever that is possible.
+    """
+    recipe, args = parse(argv, RecipeArguments, ClarsTrainingArguments)
+    args.remove_unused_columns = False  # the collator needs them
+    if not args.logging_first_step:
+        args.logging_first_step = True
+    if args.process_index:
+        transformers_logging.set_verbosity_error()
+
+    train_split = _open(recipe, recipe.train_split, recipe.train_examples)
+    eval_split = _open(recipe, recipe.eval_split, recipe.eval_examples)
+    classes = _number_of_classes(recipe, train_split)
+    for split in (train_split, eval_split):
+        check_labels(split, classes)
+    if train_split.num_examples is None:
+        raise UserError(
+            f"{recipe.dataset} does not say how many examples its split {recipe.train_split!r} has: "
+            "state it with --train_examples"
+        )
+    steps = steps_per_epoch(train_split.num_examples, args.total_batch_size)
+    stream = TrainStream(
+        train_split.stream,
+        batches_per_epoch=steps * args.gradient_accumulation_steps,
+        batch_size=args.train_batch_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        shuffle_buffer=recipe.shuffle_buffer,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+    train_collator = ImageCollator(
+        train_transform(recipe.image_size, recipe.augmentation, recipe.min_scale), num_classes=classes
+    )
+    eval_collator = ImageCollator(eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes)
+
+    set_seed(args.seed)
+    model = build_model(recipe.model_name, classes, **_model_kwargs(recipe))
+    if train_split.class_names:
+        model.config.id2label = dict(enumerate(train_split.class_names))
+        model.config.label2id = {name: i for i, name in model.config.id2label.items()}
+    _announce(recipe, args, model, steps)
+
+    trainer = ImageTrainer(
+        model,
+        args,
+        train_dataset=stream,
+        eval_dataset=EvalStream(eval_split),
+        data_collator=train_collator,
+        eval_collator=eval_collator,
+        compute_metrics=accuracies,
+        preprocess_logits_for_metrics=best_classes,
+    )
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = {**result.metrics, **trainer.evaluate()}
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("all", metrics, combined=False)
+    if trainer.is_world_process_zero():
+        _report(recipe, args, metrics, trainer.state.global_step)
+    return metrics
+
+
+class ImageTrainer(ClarsTrainer):
+    """`ClarsTrainer` with a collator of its own for evaluation: centre crops instead of random ones."""
+
+    def __init__(self, *args: Any, eval_collator: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._eval_collator = eval_collator
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        train_collator, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+
+def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSplit:
+    return open_split(
+        recipe.dataset,
+        split,
+        config=recipe.dataset_config,
+        revision=recipe.dataset_revision,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+        num_examples=examples,
+    )
+
+
+def _number_of_classes(recipe: RecipeArguments, split: ImageSplit) -> int:
+    if recipe.num_classes is not None:
+        if recipe.num_classes < 1:
+            raise UserError(f"num_classes={recipe.num_classes} must be at least 1")
+        return recipe.num_classes
+    if split.class_names is None:
+        raise UserError(f"{recipe.dataset} does not name its classes: state their number with --num_classes")
+    return len(split.class_names)
+
+
+def _model_kwargs(recipe: RecipeArguments) -> dict[str, Any]:
+    if not isinstance(recipe.model_kwargs, dict):
+        raise UserError(f"model_kwargs={recipe.model_kwargs!r} must be a mapping")
+    return recipe.model_kwargs
+
+
+def _announce(recipe: RecipeArguments, args: ClarsTrainingArguments, model: Any, steps: int) -> None:
+    if args.process_index:
+        return
+    name = str(getattr(args.optim, "value", args.optim))
+    print(
+        f"{recipe.model_name} ({sum(p.numel() for p in model.parameters()):,} parameters) on {recipe.dataset}\n"
+        f"B = {args.total_batch_size:,} = {args.train_batch_size} a device × {args.gradient_accumulation_steps} "
+        f"accumulated × {args.world_size} process(es); {steps} steps an epoch\n"
+        f"{name}: γ_scale = {args.learning_rate:g}"
+        + (f", η = {args.optimizer_options().eta:g}" if name in ("clars", "lars") else "")
+        + (f", norms: {args.norm_mode}" if name == "clars" else ""),
+        flush=True,
+    )
+
+
+def _report(recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int) -> None:
+    folder = Path(os.path.relpath(args.output_dir))
+    pictures = plot_run(args.output_dir) if recipe.plots else []
+    print(
+        f"\n{recipe.model_name}: {steps} steps of {args.total_batch_size:,} images, training loss "
+        f"{metrics['train_loss']:.3f}, accuracy {metrics.get('eval_accuracy', float('nan')):.1%} on "
+        f"{recipe.eval_split} after {metrics['train_runtime']:.0f} s"
+    )
+    print(f"model, logs and plots: {folder}/" + (f" ({', '.join(p.name for p in pictures)})" if pictures else ""))
+    print(wandb_line() or f"reported to: {', '.join(args.report_to) or 'nothing but the files above'}", flush=True)
+
+
