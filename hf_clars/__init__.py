@@ -1,1 +1,29 @@
-"""x"""
+"""CLARS: large-batch training without warmup, with exact per-sample gradient norms.
+
+Importing this package makes `optim="clars"` and `optim="lars"` known to `transformers.Trainer`.
+"""
+
+from . import theory
+from .errors import UserError
+from .models import TimmForImageClassification, build_model
+from .norms import PerSampleNorms
+from .optimizers import CLARS, LARS
+from .training import ClarsTrainer, ClarsTrainingArguments, register
+from .variance import gradient_variance
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLARS",
+    "LARS",
+    "ClarsTrainer",
+    "ClarsTrainingArguments",
+    "PerSampleNorms",
+    "TimmForImageClassification",
+    "UserError",
+    "build_model",
+    "gradient_variance",
+    "theory",
+]
+
+register()

@@ -8,6 +8,9 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B says so
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+torch.set_num_threads(1)  # these tensors are tiny; threads that wait for each other are slower than one
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

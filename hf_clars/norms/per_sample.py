@@ -283,15 +283,17 @@ class _MeasuredForward:
         # A copy of the model (an EMA), or a pickled one, has its plain forward back.
         return types.MethodType, (type(self.module).forward, self.module)
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         entries = [e for e in (self.weight, self.bias) if e is not None and e.parameter.requires_grad]
-        if not entries or args or kwargs or not torch.is_grad_enabled():
-            return self._plain(x, *args, **kwargs)
+        inputs = (*args, *kwargs.values())  # the input may be given by name
+        if not entries or len(inputs) != 1 or not torch.is_grad_enabled():
+            return type(self.module).forward(self.module, *args, **kwargs)
+        (x,) = inputs
         rule = self.rule
         unbatched = x.ndim == rule.unbatched_ndim
         batch = 1 if unbatched else self.norms.samples_in(x.shape[0] if x.ndim else 0, entries)
         if batch is None:
-            return self._plain(x)
+            return type(self.module).forward(self.module, x)
 
         weight = self.module._parameters["weight"]
         assert weight is not None
@@ -305,9 +307,6 @@ class _MeasuredForward:
         y = rule.call(x, weight.detach() if fused else weight, self.module._parameters.get("bias"))
         call = Call(rule, measured_weight, measured_bias, batch, subset, fused, unbatched)
         return rule.finish(Tap.apply(y, x.detach(), weight if fused else None, call))
-
-    def _plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return type(self.module).forward(self.module, x, *args, **kwargs)
 
 
 def _attached_to(model: nn.Module) -> set[PerSampleNorms]:

@@ -1,5 +1,6 @@
 """`ClarsTrainingArguments`: TrainingArguments whose defaults suit large batches, and seven fields of its own."""
 
+import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +67,9 @@ class ClarsTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         names = [member.value for member in OptimizerNames]
         if str(getattr(self.optim, "value", self.optim)) not in names:
-            raise UserError(f"optim={self.optim!r} is unknown: choose one of {', '.join(names)}")
+            near = difflib.get_close_matches(str(self.optim), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ": choose 'clars', 'lars', or one of transformers' own"
+            raise UserError(f"optim={self.optim!r} is unknown{hint}")
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
         given = self.learning_rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -138,21 +139,22 @@ class ClarsTrainer(Trainer):
 
 
 class _MicroBatches:
-    """The next `number` batches of an iterator, taken when they are needed. Iterated once."""
+    """The next `number` batches of an iterator, taken when they are needed. Iterated once.
+
+    The first one is taken at once: Trainer restores the random state of a checkpoint after it asked for batches, and
+    what beginning to iterate draws from it must come before.
+    """
 
     def __init__(self, iterator: Iterator[Any], number: int) -> None:
-        self._iterator = iterator
-        self._number = number
+        first = list(itertools.islice(iterator, 1))
+        self._batches = itertools.chain(first, itertools.islice(iterator, number - 1))
+        self._number = number if first else 0
 
     def __len__(self) -> int:
         return self._number
 
     def __iter__(self) -> Iterator[Any]:
-        for _ in range(self._number):
-            try:
-                yield next(self._iterator)
-            except StopIteration:
-                return
+        return self._batches
 
 
 class _DropUnfinishedStep(TrainerCallback):
