@@ -12,13 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from .configuration import parse
 from .data import (
-    EvalStream,
     ImageCollator,
-    ImageSplit,
+    ImageSource,
     TrainStream,
-    check_labels,
     eval_transform,
-    open_split,
+    open_source,
     steps_per_epoch,
     train_transform,
 )
@@ -71,24 +69,25 @@ def run(argv: list[str]) -> dict[str, float]:
     """
     recipe, args = parse(argv, RecipeArguments, ClarsTrainingArguments)
     args.remove_unused_columns = False  # the collator needs them
-    if not args.logging_first_step:
-        args.logging_first_step = True
+    args.logging_first_step = True
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # looking for them walks the graph once more in every step
     if args.process_index:
         transformers_logging.set_verbosity_error()
 
-    train_split = _open(recipe, recipe.train_split, recipe.train_examples)
-    eval_split = _open(recipe, recipe.eval_split, recipe.eval_examples)
-    classes = _number_of_classes(recipe, train_split)
-    for split in (train_split, eval_split):
-        check_labels(split, classes)
-    if train_split.num_examples is None:
+    train_source = _open(recipe, recipe.train_split, recipe.train_examples)
+    eval_source = _open(recipe, recipe.eval_split, recipe.eval_examples)
+    classes = _number_of_classes(recipe, train_source)
+    for source in (train_source, eval_source):
+        source.check_labels(classes)
+    if train_source.num_examples is None:
         raise UserError(
-            f"{recipe.dataset} does not say how many examples its split {recipe.train_split!r} has: "
+            f"{recipe.dataset} does not say how many examples its split {train_source.split!r} has: "
             "state it with --train_examples"
         )
-    steps = steps_per_epoch(train_split.num_examples, args.total_batch_size)
+    steps = steps_per_epoch(train_source.num_examples, args.total_batch_size)
     stream = TrainStream(
-        train_split.stream,
+        train_source.stream(),
         batches_per_epoch=steps * args.gradient_accumulation_steps,
         batch_size=args.train_batch_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
@@ -103,8 +102,8 @@ def run(argv: list[str]) -> dict[str, float]:
 
     set_seed(args.seed)
     model = build_model(recipe.model_name, classes, **_model_kwargs(recipe))
-    if train_split.class_names:
-        model.config.id2label = dict(enumerate(train_split.class_names))
+    if train_source.class_names:
+        model.config.id2label = dict(enumerate(train_source.class_names))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
     _announce(recipe, args, model, steps)
 
@@ -112,7 +111,7 @@ def run(argv: list[str]) -> dict[str, float]:
         model,
         args,
         train_dataset=stream,
-        eval_dataset=EvalStream(eval_split),
+        eval_dataset=eval_source.table(),
         data_collator=train_collator,
         eval_collator=eval_collator,
         compute_metrics=accuracies,
@@ -143,8 +142,8 @@ class ImageTrainer(ClarsTrainer):
             self.data_collator = train_collator
 
 
-def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSplit:
-    return open_split(
+def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSource:
+    return open_source(
         recipe.dataset,
         split,
         config=recipe.dataset_config,
@@ -155,14 +154,14 @@ def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSpl
     )
 
 
-def _number_of_classes(recipe: RecipeArguments, split: ImageSplit) -> int:
+def _number_of_classes(recipe: RecipeArguments, source: ImageSource) -> int:
     if recipe.num_classes is not None:
         if recipe.num_classes < 1:
             raise UserError(f"num_classes={recipe.num_classes} must be at least 1")
         return recipe.num_classes
-    if split.class_names is None:
+    if source.class_names is None:
         raise UserError(f"{recipe.dataset} does not name its classes: state their number with --num_classes")
-    return len(split.class_names)
+    return len(source.class_names)
 
 
 def _model_kwargs(recipe: RecipeArguments) -> dict[str, Any]:

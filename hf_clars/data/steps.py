@@ -1,4 +1,59 @@
-def accumulation_steps(total_batch_size, per_device_batch_size, world_size):
-    from ..errors import UserError
-    if total_batch_size % (per_device_batch_size * world_size): raise UserError("x")
-    return total_batch_size // (per_device_batch_size * world_size)
+"""How many micro-batches make one step, and how many steps make one epoch."""
+
+from __future__ import annotations
+
+from ..errors import UserError
+
+
+def accumulation_steps(total_batch_size: int, per_device_batch_size: int, world_size: int) -> int:
+    """Micro-batches each process accumulates so that one step sees `total_batch_size` examples.
+
+    Raises:
+        UserError: a size below 1, or sizes that do not divide; the message names the nearest ones that do.
+    """
+    sizes = {
+        "total_batch_size": total_batch_size,
+        "per_device_batch_size": per_device_batch_size,
+        "world_size": world_size,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}={size} must be at least 1")
+    together = per_device_batch_size * world_size
+    steps, rest = divmod(total_batch_size, together)
+    if rest:
+        totals = [n * together for n in (steps, steps + 1) if n]
+        advice = f"total_batch_size {_either(totals)}"
+        if total_batch_size % world_size == 0:
+            advice += f" or per_device_batch_size {_either(_nearest_divisors(total_batch_size // world_size, together // world_size))}"
+        raise UserError(
+            f"total_batch_size={total_batch_size} is no multiple of per_device_batch_size={per_device_batch_size} × "
+            f"{world_size} processes = {together}: use {advice}"
+        )
+    return steps
+
+
+def steps_per_epoch(num_examples: int, total_batch_size: int) -> int:
+    """Whole steps in one pass over `num_examples`; the incomplete last one is not taken.
+
+    Raises:
+        UserError: not one whole step.
+    """
+    steps = num_examples // total_batch_size
+    if steps < 1:
+        raise UserError(
+            f"the split has {num_examples} examples, fewer than one batch of total_batch_size={total_batch_size}: "
+            f"use a total_batch_size of at most {num_examples}"
+        )
+    return steps
+
+
+def _nearest_divisors(number: int, near: int) -> list[int]:
+    """The largest divisor of `number` below `near` and the smallest above it, where there is one."""
+    below = next(n for n in range(min(near, number), 0, -1) if number % n == 0)
+    above = next((n for n in range(near, number + 1) if number % n == 0), None)
+    return [below] if above is None else [below, above]
+
+
+def _either(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..data.steps import accumulation_steps
@@ -42,7 +42,7 @@ class ClarsTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "γ_scale; by default base_learning_rate × total batch size / base_batch_size."}
     )
     optim: OptimizerNames | str = field(default="clars", metadata={"help": "The optimizer; clars or lars, or any other."})
-    lr_scheduler_type: Any = field(default="polynomial", metadata={"help": "The learning rate schedule."})
+    lr_scheduler_type: SchedulerType | str = field(default="polynomial", metadata={"help": "The learning rate schedule."})
     lr_scheduler_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of the schedule as JSON; a polynomial has power 2 by default."}
     )

@@ -11,8 +11,10 @@ def keep_wandb_offline_without_login(report_to: Sequence[str]) -> None:
     """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen."""
     if "wandb" not in report_to or os.environ.get("WANDB_MODE") or wandb.run is not None:
         return
-    if not _logged_in():
-        os.environ["WANDB_MODE"] = "offline"
+    settings = wandb.setup().settings
+    if not (settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url)):
+        os.environ["WANDB_MODE"] = "offline"  # for processes that we start
+        settings.mode = "offline"
 
 
 def wandb_line() -> str | None:
@@ -23,8 +25,3 @@ def wandb_line() -> str | None:
     if run.offline:
         return f"W&B run (offline): {os.path.relpath(run.settings.sync_dir)}; upload it with `wandb sync` and that folder"
     return f"W&B run: {run.url}"
-
-
-def _logged_in() -> bool:
-    settings = wandb.setup().settings
-    return bool(settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url))
