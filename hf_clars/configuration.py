@@ -36,11 +36,11 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
         if flag.startswith("--") and name not in known and name != "help":
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
     parser.set_defaults(**values)
-    *instances, rest = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
-    if rest and rest != [None]:
-        stray = rest[0] if not hasattr(rest[0], "config") else ""
-        if stray:
-            raise UserError(f"unexpected argument {stray!r}: values follow a --flag")
+    *instances, stray = parser.parse_args_into_dataclasses(
+        flags, return_remaining_strings=True, look_for_args_file=False
+    )
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}: values follow a --flag")
     return tuple(instances[: len(kinds)])
 
 

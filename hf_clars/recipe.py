@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,8 @@ class RecipeArguments:
     """What is trained on what; how is `ClarsTrainingArguments`' business."""
 
     model_name: str = field(default="resnet50", metadata={"help": "A timm architecture."})
-    model_kwargs: dict[str, Any] | str = field(
-        default_factory=dict, metadata={"help": "Arguments of timm.create_model, as JSON on the command line."}
+    model_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of timm.create_model, as JSON on the command line."}
     )
     dataset: str = field(
         default="ILSVRC/imagenet-1k",
@@ -70,11 +71,13 @@ def run(argv: list[str]) -> dict[str, float]:
     recipe, args = parse(argv, RecipeArguments, ClarsTrainingArguments)
     args.remove_unused_columns = False  # the collator needs them
     args.logging_first_step = True
+    os.environ.setdefault("WANDB_PROJECT", "hf_clars")
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # looking for them walks the graph once more in every step
     if args.process_index:
         transformers_logging.set_verbosity_error()
 
+    model_kwargs = _model_kwargs(recipe)
     train_source = _open(recipe, recipe.train_split, recipe.train_examples)
     eval_source = _open(recipe, recipe.eval_split, recipe.eval_examples)
     classes = _number_of_classes(recipe, train_source)
@@ -101,7 +104,7 @@ def run(argv: list[str]) -> dict[str, float]:
     eval_collator = ImageCollator(eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes)
 
     set_seed(args.seed)
-    model = build_model(recipe.model_name, classes, **_model_kwargs(recipe))
+    model = build_model(recipe.model_name, classes, **model_kwargs)
     if train_source.class_names:
         model.config.id2label = dict(enumerate(train_source.class_names))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
@@ -165,9 +168,14 @@ def _number_of_classes(recipe: RecipeArguments, source: ImageSource) -> int:
 
 
 def _model_kwargs(recipe: RecipeArguments) -> dict[str, Any]:
-    if not isinstance(recipe.model_kwargs, dict):
-        raise UserError(f"model_kwargs={recipe.model_kwargs!r} must be a mapping")
-    return recipe.model_kwargs
+    given = recipe.model_kwargs
+    try:
+        values = json.loads(given) if isinstance(given, str) else given or {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"model_kwargs={given!r} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"model_kwargs={given!r} must be a mapping")
+    return values
 
 
 def _announce(recipe: RecipeArguments, args: ClarsTrainingArguments, model: Any, steps: int) -> None:

@@ -1,7 +1,8 @@
-"""Raw examples into batches: the training stream, the validation stream and what decodes them."""
+"""Raw examples into batches: the endless training stream and what decodes and stacks its examples."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
@@ -47,25 +48,41 @@ class ImageCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         labels = torch.tensor([self._label(example) for example in examples], dtype=torch.int64)
+        with _randomness_of(examples[0]):
+            pixels = [self._pixels(example) for example in examples]
         # default_collate stacks right into the shared memory that a worker hands over
-        return {"pixel_values": default_collate([self._pixels(example) for example in examples]), "labels": labels}
+        return {"pixel_values": default_collate(pixels), "labels": labels}
 
     def _label(self, example: dict[str, Any]) -> int:
         label = example["label"]
-        if not isinstance(label, int) or not 0 <= label < self.num_classes:
+        number = int(label) if isinstance(label, str) and label.isdecimal() else label
+        if not isinstance(number, int) or not 0 <= number < self.num_classes:
             raise DataError(
                 f"label {label!r} of {_name(example)} is not one of the {self.num_classes} classes "
                 f"0 to {self.num_classes - 1}: correct num_classes or the data"
             )
-        return label
+        return number
 
     def _pixels(self, example: dict[str, Any]) -> Tensor:
         try:
             image = decode_image(example["image"])
         except Exception as error:  # Pillow's plug-ins raise whatever their formats' parsers raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = "no image in a format that Pillow knows"
+            if not isinstance(error, UnidentifiedImageError):
+                reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"cannot read {_name(example)} with label {example['label']}: {reason}") from error
         return self.transform(image)
+
+
+@contextlib.contextmanager
+def _randomness_of(example: dict[str, Any]) -> Iterator[None]:
+    """Random numbers that follow from the stream's position alone, so that a resumed run crops as it would have."""
+    if "draw" not in example:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(example["draw"])
+        yield
 
 
 def _name(example: dict[str, Any]) -> str:
@@ -82,7 +99,8 @@ class TrainStream(IterableDataset):
     workers. Ranks share the shards out, or every rank reads all of them and keeps one example in `world_size` where
     there are too few shards to share evenly; workers share the rank's shards, and batches in proportion to them. Where
     a share holds less than is asked of it, its reader goes on with the next, newly shuffled pass, so that all ranks
-    always take the same number of steps. Where everything divides, no example comes twice in an epoch.
+    always take the same number of steps. Where everything divides, no example comes twice in an epoch. Each example
+    carries a random `"draw"`, as reproducible as the order, from which its augmentation follows.
 
     Args:
         split_stream: raw examples, e.g. `ImageSplit.stream`.
@@ -145,7 +163,7 @@ class TrainStream(IterableDataset):
             before = remaining
             for example in itertools.islice(_mixed(self._pass(epoch, number), self._shuffle_buffer, rng), remaining):
                 remaining -= 1
-                yield example
+                yield {**example, "draw": rng.getrandbits(62)}
             empty_passes = empty_passes + 1 if remaining == before else 0
             if empty_passes == _EMPTY_PASSES:  # one alone may be a shard without examples
                 raise DataError(
@@ -154,7 +172,7 @@ class TrainStream(IterableDataset):
                 )
 
     def _pass(self, epoch: int, number: int) -> datasets.IterableDataset:
-        """This rank's part of pass `number` of an epoch. All ranks shuffle the shards alike, so parts do not overlap."""
+        """This rank's part of pass `number` of an epoch; ranks shuffle the shards alike, so parts do not overlap."""
         generator = np.random.default_rng([self._seed, epoch, number])
         # Only the order of the shards is taken from datasets. Its buffer cannot hold more than 2 GiB of Parquet bytes
         # ("offset overflow while concatenating arrays"), and filling it from several shards ends with a sleep of 5 s.
@@ -176,39 +194,3 @@ def _mixed(examples: Iterable[dict[str, Any]], size: int, rng: random.Random) ->
         buffer[place] = example
     rng.shuffle(buffer)
     yield from buffer
-
-
-class EvalStream(IterableDataset):
-    """The raw validation examples, each once, in the same order every time; `len()` where their number is known.
-
-    Workers share the shards. Each ends with an incomplete batch of its own then, and accelerate, which deals groups of
-    `batch_size × num_processes` examples to the processes, fills up one group per worker with repeated examples. With
-    `group_size` set to that product, workers deal whole groups among themselves instead: batches are those of a single
-    worker, at the price that each worker reads (not decodes) everything.
-
-    Args:
-        split_stream: raw examples, e.g. `ImageSplit.stream`.
-        num_examples: how many they are, None if unknown.
-        group_size: see above; None lets workers share the shards.
-    """
-
-    def __init__(
-        self, split_stream: datasets.IterableDataset, num_examples: int | None = None, group_size: int | None = None
-    ) -> None:
-        self._stream = split_stream
-        self._num_examples = num_examples
-        self._group_size = group_size
-
-    def __len__(self) -> int:
-        if self._num_examples is None:
-            raise TypeError("the number of validation examples is not known")
-        return self._num_examples
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        info = get_worker_info()
-        if self._group_size is None or info is None:
-            yield from self._stream
-            return
-        groups = self._stream.iter(self._group_size)  # unlike plain iteration, the whole stream in every worker
-        for group in itertools.islice(groups, info.id, None, info.num_workers):
-            yield from (dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True))

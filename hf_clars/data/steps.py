@@ -24,8 +24,9 @@ def accumulation_steps(total_batch_size: int, per_device_batch_size: int, world_
     if rest:
         totals = [n * together for n in (steps, steps + 1) if n]
         advice = f"total_batch_size {_either(totals)}"
-        if total_batch_size % world_size == 0:
-            advice += f" or per_device_batch_size {_either(_nearest_divisors(total_batch_size // world_size, together // world_size))}"
+        share, left_over = divmod(total_batch_size, world_size)
+        if not left_over:
+            advice += f", or per_device_batch_size {_either(_nearest_divisors(share, per_device_batch_size))}"
         raise UserError(
             f"total_batch_size={total_batch_size} is no multiple of per_device_batch_size={per_device_batch_size} × "
             f"{world_size} processes = {together}: use {advice}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ class LayerStatisticsCallback(TrainerCallback):
         flat = torch.stack([pending[name][statistic].to("cpu", torch.float64, non_blocking=True) for name, statistic in keys])
         layers: dict[str, dict[str, float]] = {}
         for (name, statistic), value in zip(keys, flat.tolist(), strict=True):
-            layers.setdefault(name, {})[statistic] = value
+            if math.isfinite(value):  # a layer whose gradient is zero has no M_k, and JSON no NaN
+                layers.setdefault(name, {})[statistic] = value
         record = {"step": state.global_step, "epoch": state.epoch, "layers": layers}
         self._history.append(record)
         with open(Path(args.output_dir) / FILE_NAME, "a") as file:

@@ -1,0 +1,191 @@
+"""The recipe from YAML to plots, and one clear line for each thing a user can get wrong."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hf_clars import TimmForImageClassification
+from hf_clars.cli import main, train
+from hf_clars.configuration import parse
+from hf_clars.recipe import RecipeArguments
+from hf_clars.training import ClarsTrainingArguments
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
+TINY = {
+    "model_name": "resnet10t", "model_kwargs": {"channels": [4, 4, 4, 4], "stem_width": 4}, "image_size": 16,
+    "augmentation": "flip", "eval_crop": 1.0, "total_batch_size": 32, "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16, "num_train_epochs": 2, "use_cpu": True, "report_to": "none", "save_strategy": "no",
+    "logging_steps": 1, "layer_statistics_steps": 1, "learning_rate": 2.0, "disable_tqdm": True, "plots": False,
+    "lr_scheduler_kwargs": {"power": 1.0}, "dataloader_pin_memory": False,
+}  # fmt: skip
+
+
+def png(value: int) -> bytes:
+    noise = np.random.default_rng(value).integers(0, 40, (16, 16, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise + np.uint8(60 * (value % 3))).save(data, "PNG")
+    return data.getvalue()
+
+
+def write_parquet(folder: Path, sizes: dict[str, int], labels=lambda i: i % 3, named: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    label = datasets.ClassLabel(names=["dark", "grey", "light"]) if named else datasets.Value("int64")
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    for split, size in sizes.items():
+        rows = {"image": [{"bytes": png(i), "path": None} for i in range(size)], "label": [labels(i) for i in range(size)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return write_parquet(tmp_path_factory.mktemp("images"), {"train": 72, "validation": 30})
+
+
+def config(tmp_path: Path, dataset: Path | str, **changes) -> list[str]:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "dataset": str(dataset), "output_dir": str(tmp_path / "run"), **changes}))
+    return ["--config", str(file)]
+
+
+def test_from_yaml_to_plots(tmp_path, images, capsys):
+    assert train([*config(tmp_path, images, plots=True, eval_strategy="epoch"), "--num_train_epochs", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "B = 32 = 8 a device × 4 accumulated × 1 process(es); 2 steps an epoch" in printed
+    assert "γ_scale = 2, η = 0.01, norms: per_sample" in printed
+    run = tmp_path / "run"
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert state["global_step"] == 10
+    logs = state["log_history"]
+    assert [e["epoch"] for e in logs if "eval_accuracy" in e][:5] == [1, 2, 3, 4, 5]
+    losses = [e["loss"] for e in logs if "loss" in e]
+    assert losses[-1] < losses[0]
+    metrics = json.loads((run / "all_results.json").read_text())
+    assert metrics["eval_accuracy"] > 1 / 3
+    for picture in ("curves.png", "layers.png"):
+        with Image.open(run / picture) as drawn:
+            assert drawn.size[0] > 500
+    model = TimmForImageClassification.from_pretrained(run)
+    assert model.config.id2label == {0: "dark", 1: "grey", 2: "light"}
+    assert main(["plot", str(run)]) == 0
+
+
+def test_workers_and_resuming(tmp_path, images):
+    """Cut off amid the second epoch and resumed, with decoding workers and random crops: the same weights."""
+    options = {"augmentation": "random_resized_crop", "dataloader_num_workers": 2, "save_strategy": "steps", "save_steps": 3}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert train(config(whole, images, **options)) == 0
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    assert train(config(cut, images, **options)) == 0
+    checkpoint = cut / "run" / "checkpoint-3"
+    assert train([*config(cut, images, **options), "--resume_from_checkpoint", str(checkpoint)]) == 0
+    a, b = (TimmForImageClassification.from_pretrained(f / "run").state_dict() for f in (whole, cut))
+    assert all(np.array_equal(a[k].numpy(), b[k].numpy()) for k in a)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (RECIPES / "imagenet").glob("*.yaml")))
+def test_imagenet_recipes_hold_the_papers_settings(name):
+    flags = ["--config", str(RECIPES / "imagenet" / name), "--use_cpu", "true", "--bf16", "false"]
+    recipe, args = parse(flags, RecipeArguments, ClarsTrainingArguments)
+    model, optim = name.removesuffix(".yaml").rsplit("_", 1)
+    assert (recipe.model_name, args.optim.value, recipe.dataset) == (model, optim, "ILSVRC/imagenet-1k")
+    assert args.total_batch_size == 16384
+    assert args.gradient_accumulation_steps == 64
+    assert args.learning_rate == (6.0 if "mobilenet" in model else 25.0)
+    assert args.num_train_epochs == (150 if "mobilenet" in model else 90)
+    assert args.optimizer_options().eta == (1e-2 if optim == "clars" else 1e-3)
+    assert args.warmup_steps == (0 if optim == "clars" else 390)
+    assert args.lr_scheduler_type == "polynomial"
+    assert args.lr_scheduler_kwargs["power"] == 2
+
+
+def test_flags_win_over_the_file(tmp_path, images):
+    recipe, args = parse(
+        [*config(tmp_path, images, eta="2e-2"), "--learning_rate", "7", "--model_kwargs", '{"channels": [8, 8, 8, 8]}'],
+        RecipeArguments, ClarsTrainingArguments,
+    )  # fmt: skip
+    assert (args.learning_rate, args.eta, recipe.model_kwargs) == (7.0, 0.02, '{"channels": [8, 8, 8, 8]}')
+    assert args.lr_scheduler_kwargs == {"power": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim": "clarz"}, "optim='clarz' is unknown; did you mean 'clars'"),
+        ({"model_name": "resnet51"}, "has no model 'resnet51'; did you mean"),
+        ({"dataset": "./no/such/folder"}, "'./no/such/folder': no such folder"),
+        ({"eval_split": "nope"}, "split"),
+        ({"augmentation": "mixup"}, "augmentation='mixup' is"),
+        ({"totl_batch_size": 1}, "unknown key 'totl_batch_size'; did you mean total_batch_size?"),
+        ({"optim_args": "etta=1"}, "'etta' is unknown to optim='clars'; did you mean 'eta'?"),
+        ({"total_batch_size": 33}, "total_batch_size=33 is no multiple of"),
+        ({"total_batch_size": 96}, "72"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be a finite number ≥ 0"),
+        ({"eta": float("nan")}, "eta=nan must be"),
+        ({"momentum": 1.5}, "momentum=1.5 must be"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be"),
+        ({"num_classes": 2}, "label 2"),
+        ({"model_kwargs": {"depht": 3}}, "timm cannot build 'resnet10t' with"),
+        ({"image_size": 0}, "image_size=0 must be at least 1"),
+        ({"num_train_epochs": "many"}, "num_train_epochs"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_one_clear_line(tmp_path, images, capfd, change, message):
+    assert train(config(tmp_path, change.pop("dataset", images), **change)) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, lines
+    assert message in errors[0]
+    assert not any("Traceback" in line for line in lines)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_clear_line_for_files_and_flags(tmp_path, images, capfd):
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
+    for argv, message in (
+        (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such file"),
+        (["--config", str(tmp_path / "list.yaml")], "must hold keys and values, not a list"),
+        (["--config", str(tmp_path / "broken.yaml")], "is not YAML"),
+        ([*config(tmp_path, images), "--lerning_rate", "3"], "unknown flag --lerning_rate; did you mean learning_rate?"),
+        ([*config(tmp_path, images), "--learning_rate", "fast"], "learning_rate"),
+        ([*config(tmp_path, images), "stray"], "unexpected argument 'stray'"),
+        ([*config(tmp_path, images), "--model_kwargs", "{broken"], "model_kwargs"),
+    ):
+        assert train(argv) == 2, argv
+        error = capfd.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        assert message in error
+    assert main(["plot", str(tmp_path)]) == 2
+    assert "no trainer_state.json" in capfd.readouterr().err
+
+
+def test_labels_and_empty_splits(tmp_path, capfd):
+    outside = write_parquet(tmp_path / "outside", {"train": 40, "validation": 9}, labels=lambda i: i % 5, named=False)
+    assert train([*config(tmp_path, outside), "--num_classes", "3"]) == 2
+    assert "label 3" in capfd.readouterr().err
+    assert train(config(tmp_path, outside)) == 2
+    assert "num_classes" in capfd.readouterr().err
+    empty = write_parquet(tmp_path / "empty", {"train": 0, "validation": 9})
+    assert train(config(tmp_path, empty)) == 2
+    assert "empty" in capfd.readouterr().err
+
+
+def test_exit_code_of_the_script(tmp_path, images):
+    script = [sys.executable, str(RECIPES / "imagenet_clars.py"), *config(tmp_path, images, model_name="resnet51")]
+    result = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.stderr
