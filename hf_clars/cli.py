@@ -47,7 +47,9 @@ def _guarded(work: Callable[[], None]) -> int:
         work()
     except UserError as error:
         # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
-        print(f"error: {str(error).strip().splitlines()[-1].removeprefix('hf_clars.errors.UserError: ')}", file=sys.stderr)
+        print(
+            f"error: {str(error).strip().splitlines()[-1].removeprefix('hf_clars.errors.UserError: ')}", file=sys.stderr
+        )
         return 2
     return 0
 

@@ -28,7 +28,7 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
     known = {f.name: f for kind in kinds for f in fields(kind) if f.init}
     values = _read(given.config, known) if given.config else {}
 
-    parser = HfArgumentParser(kinds, description="YAML keys and flags have the same names; flags win.")
+    parser = HfArgumentParser(list[Any](kinds), description="YAML keys and flags have the same names; flags win.")
     parser.add_argument("--config", help="YAML file with defaults for everything below.")
     parser.error = _error  # type: ignore[method-assign]
     for flag in flags:

@@ -22,6 +22,9 @@ class TimmForImageClassification(TimmWrapperForImageClassification):
     The mean and standard deviation are those of the timm model, from its `pretrained_cfg`.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, config: TimmWrapperConfig) -> None:
         super().__init__(config)
         data = config.pretrained_cfg
@@ -69,7 +72,7 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
     except TypeError as error:
         raise UserError(f"timm cannot build {name!r} with {timm_kwargs}: {error}") from error
     not_kept = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
-    config = TimmWrapperConfig(
+    config = TimmWrapperConfig(  # type: ignore[call-arg]
         architecture=name,
         num_labels=num_classes,
         model_args={k: v for k, v in timm_kwargs.items() if k not in not_kept},

@@ -65,9 +65,13 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path:
     colours = plt.get_cmap("viridis")
     for axis, statistic in zip(axes[0], shown, strict=True):
         for k, name in enumerate(names):
-            points = [(r["step"], r["layers"][name][statistic]) for r in records if statistic in r["layers"].get(name, {})]
+            points = [
+                (r["step"], r["layers"][name][statistic]) for r in records if statistic in r["layers"].get(name, {})
+            ]
             if points:
-                axis.plot(*zip(*points, strict=True), color=colours(k / max(1, len(names) - 1)), label=name, linewidth=1.2)
+                axis.plot(
+                    *zip(*points, strict=True), color=colours(k / max(1, len(names) - 1)), label=name, linewidth=1.2
+                )
         axis.set(title=f"{STATISTICS[statistic]} per layer", xlabel="optimizer step", yscale="log")
         axis.grid(alpha=0.3)
     axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")

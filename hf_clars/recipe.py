@@ -181,7 +181,7 @@ def _model_kwargs(recipe: RecipeArguments) -> dict[str, Any]:
 def _announce(recipe: RecipeArguments, args: ClarsTrainingArguments, model: Any, steps: int) -> None:
     if args.process_index:
         return
-    name = str(getattr(args.optim, "value", args.optim))
+    name = args.optim_name
     print(
         f"{recipe.model_name} ({sum(p.numel() for p in model.parameters()):,} parameters) on {recipe.dataset}\n"
         f"B = {args.total_batch_size:,} = {args.train_batch_size} a device × {args.gradient_accumulation_steps} "
@@ -194,14 +194,14 @@ def _announce(recipe: RecipeArguments, args: ClarsTrainingArguments, model: Any,
 
 
 def _report(recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int) -> None:
-    folder = Path(os.path.relpath(args.output_dir))
-    pictures = plot_run(args.output_dir) if recipe.plots else []
+    folder = Path(os.path.relpath(str(args.output_dir)))
+    pictures = plot_run(str(args.output_dir)) if recipe.plots else []
     print(
         f"\n{recipe.model_name}: {steps} steps of {args.total_batch_size:,} images, training loss "
         f"{metrics['train_loss']:.3f}, accuracy {metrics.get('eval_accuracy', float('nan')):.1%} on "
         f"{recipe.eval_split} after {metrics['train_runtime']:.0f} s"
     )
     print(f"model, logs and plots: {folder}/" + (f" ({', '.join(p.name for p in pictures)})" if pictures else ""))
-    print(wandb_line() or f"reported to: {', '.join(args.report_to) or 'nothing but the files above'}", flush=True)
-
-
+    print(
+        wandb_line() or f"reported to: {', '.join(args.report_to or ()) or 'nothing but the files above'}", flush=True
+    )

@@ -33,7 +33,9 @@ def gradient_variance(
     """
     kept = [p.grad for p in model.parameters()]
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
-    gradients = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
+    gradients = {
+        n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()
+    }
     squares = {n: torch.zeros((), dtype=g.dtype, device=g.device) for n, g in gradients.items()}
     measured: set[str] = set()
     total = 0

@@ -1,6 +1,6 @@
 """Trains `Classifier` for five steps and saves its weights: what `accelerate launch` runs in the multi-process tests.
 
-    launch.py OUTPUT OPTIM PER_DEVICE_BATCH [fsdp]
+launch.py OUTPUT OPTIM PER_DEVICE_BATCH [fsdp]
 """
 
 import sys

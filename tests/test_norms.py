@@ -26,7 +26,7 @@ def small(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenetv2_035"])
 def test_batchnorm_networks_in_train_mode(name):
-    """Every layer of the paper's architectures, samples coupled by BatchNorm: norms are those of the expanded weight."""
+    """The paper's architectures, samples coupled by BatchNorm: norms are those of the expanded weight."""
     model = small(name)
     x, y = torch.randn(4, 3, 32, 32).double(), torch.tensor([0, 1, 2, 3])
     plain = copy.deepcopy(model)
@@ -258,9 +258,14 @@ def traces(model: nn.Module) -> list:
 def test_detach_leaves_no_trace_even_after_an_exception(mode):
     model = small("mobilenetv2_035")
     before = traces(model)
-    with pytest.raises(ZeroDivisionError), PerSampleNorms(model, mode):
-        model(torch.randn(2, 3, 32, 32).double()).sum().backward()
-        raise ZeroDivisionError
+
+    def fail():
+        with PerSampleNorms(model, mode):
+            model(torch.randn(2, 3, 32, 32).double()).sum().backward()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert traces(model) == before
     assert all("forward" not in m.__dict__ for m in model.modules())
     norms = PerSampleNorms(model, mode)

@@ -89,7 +89,9 @@ def convolutions(draw, transposed=False):
             padding = draw(st.sampled_from(["same", "valid"]))
         options["padding_mode"] = draw(st.sampled_from(["zeros", "circular", "reflect", "replicate"]))
     module = kind(inputs, outputs, kernel, padding=padding, **options)
-    shape = tuple(draw(st.integers(r * (k - 1) + 1, r * (k - 1) + 3)) + 2 for k, r in zip(kernel, dilation, strict=True))
+    shape = tuple(
+        draw(st.integers(r * (k - 1) + 1, r * (k - 1) + 3)) + 2 for k, r in zip(kernel, dilation, strict=True)
+    )
     return module, torch.randn(draw(st.integers(1, 4)), inputs, *shape)
 
 

@@ -23,9 +23,7 @@ def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> lis
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    st.booleans(), st.floats(0, 0.99), st.floats(1e-3, 1), st.floats(1e-3, 30), st.sampled_from([0.0, 1e-3, 0.1])
-)
+@given(st.booleans(), st.floats(0, 0.99), st.floats(1e-3, 1), st.floats(1e-3, 30), st.sampled_from([0.0, 1e-3, 0.1]))
 def test_equations_3_4_5_against_numpy(clars, momentum, eta, gamma_scale, weight_decay):
     layers = weights((4, 3), (2, 3, 3, 3), (5, 1))
     denominators: dict = {}
@@ -235,7 +233,7 @@ def test_norms_may_be_a_mapping_a_function_or_named():
         results.append(w.detach().clone())
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(results[2], results[0])
-    with pytest.raises(RuntimeError, match="pass CLARS model.named_parameters"):
+    with pytest.raises(RuntimeError, match=r"pass CLARS model\.named_parameters"):
         CLARS([w], 1.0, norms={"layer": torch.tensor(3.0)}).step()
 
 
@@ -298,9 +296,7 @@ def test_grad_scaler_with_a_skipped_step(announced, clear_by):
     train(plain, CLARS(plain.parameters(), 2.0, norms=PerSampleNorms(plain)), x, y)
 
     scaler = torch.amp.GradScaler("cpu")
-    optimizer = CLARS(
-        scaled.parameters(), 2.0, norms=PerSampleNorms(scaled), grad_scaler=scaler if announced else None
-    )
+    optimizer = CLARS(scaled.parameters(), 2.0, norms=PerSampleNorms(scaled), grad_scaler=scaler if announced else None)
     for step in range(5):
         loss = F.cross_entropy(scaled(x), y)
         scaler.scale(loss * (math.inf if step == 2 else 1)).backward()

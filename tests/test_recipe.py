@@ -23,7 +23,8 @@ RECIPES = ROOT / "recipes"
 TINY = {
     "model_name": "resnet10t", "model_kwargs": {"channels": [4, 4, 4, 4], "stem_width": 4}, "image_size": 16,
     "augmentation": "flip", "eval_crop": 1.0, "total_batch_size": 32, "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 16, "num_train_epochs": 2, "use_cpu": True, "report_to": "none", "save_strategy": "no",
+    "per_device_eval_batch_size": 16, "num_train_epochs": 2, "use_cpu": True, "report_to": "none",
+    "save_strategy": "no",
     "logging_steps": 1, "layer_statistics_steps": 1, "learning_rate": 2.0, "disable_tqdm": True, "plots": False,
     "lr_scheduler_kwargs": {"power": 1.0}, "dataloader_pin_memory": False,
 }  # fmt: skip
@@ -41,7 +42,10 @@ def write_parquet(folder: Path, sizes: dict[str, int], labels=lambda i: i % 3, n
     label = datasets.ClassLabel(names=["dark", "grey", "light"]) if named else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
     for split, size in sizes.items():
-        rows = {"image": [{"bytes": png(i), "path": None} for i in range(size)], "label": [labels(i) for i in range(size)]}
+        rows = {
+            "image": [{"bytes": png(i), "path": None} for i in range(size)],
+            "label": [labels(i) for i in range(size)],
+        }
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return folder
 
@@ -81,7 +85,12 @@ def test_from_yaml_to_plots(tmp_path, images, capsys):
 
 def test_workers_and_resuming(tmp_path, images):
     """Cut off amid the second epoch and resumed, with decoding workers and random crops: the same weights."""
-    options = {"augmentation": "random_resized_crop", "dataloader_num_workers": 2, "save_strategy": "steps", "save_steps": 3}
+    options = {
+        "augmentation": "random_resized_crop",
+        "dataloader_num_workers": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
     whole = tmp_path / "whole"
     whole.mkdir()
     assert train(config(whole, images, **options)) == 0
@@ -159,7 +168,10 @@ def test_one_clear_line_for_files_and_flags(tmp_path, images, capfd):
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such file"),
         (["--config", str(tmp_path / "list.yaml")], "must hold keys and values, not a list"),
         (["--config", str(tmp_path / "broken.yaml")], "is not YAML"),
-        ([*config(tmp_path, images), "--lerning_rate", "3"], "unknown flag --lerning_rate; did you mean learning_rate?"),
+        (
+            [*config(tmp_path, images), "--lerning_rate", "3"],
+            "unknown flag --lerning_rate; did you mean learning_rate?",
+        ),
         ([*config(tmp_path, images), "--learning_rate", "fast"], "learning_rate"),
         ([*config(tmp_path, images), "stray"], "unexpected argument 'stray'"),
         ([*config(tmp_path, images), "--model_kwargs", "{broken"], "model_kwargs"),

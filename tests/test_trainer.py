@@ -39,7 +39,9 @@ def accuracy(prediction) -> dict[str, float]:
 def test_one_step_of_64_is_eight_of_8_and_64_of_1(tmp_path, optim):
     results = []
     for size in (64, 8, 1):
-        args = arguments(tmp_path, optim=optim, per_device_train_batch_size=size, total_batch_size=64, num_train_epochs=3)
+        args = arguments(
+            tmp_path, optim=optim, per_device_train_batch_size=size, total_batch_size=64, num_train_epochs=3
+        )
         trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(128))
         trainer.train()
         assert trainer.state.global_step == 6
@@ -91,7 +93,9 @@ def test_an_unfinished_accumulation_does_not_leak_into_the_next_pass(tmp_path):
 
 
 def test_a_ragged_last_step_of_a_sized_data_set_is_a_smaller_batch(tmp_path):
-    trainer = ClarsTrainer(seeded(), arguments(tmp_path, total_batch_size=32, num_train_epochs=1), train_dataset=dataset(40))
+    trainer = ClarsTrainer(
+        seeded(), arguments(tmp_path, total_batch_size=32, num_train_epochs=1), train_dataset=dataset(40)
+    )
     trainer.train()
     assert trainer.state.global_step == 2
     assert all(math.isfinite(e["loss"]) for e in trainer.state.log_history if "loss" in e)
@@ -120,14 +124,18 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, optim):
     tail = [[e["loss"] for e in t.state.log_history if "loss" in e and e["step"] > 5] for t in (whole, resumed)]
     assert tail[0] == tail[1]
     if optim == "clars":
-        steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "layer_statistics.jsonl").read_text().splitlines()]
+        steps = [
+            json.loads(line)["step"] for line in (tmp_path / "b" / "layer_statistics.jsonl").read_text().splitlines()
+        ]
         assert steps == sorted(set(steps))
 
 
 def test_what_a_trainer_user_expects(tmp_path):
     """evaluate, predict, early stopping, the best model at the end, label smoothing, save_model and the model card."""
     model = build_model("resnet10t", 3, channels=(8, 8, 8, 8), in_chans=3)
-    data = [{"pixel_values": e["pixel_values"].expand(3, 4, 4).repeat(1, 4, 4), "labels": e["labels"]} for e in dataset(64)]
+    data = [
+        {"pixel_values": e["pixel_values"].expand(3, 4, 4).repeat(1, 4, 4), "labels": e["labels"]} for e in dataset(64)
+    ]
     args = arguments(
         tmp_path, total_batch_size=32, num_train_epochs=6, label_smoothing_factor=0.1, load_best_model_at_end=True,
         metric_for_best_model="accuracy", eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
@@ -190,7 +198,9 @@ def test_layers_are_logged(tmp_path):
 
 
 def test_divergence_shows(tmp_path):
-    trainer = ClarsTrainer(seeded(), arguments(tmp_path, optim="sgd", learning_rate=1e30, max_steps=6), train_dataset=dataset(64))
+    trainer = ClarsTrainer(
+        seeded(), arguments(tmp_path, optim="sgd", learning_rate=1e30, max_steps=6), train_dataset=dataset(64)
+    )
     trainer.train()
     assert not all(math.isfinite(e["loss"]) for e in trainer.state.log_history if "loss" in e)
 

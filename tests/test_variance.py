@@ -19,7 +19,12 @@ def test_against_a_loop_over_samples():
     assert got.keys() == {"0.weight", "2.weight"}
     for name, weight in model.named_parameters():
         if name in got:
-            each = torch.stack([torch.autograd.grad(F.cross_entropy(model(a[None]), b[None]), weight)[0] for a, b in zip(x, y, strict=True)])
+            each = torch.stack(
+                [
+                    torch.autograd.grad(F.cross_entropy(model(a[None]), b[None]), weight)[0]
+                    for a, b in zip(x, y, strict=True)
+                ]
+            )
             expected = each.flatten(1).norm(dim=1).square().mean() / each.mean(0).norm().square()
             assert got[name] == pytest.approx(expected.item(), rel=1e-9)
             assert got[name] >= 1

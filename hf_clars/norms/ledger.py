@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import forms, measure
 
 if TYPE_CHECKING:
-    from .rules import Rule
+    from .rule import Rule
     from .tap import Call
 
 

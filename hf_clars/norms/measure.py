@@ -10,7 +10,7 @@ from torch import Tensor
 from . import forms
 
 if TYPE_CHECKING:
-    from .rules import Rule
+    from .rule import Rule
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
 # between being formed and being summed; on an accelerator what fills it.

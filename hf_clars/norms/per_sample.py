@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
 from .ledger import Entry, Ledger
-from .rules import Rule, rule_for
-from .tap import Call, Tap
+from .measured_forward import MeasuredForward, attached_to
+from .rule import Rule
+from .rules import rule_for
 
 MODES = ("per_sample", "subset", "micro_batch")
 
@@ -82,7 +82,7 @@ class PerSampleNorms:
         """Begin to measure; nothing happens if it already does. Returns itself."""
         if self._attached:
             return self
-        if _attached_to(self.model):
+        if attached_to(self.model):
             raise UserError("another PerSampleNorms is attached to this model: detach() it first")
         self._ledger = Ledger()
         self.untracked = {}
@@ -109,7 +109,7 @@ class PerSampleNorms:
     @staticmethod
     def detach_all(model: nn.Module) -> None:
         """Detach whichever `PerSampleNorms` is attached to the model or to part of it."""
-        for norms in _attached_to(model):
+        for norms in attached_to(model):
             norms.detach()
 
     def __enter__(self) -> PerSampleNorms:
@@ -142,10 +142,14 @@ class PerSampleNorms:
                 continue
             weight, bias = entry(module, "weight", prefix), entry(module, "bias", prefix)
             if weight is not None or bias is not None:
-                module.forward = _MeasuredForward(self, module, rule, weight, bias)  # type: ignore[assignment]
+                module.forward = MeasuredForward(self, module, rule, weight, bias)
                 self._measured.append(module)
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and parameter.ndim >= 2 and (id(parameter) not in entries or id(parameter) in claimed):
+            if (
+                parameter.requires_grad
+                and parameter.ndim >= 2
+                and (id(parameter) not in entries or id(parameter) in claimed)
+            ):
                 self.untracked[name] = claimed.get(id(parameter), "no module holds it as its weight")
 
     def _rule(self, module: nn.Module, in_attention: set[int]) -> tuple[Rule | None, str]:
@@ -269,49 +273,6 @@ class PerSampleNorms:
         wanted = min(batch, max(1, round(self.norm_samples * batch / max(self.total_batch_size or batch, batch))))
         stride = batch // wanted
         return None if wanted == batch else slice(0, wanted * stride, stride)
-
-
-class _MeasuredForward:
-    """Stands in for `module.forward`: the same output, with a tap on its gradient."""
-
-    def __init__(
-        self, norms: PerSampleNorms, module: nn.Module, rule: Rule, weight: Entry | None, bias: Entry | None
-    ) -> None:
-        self.norms, self.module, self.rule, self.weight, self.bias = norms, module, rule, weight, bias
-
-    def __reduce__(self) -> Any:
-        # A copy of the model (an EMA), or a pickled one, has its plain forward back.
-        return types.MethodType, (type(self.module).forward, self.module)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        entries = [e for e in (self.weight, self.bias) if e is not None and e.parameter.requires_grad]
-        inputs = (*args, *kwargs.values())  # the input may be given by name
-        if not entries or len(inputs) != 1 or not torch.is_grad_enabled():
-            return type(self.module).forward(self.module, *args, **kwargs)
-        (x,) = inputs
-        rule = self.rule
-        unbatched = x.ndim == rule.unbatched_ndim
-        batch = 1 if unbatched else self.norms.samples_in(x.shape[0] if x.ndim else 0, entries)
-        if batch is None:
-            return type(self.module).forward(self.module, x)
-
-        weight = self.module._parameters["weight"]
-        assert weight is not None
-        measured_weight = self.weight if self.weight in entries else None
-        measured_bias = self.bias if self.bias in entries else None
-        subset = self.norms.subset_of(batch)
-        x = rule.prepare(x)
-        fused = (
-            measured_weight is not None and subset is None and rule.fused(x.unsqueeze(0) if unbatched else x, batch)
-        )
-        y = rule.call(x, weight.detach() if fused else weight, self.module._parameters.get("bias"))
-        call = Call(rule, measured_weight, measured_bias, batch, subset, fused, unbatched)
-        return rule.finish(Tap.apply(y, x.detach(), weight if fused else None, call))
-
-
-def _attached_to(model: nn.Module) -> set[PerSampleNorms]:
-    forwards = [module.__dict__.get("forward") for module in model.modules()]
-    return {forward.norms for forward in forwards if isinstance(forward, _MeasuredForward)}
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .ledger import Entry
-    from .rules import Rule
+    from .rule import Rule
 
 
 @dataclass(eq=False)
@@ -56,7 +56,7 @@ class Tap(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "PerSampleNorms does not measure derivatives of gradients (create_graph=True): detach() it first"

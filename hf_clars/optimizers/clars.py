@@ -72,7 +72,7 @@ class CLARS(LayerwiseOptimizer):
         return self.grad_scaler is None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update by Eq. 4 and 5.
 
         Raises:
@@ -97,9 +97,8 @@ class CLARS(LayerwiseOptimizer):
     def _denominators(self) -> dict[Tensor, Tensor]:
         norms = self.norms
         if hasattr(norms, "denominators"):
-            measured = norms.denominators()
-        else:
-            measured = norms() if callable(norms) else norms
+            norms = norms.denominators
+        measured = norms() if callable(norms) else norms
         if not measured:
             raise RuntimeError(
                 "CLARS.step() found no per-sample gradient norms for these gradients: attach PerSampleNorms(model) "
@@ -128,7 +127,7 @@ class CLARS(LayerwiseOptimizer):
             return self.grad_scaler.scale(torch.ones(()))
         if not hasattr(self, "found_inf"):
             return None
-        scale: Tensor | None = self.grad_scale
+        scale: Tensor | None = self.grad_scale  # type: ignore[attr-defined]
         if scale is None:
             raise RuntimeError(
                 "GradScaler unscaled the gradients before CLARS.step(), so the norms would keep the loss scale: "

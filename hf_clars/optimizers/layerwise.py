@@ -62,7 +62,7 @@ class LayerwiseOptimizer(Optimizer):
         return dict(self._gammas)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update by Eq. 4. Never waits for the device.
 
         Args:

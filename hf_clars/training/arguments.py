@@ -41,8 +41,12 @@ class ClarsTrainingArguments(TrainingArguments):
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "γ_scale; by default base_learning_rate × total batch size / base_batch_size."}
     )
-    optim: OptimizerNames | str = field(default="clars", metadata={"help": "The optimizer; clars or lars, or any other."})
-    lr_scheduler_type: SchedulerType | str = field(default="polynomial", metadata={"help": "The learning rate schedule."})
+    optim: OptimizerNames | str = field(
+        default="clars", metadata={"help": "The optimizer; clars or lars, or any other."}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="polynomial", metadata={"help": "The learning rate schedule."}
+    )
     lr_scheduler_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of the schedule as JSON; a polynomial has power 2 by default."}
     )
@@ -66,7 +70,7 @@ class ClarsTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         names = [member.value for member in OptimizerNames]
-        if str(getattr(self.optim, "value", self.optim)) not in names:
+        if self.optim_name not in names:
             near = difflib.get_close_matches(str(self.optim), names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ": choose 'clars', 'lars', or one of transformers' own"
             raise UserError(f"optim={self.optim!r} is unknown{hint}")
@@ -81,14 +85,19 @@ class ClarsTrainingArguments(TrainingArguments):
         self.learning_rate = 0.0 if given is None else given
         super().__post_init__()
         if self._is_layerwise():
-            self.optimizer_options().override(self.optim.value, parse_optim_args(self.optim_args))  # type: ignore[union-attr]
+            self.optimizer_options().override(self.optim_name, parse_optim_args(self.optim_args))
         self._accumulate()
         if given is None:
             self.learning_rate = self._scaled_learning_rate()
 
+    @property
+    def optim_name(self) -> str:
+        """`optim` as plain text, before and after transformers made an enum member of it."""
+        return str(getattr(self.optim, "value", self.optim))
+
     def optimizer_options(self) -> OptimizerOptions:
         """The fields that concern the optimizer."""
-        name = str(getattr(self.optim, "value", self.optim))
+        name = self.optim_name
         return OptimizerOptions(
             eta=OPTIMIZERS[name] if self.eta is None else self.eta,
             momentum=self.momentum,
@@ -100,7 +109,7 @@ class ClarsTrainingArguments(TrainingArguments):
         )
 
     def _is_layerwise(self) -> bool:
-        return str(getattr(self.optim, "value", self.optim)) in OPTIMIZERS
+        return self.optim_name in OPTIMIZERS
 
     def _keep_batches_local(self) -> None:
         # accelerate's default for streams is that rank 0 reads and decodes for everyone.

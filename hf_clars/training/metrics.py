@@ -23,5 +23,3 @@ def accuracies(prediction: Any) -> dict[str, float]:
     if best.shape[1] == _KEPT:
         metrics["top5_accuracy"] = float(hit.any(1).mean())
     return metrics
-
-

@@ -79,4 +79,6 @@ def _read(key: str, text: str, kind: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise UserError(f"optim_args: {key}={text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        raise UserError(
+            f"optim_args: {key}={text!r} is not {'a whole number' if kind is int else 'a number'}"
+        ) from None

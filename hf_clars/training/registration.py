@@ -87,7 +87,9 @@ def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
         )
 
 
-def _build_clars(model: nn.Module, *, lr: float, options: OptimizerOptions, total_batch_size: int) -> LayerwiseOptimizer:
+def _build_clars(
+    model: nn.Module, *, lr: float, options: OptimizerOptions, total_batch_size: int
+) -> LayerwiseOptimizer:
     PerSampleNorms.detach_all(model)  # an earlier Trainer's
     norms = PerSampleNorms(
         model,

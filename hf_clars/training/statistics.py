@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+import wandb
 
 from ..formulas import gradient_variance_factor
 from ..norms import PerSampleNorms
@@ -90,7 +91,9 @@ class LayerStatisticsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         keys = [(name, statistic) for name, entry in pending.items() for statistic in entry]
-        flat = torch.stack([pending[name][statistic].to("cpu", torch.float64, non_blocking=True) for name, statistic in keys])
+        flat = torch.stack(
+            [pending[name][statistic].to("cpu", torch.float64, non_blocking=True) for name, statistic in keys]
+        )
         layers: dict[str, dict[str, float]] = {}
         for (name, statistic), value in zip(keys, flat.tolist(), strict=True):
             if math.isfinite(value):  # a layer whose gradient is zero has no M_k, and JSON no NaN

@@ -40,13 +40,15 @@ class ClarsTrainer(Trainer):
 
     args: ClarsTrainingArguments
 
-    def __init__(self, model: Any = None, args: ClarsTrainingArguments | None = None, *rest: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any = None, args: ClarsTrainingArguments | None = None, *rest: Any, **kwargs: Any
+    ) -> None:
         if args is not None and not isinstance(args, ClarsTrainingArguments):
             raise UserError(f"ClarsTrainer takes ClarsTrainingArguments, not {type(args).__name__}")
         args = ClarsTrainingArguments() if args is None else args
         if args.n_gpu > 1:
             raise UserError(
-                f"one process sees {args.n_gpu} GPUs: start one process per GPU with `accelerate launch --num_processes "
+                f"one process sees {args.n_gpu} GPUs: start a process for each with `accelerate launch --num_processes "
                 f"{args.n_gpu} ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES"
             )
         keep_wandb_offline_without_login(args.report_to)

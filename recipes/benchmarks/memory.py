@@ -79,7 +79,10 @@ def main() -> None:
     print(f"{'micro-batches':>13} {'B':>6} {'host peak MiB':>14} {'ratio':>6} {'device MiB':>11} {'seconds':>8}")
     for accumulation in options.accumulation:
         child = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--one", str(accumulation)], capture_output=True, text=True, check=False
+            [sys.executable, __file__, *sys.argv[1:], "--one", str(accumulation)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         results = [line for line in child.stdout.splitlines() if line.startswith("RESULT ")]
         if not results:

@@ -1,0 +1,205 @@
+"""Where examples come from: Parquet, image folders, WebDataset and the Hub, and what goes wrong there."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hf_clars import UserError
+from hf_clars.data import decode_image, open_source
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def png(red: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_parquet(path: Path, labels: pa.Array, image: str = "image", label: str = "label") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = pa.array(
+        [{"bytes": png(row), "path": None} for row in range(len(labels))],
+        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    )
+    pq.write_table(pa.table({image: images, label: labels}), path, row_group_size=4)
+
+
+def write_tar(path: Path, labels: range) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for row, label in enumerate(labels):
+            for name, data in ((f"{row:04d}.png", png(label)), (f"{row:04d}.cls", str(label % 2).encode())):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def write_images(folder: Path, **numbers: int) -> None:
+    for name, number in numbers.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
+            (folder / name / f"{i}.png").write_bytes(png(i))
+
+
+@pytest.fixture
+def parquet(tmp_path) -> Path:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", pa.array(range(10)))
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", pa.array(range(6)))
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", pa.array(range(3)))
+    return tmp_path
+
+
+def test_parquet(parquet):
+    source = open_source(str(parquet), "train")
+    assert (source.num_examples, source.class_names) == (16, None)
+    stream = source.stream()
+    assert stream.num_shards == 5  # row groups, not files
+    examples = list(stream)
+    assert [example["label"] for example in examples] == [*range(10), *range(6)]
+    assert decode_image(examples[9]["image"]).getpixel((0, 0)) == (9, 0, 0)
+    assert len(open_source(str(parquet), "validation").table()) == 3
+
+
+def test_parquet_with_names_and_columns_of_its_own(tmp_path):
+    write_parquet(tmp_path / "train.parquet", pa.array(range(5)), "picture", "species")
+    with pytest.raises(UserError, match="no column that looks like the image: it has picture, species; name it with"):
+        open_source(str(tmp_path), "train")
+    with pytest.raises(UserError, match=r"no column 'kind' \(label\): it has picture, species"):
+        open_source(str(tmp_path), "train", image_column="picture", label_column="kind")
+    source = open_source(str(tmp_path), "train", image_column="picture", label_column="species")
+    assert [set(example) for example in source.stream()] == [{"image", "label"}] * 5
+
+
+@pytest.mark.parametrize(("image", "label"), [("img", "fine_label"), ("jpg", "cls")])
+def test_usual_column_names_are_found(tmp_path, image, label):
+    write_parquet(tmp_path / "train.parquet", pa.array(range(5)), image, label)
+    assert [example["label"] for example in open_source(str(tmp_path), "train").stream()] == [*range(5)]
+
+
+def test_webdataset(tmp_path):
+    for shard in range(3):
+        write_tar(tmp_path / f"train-{shard:04d}.tar", range(5 * shard, 5 * shard + 5))
+    source = open_source(str(tmp_path), "train", num_examples=15)
+    assert source.num_examples == 15
+    assert open_source(str(tmp_path), "train").num_examples is None
+    assert source.stream().num_shards == 3
+    examples = list(source.stream())
+    assert [example["label"] for example in examples] == [number % 2 for number in range(15)]
+    assert decode_image(examples[14]["image"]).getpixel((0, 0)) == (14, 0, 0)
+
+
+def test_image_folders(tmp_path):
+    write_images(tmp_path / "train", cat=3, dog=4)
+    write_images(tmp_path / "val", cat=1, dog=2)
+    source = open_source(str(tmp_path), "train")
+    assert (source.num_examples, source.class_names) == (7, ["cat", "dog"])
+    labels = {example["image"]["path"].split(os.sep)[-2]: example["label"] for example in source.stream()}
+    assert labels == {"cat": 0, "dog": 1}
+    assert len(list(source.stream())) == 7
+    assert [row["label"] for row in open_source(str(tmp_path), "validation").table()] == [0, 1, 1]
+
+
+def test_the_bundled_images(fashion_mnist):
+    source = open_source(str(fashion_mnist), "train")
+    source.check_labels(10)
+    assert (source.num_examples, len(source.class_names), source.stream().num_shards) == (12_000, 10, 6)
+
+
+def test_real_sets(shared_data):
+    for name, examples, classes in (("cifar100", 50_000, 100), ("imagenet_sample", 170, 1000)):
+        source = open_source(str(shared_data / name), "train")
+        source.check_labels(classes)
+        assert (source.num_examples, len(source.class_names)) == (examples, classes)
+        assert decode_image(next(iter(source.stream()))["image"]).mode == "RGB"
+
+
+@pytest.mark.parametrize("label", [-1, 10, None])
+def test_a_label_outside_the_classes_is_found_before_training(tmp_path, label):
+    write_parquet(tmp_path / "train.parquet", pa.array([0, 9, 3, 4, 5, label, 6], pa.int64()))
+    source = open_source(str(tmp_path), "train")
+    with pytest.raises(UserError, match=rf"label {label} of row 5 in train.parquet is outside the 10 classes"):
+        source.check_labels(10)
+
+
+def test_what_is_not_there_is_an_error(parquet, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        open_source(str(tmp_path / "missing"), "train")
+    with pytest.raises(UserError, match="no such folder"):
+        open_source("./missing", "train")
+    with pytest.raises(UserError, match="has no split 'extra': it has train, test"):
+        open_source(str(parquet), "extra")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="the folder is empty"):
+        open_source(str(tmp_path / "nothing"), "train")
+    write_parquet(tmp_path / "empty" / "train.parquet", pa.array([], pa.int64()))
+    with pytest.raises(UserError, match="split 'train' is empty"):
+        open_source(str(tmp_path / "empty"), "train")
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Refuses as huggingface.co does."""
+
+    def do_HEAD(self) -> None:
+        status, code = (401, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_what_the_hub_refuses_is_said_in_one_line_without_the_token(hub, tmp_path):
+    script = (
+        "import sys\nfrom hf_clars import UserError\nfrom hf_clars.data import open_source\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n        open_source(name, 'train')\n    except UserError as error:\n        print(error)"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    run = subprocess.run(
+        [sys.executable, "-c", script, "someone/gated", "someone/unknown"],
+        env={**clean, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret", "HF_ENDPOINT": hub},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert run.stdout.splitlines() == [
+        "dataset 'someone/gated' is gated: accept its terms on https://huggingface.co/datasets/someone/gated, then run "
+        "`hf auth login` (or set HF_TOKEN)",
+        "dataset 'someone/unknown' is neither a folder nor a data set on the Hub that you may see",
+    ]
+    assert "hf_secret" not in run.stdout + run.stderr
+
+
+def test_the_hub_cannot_be_reached():  # conftest.py forbids it
+    with pytest.raises(UserError, match="dataset 'someone/set': the Hub cannot be reached"):
+        open_source("someone/set", "train")
