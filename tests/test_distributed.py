@@ -20,7 +20,7 @@ def launch(processes: int, *arguments: str, config: str | None = None) -> subpro
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
 
 
 def train(folder: Path, processes: int, optim: str, per_device: int) -> dict[str, torch.Tensor]:
@@ -45,3 +45,25 @@ def test_two_processes_are_one(tmp_path, optim):
     for a, b in zip(*records, strict=True):  # the reduced statistics are those of the whole batch, too
         for name, layer in a["layers"].items():
             assert b["layers"][name] == pytest.approx(layer, rel=1e-4)
+
+
+def test_two_fsdp2_shards_are_one_model(tmp_path):
+    from .launch_fsdp2 import batch
+    from .launch_fsdp2 import train as train_whole
+    from .models import Classifier
+
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "tests.launch_fsdp2", str(tmp_path / "weights.pt"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    torch.manual_seed(1)
+    model = Classifier()
+    train_whole(model, *batch(), 4, False)
+    sharded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(sharded[name], parameter.detach(), rtol=1e-5, atol=1e-7)

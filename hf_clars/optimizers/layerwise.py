@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..formulas import layer_learning_rates, nesterov_update_
+from . import sharded
 
 VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
 
@@ -99,24 +100,21 @@ class LayerwiseOptimizer(Optimizer):
         gradients: list[Tensor] = [w.grad for w in weights if w.grad is not None]
         decay = group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
         device = weights[0].device
-        norm_dtype = torch.promote_types(dtype, torch.float32)
         if adapted:
-            weight_norms = torch.stack(torch._foreach_norm(weights, 2, norm_dtype))
+            weight_norms = sharded.norms(weights)
             missing = [g for w, g in zip(weights, gradients, strict=True) if w not in denominators]
-            gradient_norms = iter(torch._foreach_norm(missing, 2, norm_dtype) if missing else ())
+            gradient_norms = iter(sharded.norms(missing) if missing else ())
             found = [denominators[w] if w in denominators else next(gradient_norms) for w in weights]
-            denominator = torch.stack([d.to(device, norm_dtype, non_blocking=True) for d in found])
+            denominator = torch.stack([d.to(device, weight_norms.dtype, non_blocking=True) for d in found])
             if group["decay_in_denominator"]:
                 denominator = denominator + decay * weight_norms
             gammas = layer_learning_rates(group["lr"], group["eta"], weight_norms, denominator)
         else:
             rate = group["lr"] * group["eta"] if group["vectors"] == "eta" else group["lr"]
-            gammas = torch.ones(len(weights), dtype=norm_dtype, device=device) * rate
+            gammas = torch.ones(len(weights), dtype=torch.promote_types(dtype, torch.float32), device=device) * rate
         rates = list(gammas.unbind())
         self._gammas.update(zip(weights, rates, strict=True))
 
-        if decay:
-            gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
         displacements = []
         if group["momentum"]:
             for weight in weights:
@@ -124,7 +122,10 @@ class LayerwiseOptimizer(Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
                 displacements.append(state["momentum_buffer"])
-        nesterov_update_(weights, gradients, displacements, rates, group["momentum"])
+        local_weights, local_gradients = sharded.local(weights), sharded.local(gradients)
+        if decay:
+            local_gradients = list(torch._foreach_add(local_gradients, local_weights, alpha=decay))
+        nesterov_update_(local_weights, local_gradients, sharded.local(displacements), rates, group["momentum"])
 
 
 def _buckets(group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, bool], list[Tensor]]:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import wandb
 
 from ..formulas import gradient_variance_factor
 from ..norms import PerSampleNorms
-from ..optimizers import CLARS, LayerwiseOptimizer
+from ..optimizers import CLARS, LayerwiseOptimizer, sharded
 
 STATISTICS = {
     "weight_norm": "‖w‖",
@@ -57,8 +56,10 @@ class LayerStatisticsCallback(TrainerCallback):
         if optimizer is None or state.global_step % self._every:
             return
         layers = _layers(optimizer)
-        weight_norms = _norms(list(layers.values()))
-        gradient_norms = _norms([w.grad for w in layers.values()])
+        if not layers:
+            return
+        weight_norms = sharded.norms(list(layers.values()))
+        gradient_norms = sharded.norms([w.grad for w in layers.values() if w.grad is not None])
         self._pending = {
             name: {"weight_norm": w, "gradient_norm": g}
             for name, w, g in zip(layers, weight_norms, gradient_norms, strict=True)
@@ -129,12 +130,6 @@ def _layers(optimizer: LayerwiseOptimizer) -> dict[str, Tensor]:
         for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False)
         if parameter.grad is not None and (group["layer_adaptation"] or group["vectors"] == "paper")
     }
-
-
-def _norms(tensors: list[Any]) -> list[Tensor]:
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32) if tensors else torch.float32
-    norms = torch._foreach_norm(tensors, 2, dtype) if tensors else []
-    return [n.full_tensor() if isinstance(n, DTensor) else n for n in norms]
 
 
 def _log_to_wandb(record: dict[str, Any]) -> None:
