@@ -11,9 +11,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Idle threads sleep instead of spinning: a decoding worker shares the cores.
 demo: $(READY)
-	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process 1 \
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/accelerate launch --quiet --cpu --num_processes 1 --num_machines 1 \
+		--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 2 \
 		recipes/imagenet_clars.py --config recipes/demo/fashion_mnist.yaml
 
 test: $(READY)

@@ -1,4 +1,4 @@
-"""Three steps of CLARS on two FSDP2 shards with accumulation; rank 0 saves the weights. The tests run it by torchrun."""
+"""Three steps of CLARS on two FSDP2 shards with accumulation; rank 0 saves the weights. For torchrun."""
 
 import sys
 

@@ -7,9 +7,10 @@ collator, in the worker that makes the batch.
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from datasets import ClassLabel, Image, IterableDataset, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError
 
 from ..errors import UserError
+from .folders import class_folders, folder_stream, folder_table, list_images, split_folders
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
@@ -78,7 +80,8 @@ class ImageSource:
         """
         for where, labels in self._labels():
             for row, label in enumerate(labels):
-                if label is None or not 0 <= int(label) < num_classes:
+                number = int(label) if str(label).isdecimal() else -1
+                if not 0 <= number < num_classes:
                     raise UserError(
                         f"{self.name}: label {label} of row {row} in {where} is outside the {num_classes} classes "
                         f"(0 to {num_classes - 1}); is --num_classes right?"
@@ -104,6 +107,24 @@ class ImageSource:
         return data.cast_column("image", Image(decode=False))
 
 
+@dataclass(frozen=True)
+class FolderSource(ImageSource):
+    """A split that is a folder of images by class."""
+
+    _images: list[tuple[str, int]] = field(default_factory=list, repr=False)
+
+    def stream(self) -> IterableDataset:
+        assert self.class_names is not None
+        return folder_stream(self._images, self.class_names)
+
+    def table(self) -> datasets.Dataset:
+        assert self.class_names is not None
+        return folder_table(self._images[: self.num_examples], self.class_names)
+
+    def _labels(self) -> Iterator[tuple[str, list[Any]]]:
+        yield f"split {self.split!r}", [label for _, label in self._images]
+
+
 def open_source(
     name: str,
     split: str,
@@ -126,9 +147,11 @@ def open_source(
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()
     if looks_local and not path.is_dir():
-        raise UserError(f"dataset {name!r}: no such folder")
+        raise UserError(f"dataset {name!r}: {'a file, not a folder' if path.exists() else 'no such folder'}")
     if looks_local and not any(path.rglob("*.*")):
         raise UserError(f"dataset {name!r}: the folder is empty")
+    if looks_local and (folders := split_folders(path)):
+        return _open_folder(name, folders, _find_split(name, split, list(folders)), num_examples)
     with _clear_errors(name):
         builder = load_dataset_builder(str(path) if looks_local else name, config, revision=revision)
         found = _find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
@@ -156,6 +179,22 @@ def open_source(
         num_examples=known if num_examples is None else num_examples,
         _builder=builder,
         _features=features,
+    )
+
+
+def _open_folder(name: str, folders: dict[str, Path], split: str, num_examples: int | None) -> FolderSource:
+    class_names = class_folders(folders, split)
+    images = list_images(folders[split], class_names)
+    return FolderSource(
+        name=name,
+        split=split,
+        image_column="image",
+        label_column="label",
+        class_names=class_names,
+        num_examples=len(images) if num_examples is None else min(num_examples, len(images)),
+        _builder=None,
+        _features=datasets.Features(),
+        _images=images,
     )
 
 
@@ -217,3 +256,7 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(f"dataset {name!r}: {str(error).splitlines()[0]}") from error
     except ConnectionError as error:
         raise UserError(f"dataset {name!r}: the Hub cannot be reached ({str(error).splitlines()[0]})") from error
+    except UserError:
+        raise
+    except (OSError, ValueError, tarfile.TarError) as error:  # pyarrow's errors are ValueErrors
+        raise UserError(f"dataset {name!r} cannot be read: {' '.join(str(error).split())}") from error

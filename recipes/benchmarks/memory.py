@@ -2,9 +2,10 @@
 
     python recipes/benchmarks/memory.py [--accumulation 2 8 32] [--micro_batch 512] [--model_name resnet50]
 
-Every setting runs in a process of its own: `ClarsTrainer` does one step of CLARS with exact norms on random uint8
-images, the last setting with B = 32 × 512 = 16384. Prints one table and writes memory.json. On CUDA the device's peak
-is reported too.
+Every setting runs in a process of its own, in which `ClarsTrainer` takes steps of CLARS with exact norms on random uint8
+images; the last setting is one step of B = 32 × 512 = 16384. All settings see the same number of images, so that what
+the memory allocator does over time is the same for all. Prints one table and writes memory.json. On CUDA the device's
+peak is reported too.
 """
 
 import argparse
@@ -38,21 +39,23 @@ def measure(options: argparse.Namespace, accumulation: int) -> dict:
     from hf_clars import ClarsTrainer, ClarsTrainingArguments, build_model
 
     batch = options.micro_batch * accumulation
+    steps = max(options.accumulation) // accumulation
     with tempfile.TemporaryDirectory() as folder:
         args = ClarsTrainingArguments(
-            output_dir=folder, total_batch_size=batch, per_device_train_batch_size=options.micro_batch, max_steps=1,
+            output_dir=folder, total_batch_size=batch, per_device_train_batch_size=options.micro_batch, max_steps=steps,
             optim=options.optim, report_to=[], save_strategy="no", disable_tqdm=True, layer_statistics_steps=1,
             dataloader_pin_memory=False,
         )  # fmt: skip
         model = build_model(options.model_name, 10)
-        trainer = ClarsTrainer(model, args, train_dataset=RandomImages(batch, options.image_size))
+        trainer = ClarsTrainer(model, args, train_dataset=RandomImages(batch * steps, options.image_size))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         trainer.train()
-        assert trainer.state.global_step == 1
+        assert trainer.state.global_step == steps
     return {
         "accumulation": accumulation,
         "total_batch_size": batch,
+        "steps": steps,
         "seconds": time.perf_counter() - start,
         "host_before_mib": before / 1024,
         "host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
