@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/memory.py [--accumulation 2 8 32] [--micro_batch 512] [--model_name resnet50]
 
-Every setting runs in a process of its own, in which `ClarsTrainer` takes steps of CLARS with exact norms on random uint8
+Every setting runs in a process of its own, where `ClarsTrainer` takes steps of CLARS with exact norms on random uint8
 images; the last setting is one step of B = 32 × 512 = 16384. All settings see the same number of images, so that what
 the memory allocator does over time is the same for all. Prints one table and writes memory.json. On CUDA the device's
 peak is reported too.
