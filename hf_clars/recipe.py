@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from .configuration import parse
@@ -78,6 +81,9 @@ def run(argv: list[str]) -> dict[str, float]:
         transformers_logging.set_verbosity_error()
 
     model_kwargs = _model_kwargs(recipe)
+    checkpoint = _checkpoint(args)
+    if recipe.plots and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib: pip install 'hf_clars[plots]', or go without by --plots false")
     train_source = _open(recipe, recipe.train_split, recipe.train_examples)
     eval_source = _open(recipe, recipe.eval_split, recipe.eval_examples)
     classes = _number_of_classes(recipe, train_source)
@@ -103,6 +109,7 @@ def run(argv: list[str]) -> dict[str, float]:
     )
     eval_collator = ImageCollator(eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes)
 
+    _make_folder(str(args.output_dir))
     set_seed(args.seed)
     model = build_model(recipe.model_name, classes, **model_kwargs)
     if train_source.class_names:
@@ -120,7 +127,7 @@ def run(argv: list[str]) -> dict[str, float]:
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=best_classes,
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {**result.metrics, **trainer.evaluate()}
     trainer.save_model()
     trainer.save_state()
@@ -176,6 +183,30 @@ def _model_kwargs(recipe: RecipeArguments) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"model_kwargs={given!r} must be a mapping")
     return values
+
+
+def _checkpoint(args: ClarsTrainingArguments) -> str | None:
+    """The folder to resume from; `--resume_from_checkpoint true` stands for the last one in the output folder."""
+    given = str(args.resume_from_checkpoint or "")
+    if given.lower() in ("", "false"):
+        return None
+    folder = str(args.output_dir)
+    if given.lower() == "true":
+        given = (get_last_checkpoint(folder) if Path(folder).is_dir() else None) or ""
+        if not given:
+            raise UserError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
+    if not (Path(given) / "trainer_state.json").is_file():
+        raise UserError(f"resume_from_checkpoint: {given} is not a checkpoint (it has no trainer_state.json)")
+    return given
+
+
+def _make_folder(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"output_dir {path} cannot be written: {error.strerror or error}") from None
 
 
 def _announce(recipe: RecipeArguments, args: ClarsTrainingArguments, model: Any, steps: int) -> None:

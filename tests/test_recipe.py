@@ -180,6 +180,14 @@ def test_one_clear_line_for_files_and_flags(tmp_path, images, capfd):
         error = capfd.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ")
         assert message in error
+    (tmp_path / "file").touch()
+    for flags, message in (
+        (["--resume_from_checkpoint", "true"], "there is no checkpoint in"),
+        (["--resume_from_checkpoint", str(tmp_path)], "is not a checkpoint"),
+        (["--output_dir", str(tmp_path / "file")], "cannot be written"),
+    ):
+        assert train([*config(tmp_path, images), *flags]) == 2, flags
+        assert message in capfd.readouterr().err
     assert main(["plot", str(tmp_path)]) == 2
     assert "no trainer_state.json" in capfd.readouterr().err
 

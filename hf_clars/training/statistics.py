@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from torch import Tensor
 from transformers import TrainerCallback
-
-import wandb
 
 from ..formulas import gradient_variance_factor
 from ..norms import PerSampleNorms
@@ -32,7 +31,7 @@ class LayerStatisticsCallback(TrainerCallback):
 
     One line of the file is `{"step": …, "epoch": …, "layers": {name: {statistic: value}}}`. In W&B the values are
     scalars `layers/<statistic>/<name>` without a panel of their own, and five panels draw all layers of a statistic.
-    Statistics that an optimizer has no notion of are left out (LARS: the denominator and M_k).
+    Statistics that a run has no notion of are left out (LARS: the denominator and M_k; `norm_mode="micro_batch"`: M_k).
 
     Args:
         every: optimizer steps from one record to the next; the only ones at which the device is waited for.
@@ -72,9 +71,10 @@ class LayerStatisticsCallback(TrainerCallback):
                     unscaled = scale.to(total.device)
                     entry = self._pending[name]
                     entry["denominator"] = total / unscaled
-                    entry["variance_factor"] = gradient_variance_factor(
-                        squares / unscaled**2, entry["gradient_norm"].to(total.device), samples
-                    )
+                    if optimizer.norms.mode != "micro_batch":  # whose samples are micro-batches
+                        entry["variance_factor"] = gradient_variance_factor(
+                            squares / unscaled**2, entry["gradient_norm"].to(total.device), samples
+                        )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = _layerwise(kwargs.get("optimizer"))

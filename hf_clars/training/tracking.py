@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 
 import requests.utils
-
 import wandb
 
 
