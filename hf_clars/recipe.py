@@ -109,9 +109,9 @@ def run(argv: list[str]) -> dict[str, float]:
     )
     eval_collator = ImageCollator(eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes)
 
-    _make_folder(str(args.output_dir))
     set_seed(args.seed)
     model = build_model(recipe.model_name, classes, **model_kwargs)
+    _make_folder(str(args.output_dir))
     if train_source.class_names:
         model.config.id2label = dict(enumerate(train_source.class_names))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
