@@ -36,9 +36,14 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
         if flag.startswith("--") and name not in known and name != "help":
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
     parser.set_defaults(**values)
-    *instances, stray = parser.parse_args_into_dataclasses(
-        flags, return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        *instances, stray = parser.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, TypeError) as error:  # transformers' own checks
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error).strip().splitlines()[0]) from error
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}: values follow a --flag")
     return tuple(instances[: len(kinds)])
@@ -60,8 +65,21 @@ def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
     dataset = values.get("dataset")
     if isinstance(dataset, str) and not Path(dataset).exists() and (file.parent / dataset).is_dir():
         values["dataset"] = str(file.parent / dataset)
-    # argparse converts defaults that are strings: `1e-2`, which YAML 1.1 takes for one, becomes a number there.
-    return {key: json.dumps(value) if key == "lr_scheduler_kwargs" else value for key, value in values.items()}
+    return {key: _as_typed(known[key], value) for key, value in values.items()}
+
+
+def _as_typed(field: Any, value: Any) -> Any:
+    """A YAML value as it would be typed on the command line, so that argparse checks and converts both alike.
+
+    YAML 1.1 reads `1e-2` as text and `no` as False.
+    """
+    if value is None or isinstance(value, (str, list)):
+        return value
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, bool) and not isinstance(field.default, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def _hint(name: str, known: dict[str, Any]) -> str:

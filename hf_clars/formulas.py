@@ -20,14 +20,15 @@ def trust_ratio(weight_norm: Tensor, denominator: Tensor) -> Tensor:
     """`‖w_k‖ / D_k`, and 1 where either is zero.
 
     A weight of norm zero (zero-initialised) has no scale to adapt to and would never move; a denominator of zero
-    comes with a gradient of zero. Both take the ratio 1, the convention of LARS and LAMB implementations.
+    comes with a gradient of zero. Both take the ratio 1, the convention of LARS and LAMB implementations. What is not
+    finite stays so: it must show.
 
     Args:
         weight_norm: `‖w_k‖₂`, shape `[K]`.
         denominator: `D_k`, shape `[K]`, in the units of `weight.grad`.
     """
-    defined = (weight_norm > 0) & (denominator > 0)
-    return torch.where(defined, weight_norm / denominator, torch.ones_like(weight_norm))
+    zero = (weight_norm == 0) | (denominator == 0)
+    return torch.where(zero, torch.ones_like(weight_norm), weight_norm / denominator)
 
 
 def layer_learning_rates(gamma_scale: float | Tensor, eta: float, weight_norm: Tensor, denominator: Tensor) -> Tensor:

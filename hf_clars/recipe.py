@@ -80,6 +80,7 @@ def run(argv: list[str]) -> dict[str, float]:
     if args.process_index:
         transformers_logging.set_verbosity_error()
 
+    _check(args)
     model_kwargs = _model_kwargs(recipe)
     checkpoint = _checkpoint(args)
     if recipe.plots and importlib.util.find_spec("matplotlib") is None:
@@ -112,7 +113,7 @@ def run(argv: list[str]) -> dict[str, float]:
     set_seed(args.seed)
     model = build_model(recipe.model_name, classes, **model_kwargs)
     _make_folder(str(args.output_dir))
-    if train_source.class_names:
+    if train_source.class_names and len(train_source.class_names) == classes:
         model.config.id2label = dict(enumerate(train_source.class_names))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
     _announce(recipe, args, model, steps)
@@ -183,6 +184,20 @@ def _model_kwargs(recipe: RecipeArguments) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"model_kwargs={given!r} must be a mapping")
     return values
+
+
+def _check(args: ClarsTrainingArguments) -> None:
+    """What transformers would only notice while it trains."""
+    if args.max_steps <= 0 and not args.num_train_epochs > 0:
+        raise UserError(f"num_train_epochs={args.num_train_epochs} must be above 0 (or max_steps at least 1)")
+    if args.per_device_eval_batch_size < 1:
+        raise UserError(f"per_device_eval_batch_size={args.per_device_eval_batch_size} must be at least 1")
+    if isinstance(args.lr_scheduler_kwargs, str):
+        raise UserError(f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r} is not JSON")
+    if args.dataloader_num_workers < 0:
+        raise UserError(f"dataloader_num_workers={args.dataloader_num_workers} must be at least 0")
+    if args.dataloader_num_workers == 0:
+        args.dataloader_persistent_workers = False
 
 
 def _checkpoint(args: ClarsTrainingArguments) -> str | None:

@@ -25,8 +25,8 @@ def gradient_variance(
         loss_fn: `loss_fn(outputs, targets)` → the mean loss of the batch.
 
     Returns:
-        Parameter name → `M_k`, for every measured parameter of two or more dimensions. At least 1; infinite where the
-        mean gradient is zero.
+        Parameter name → `M_k`, for every measured parameter of two or more dimensions. At least 1; infinite or NaN
+        where the mean gradient is zero.
 
     Raises:
         UserError: there is no batch; a PerSampleNorms is attached to the model already.

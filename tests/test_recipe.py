@@ -119,6 +119,10 @@ def test_imagenet_recipes_hold_the_papers_settings(name):
     assert args.lr_scheduler_kwargs["power"] == 2
 
 
+def test_more_classes_than_names(tmp_path, images):
+    assert train([*config(tmp_path, images, eval_strategy=False), "--num_classes", "7", "--max_steps", "1"]) == 0
+
+
 def test_flags_win_over_the_file(tmp_path, images):
     recipe, args = parse(
         [*config(tmp_path, images, eta="2e-2"), "--learning_rate", "7", "--model_kwargs", '{"channels": [8, 8, 8, 8]}'],
@@ -166,6 +170,10 @@ def test_one_clear_line_for_files_and_flags(tmp_path, images, capfd):
     (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
     for argv, message in (
         (["--config", str(tmp_path / "none.yaml")], "none.yaml: no such file"),
+        ([*config(tmp_path, images), "--image_size", "28.5"], "image_size"),
+        ([*config(tmp_path, images), "--max_steps", "0", "--num_train_epochs", "0"], "num_train_epochs"),
+        ([*config(tmp_path, images), "--per_device_eval_batch_size", "0"], "per_device_eval_batch_size"),
+        ([*config(tmp_path, images), "--lr_scheduler_kwargs", "notjson"], "lr_scheduler_kwargs"),
         (["--config", str(tmp_path / "list.yaml")], "must hold keys and values, not a list"),
         (["--config", str(tmp_path / "broken.yaml")], "is not YAML"),
         (

@@ -44,7 +44,9 @@ def gram_squares(x: Tensor, d: Tensor) -> Tensor:
     dtype = norm_dtype(d.dtype)
     if x.shape[-2] == 1:
         return squared_last(x, dtype) * squared_last(d, dtype)
-    return ((x @ x.mT).to(dtype) * (d @ d.mT).to(dtype)).sum((-2, -1)).clamp_min(0)  # rounding can pass zero
+    # Before they are squared: with a loss scale in d, its squares leave float16's range in both directions.
+    x, d = x.to(dtype), d.to(dtype)
+    return ((x @ x.mT) * (d @ d.mT)).sum((-2, -1)).clamp_min(0)  # rounding can pass zero
 
 
 def squared_last(x: Tensor, dtype: torch.dtype) -> Tensor:

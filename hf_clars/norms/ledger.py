@@ -31,6 +31,7 @@ class Entry:
         self.name = name
         self.index = index
         self.seen = False  # whether anything was ever recorded
+        self.incomplete = False  # part of the gradient cannot be measured, so none of the measured counts
         self.last: Tensor | None = None
         self.samples = 0  # of the gradient at hand
         self.past_samples = 0
@@ -83,6 +84,15 @@ class Entry:
         if self._shared_call is None:
             self._shared_call = (call, batch, self._gradient_is_new())
             self.ledger.at_end_of_backward(self._close_shared)
+        elif self._shared_call[1] != batch:
+            raise RuntimeError(
+                f"{self.name} was used with batches of {self._shared_call[1]} and {batch} samples in one backward "
+                "pass, so its calls do not belong to the same samples: call backward() for each batch"
+            )
+
+    def abandon(self) -> None:
+        """Forget calls of a backward pass that never came to its end."""
+        self._shared, self._shared_bias, self._shared_call = [], None, None
 
     def _close_shared(self) -> None:
         assert self._shared_call is not None
@@ -133,6 +143,13 @@ class Ledger:
             torch.autograd.Variable._execution_engine.queue_callback(self._close_all)
         self._closing.append(close)
 
+    def abandon_unfinished(self) -> None:
+        """Drop what a backward pass that failed left behind."""
+        if self._closing:
+            self._closing = []
+            for entry in self.entries:
+                entry.abandon()
+
     def _close_all(self) -> None:
         closing, self._closing = self._closing, []
         with torch.no_grad():
@@ -171,6 +188,7 @@ class Ledger:
             entry.samples = 0
 
     def reset(self) -> None:
+        self.abandon_unfinished()
         self._current = self._past = self._reduced = None
         for entry in self.entries:
             entry.samples = entry.past_samples = 0
@@ -181,7 +199,7 @@ class Ledger:
         if self._current is None or self._past is None:
             return {}
         total = self._past[row] + self._current[row]
-        return {e.name: total[e.index] for e in self.entries if e.samples + e.past_samples}
+        return {e.name: total[e.index] for e in self.entries if e.samples + e.past_samples and not e.incomplete}
 
     def of_gradient(self) -> tuple[Tensor, list[Entry]]:
         """`[2, K]`, averaged over data-parallel ranks as the gradient is, and the entries that have a value.
@@ -191,7 +209,7 @@ class Ledger:
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if distributed:
             # A layer that this rank did not reach may still have a gradient, from the others.
-            present = [e for e in self.entries if e.parameter.requires_grad]
+            present = [e for e in self.entries if e.parameter.requires_grad and not e.incomplete]
             if not present:
                 return torch.zeros(2, 0), []
             current, _ = self._sums(present[0].parameter)
@@ -202,5 +220,5 @@ class Ledger:
                 # Ranks average their gradients: each contribution is divided by the world size, its square twice.
                 self._reduced /= torch.tensor([[world], [world**2]], device=current.device)
             return self._reduced, present
-        present = [e for e in self.entries if e.samples]
+        present = [e for e in self.entries if e.samples and not e.incomplete]
         return (torch.zeros(2, 0) if self._current is None else self._current), present

@@ -26,7 +26,7 @@ class MeasuredForward:
 
     def __reduce__(self) -> Any:
         # A copy of the model (an EMA), or a pickled one, has its plain forward back.
-        return types.MethodType, (type(self.module).forward, self.module)
+        return getattr, (self.module, "forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         entries = [e for e in (self.weight, self.bias) if e is not None and e.parameter.requires_grad]
@@ -36,7 +36,7 @@ class MeasuredForward:
         (x,) = inputs
         rule = self.rule
         unbatched = x.ndim == rule.unbatched_ndim
-        batch = 1 if unbatched else self.norms.samples_in(x.shape[0] if x.ndim else 0, entries)
+        batch = self.norms.samples_in(x, rule, entries)
         if batch is None:
             return type(self.module).forward(self.module, x)
 
@@ -54,5 +54,30 @@ class MeasuredForward:
 
 def attached_to(model: nn.Module) -> set[PerSampleNorms]:
     """Every `PerSampleNorms` that measures the model or part of it."""
-    forwards = [module.__dict__.get("forward") for module in model.modules()]
-    return {forward.norms for forward in forwards if isinstance(forward, MeasuredForward)}
+    found = set()
+    for module in model.modules():
+        for part in (module.__dict__.get("forward"), *module._forward_pre_hooks.values()):
+            if isinstance(part, (MeasuredForward, BeginPass)) and part.norms is not None:
+                found.add(part.norms)
+    return found
+
+
+def is_own_forward(module: nn.Module) -> bool:
+    """Whether the instance's `forward` is the class's: what a copy of a measured module has."""
+    forward = module.__dict__["forward"]
+    own = isinstance(forward, types.MethodType) and forward.__self__ is module
+    return own and forward.__func__ is type(module).forward
+
+
+class BeginPass:
+    """The hook on the model's forward pass; without effect in a copy of the model."""
+
+    def __init__(self, norms: PerSampleNorms | None) -> None:
+        self.norms = norms
+
+    def __reduce__(self) -> Any:
+        return BeginPass, (None,)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.norms is not None:
+            self.norms.begin_pass(args, kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
 from .ledger import Entry, Ledger
-from .measured_forward import MeasuredForward, attached_to
+from .measured_forward import BeginPass, MeasuredForward, attached_to, is_own_forward
 from .rule import Rule
 from .rules import rule_for
 
@@ -91,7 +91,7 @@ class PerSampleNorms:
             self._attach_to_parameters()
         else:
             self._attach_to_modules()
-        self._handles.append(self.model.register_forward_pre_hook(self._begin_pass, with_kwargs=True))
+        self._handles.append(self.model.register_forward_pre_hook(BeginPass(self), with_kwargs=True))
         if self.untracked:
             self._warn(self.untracked)
         return self
@@ -144,6 +144,8 @@ class PerSampleNorms:
             if weight is not None or bias is not None:
                 module.forward = MeasuredForward(self, module, rule, weight, bias)
                 self._measured.append(module)
+        for identity in entries.keys() & claimed.keys():
+            entries[identity].incomplete = True
         for name, parameter in self.model.named_parameters():
             if (
                 parameter.requires_grad
@@ -156,10 +158,12 @@ class PerSampleNorms:
         kind = type(module).__name__
         if id(module) in in_attention:
             return None, "nn.MultiheadAttention uses it outside any layer's forward"
-        if "forward" in module.__dict__:
+        if "forward" in module.__dict__ and not is_own_forward(module):
             return None, f"forward of this {kind} was replaced by someone else"
         if isinstance(module, nn.Embedding) and (module.sparse or module.scale_grad_by_freq):
             return None, "nn.Embedding with sparse or scale_grad_by_freq gradients"
+        if module._parameters.get("weight") is None and isinstance(getattr(module, "weight", None), Tensor):
+            return None, f"the weight of this {kind} is computed from it (a parametrisation)"
         rule = rule_for(module)
         return rule, "" if rule is not None else f"no rule for modules of type {kind}"
 
@@ -187,7 +191,9 @@ class PerSampleNorms:
         for name, module in self.model.named_modules():
             yield (f"{name}." if name else ""), module
 
-    def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pass of the whole model begins: its first tensor says how many samples it has."""
+        self._ledger.abandon_unfinished()
         first = next(_tensors((*args, *kwargs.values())), None)
         self._batch = first.shape[0] if first is not None else None
         if not any(e.samples for e in self._ledger.entries):
@@ -238,10 +244,12 @@ class PerSampleNorms:
             return  # another rank may have measured it; or nothing was measured at all
         unmeasured = [e for e in self._ledger.entries if not e.seen and e.parameter.ndim >= 2]
         reason = "its gradient did not come through its module's forward"
-        self._note_untracked({e.name: reason for e in unmeasured if e.parameter.grad is not None})
+        self._exclude([e for e in unmeasured if e.parameter.grad is not None], reason)
 
-    def _note_untracked(self, reasons: dict[str, str]) -> None:
-        new = {name: reason for name, reason in reasons.items() if name not in self.untracked}
+    def _exclude(self, entries: list[Entry], reason: str) -> None:
+        for entry in entries:
+            entry.incomplete = True
+        new = {e.name: reason for e in entries if e.name not in self.untracked and e.parameter.ndim >= 2}
         if new:
             self.untracked.update(new)
             self._warn(new)
@@ -257,13 +265,18 @@ class PerSampleNorms:
 
     # --- for measured calls ------------------------------------------------------------------------------------
 
-    def samples_in(self, rows: int, entries: list[Entry]) -> int | None:
-        """The batch size of a layer that is given `rows` rows; None, and noted, when they are no multiple of it."""
+    def samples_in(self, x: Tensor, rule: Rule, entries: list[Entry]) -> int | None:
+        """The batch size of a layer's input; None, and noted, when its rows cannot be told to belong to samples."""
+        if x.ndim == rule.unbatched_ndim:
+            if self._batch in (None, 1) or self._measured == [self.model]:  # or the model is this one layer
+                return 1
+            self._exclude(entries, f"its layer saw an input without a batch dimension for a batch of {self._batch}")
+            return None
+        rows = x.shape[0] if x.ndim else 0
         batch = self._batch or rows
-        if rows and batch and rows % batch == 0:
+        if rows and (rows == batch or (rows % batch == 0 and x.ndim >= rule.folded_ndim)):
             return batch
-        reason = f"its layer saw {rows} rows for a batch of {batch}"
-        self._note_untracked({e.name: reason for e in entries if e.parameter.ndim >= 2})
+        self._exclude(entries, f"its layer saw {rows} rows for a batch of {batch}")
         return None
 
     def subset_of(self, batch: int) -> slice | None:
@@ -281,5 +294,5 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             yield from _tensors(value.values())

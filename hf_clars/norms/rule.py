@@ -17,12 +17,15 @@ class Rule:
 
     unbatched_ndim = 0  # number of dimensions of an input without a batch dimension; 0: there is no such thing
 
+    folded_ndim = 2  # fewest dimensions of an input whose rows may be several a sample
+
     def __init__(self, module: Any) -> None:
         self.module = module
 
     def prepare(self, x: Tensor) -> Tensor:
         """What the layer's operator is given: padding and autocast's cast, done where autograd sees them."""
-        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        wide = x.dtype == torch.float64  # which autocast leaves alone
+        if x.is_floating_point() and not wide and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 

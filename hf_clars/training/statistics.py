@@ -114,7 +114,10 @@ class LayerStatisticsCallback(TrainerCallback):
 def read_layer_statistics(output_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's `layer_statistics.jsonl`; none if it has no such file."""
     path = Path(output_dir) / FILE_NAME
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and not lines[-1].endswith("}}}"):
+        lines.pop()  # a run that was killed while it wrote
+    return [json.loads(line) for line in lines]
 
 
 def _layerwise(optimizer: Any) -> LayerwiseOptimizer | None:

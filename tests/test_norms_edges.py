@@ -1,0 +1,137 @@
+"""Uses at the edge: half precision, failures, partial measurements, copies, parametrised layers."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from hf_clars.norms import PerSampleNorms
+
+
+@pytest.mark.parametrize("size", [100.0, 1e-5])
+def test_float16_gram_norms_keep_their_range(size):
+    """A loss scale may lift derivatives to where their squares are no float16 any more."""
+    module = nn.Linear(256, 256, bias=False)
+    x, d = torch.randn(2, 4, 256), size * torch.randn(2, 4, 256)
+    with PerSampleNorms(module) as norms:
+        module(x).backward(d)
+        exact = norms.per_sample()["weight"]
+        module.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            y = module(x)
+        y.backward(d.half())
+        torch.testing.assert_close(norms.per_sample()["weight"], exact, rtol=0.05, atol=0)
+
+
+def test_a_denominator_that_is_not_finite_shows():
+    from hf_clars.formulas import trust_ratio
+
+    ratio = trust_ratio(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([torch.nan, torch.inf, 2.0, 0.0]))
+    assert ratio[0].isnan()
+    assert ratio[1:].tolist() == [0.0, 1.0, 1.0]
+
+
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ZeroDivisionError
+
+
+def test_a_backward_pass_that_failed_leaves_nothing_behind():
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.Tanh())
+    x = torch.randn(4, 3)
+    with PerSampleNorms(model) as norms:
+        model(x).sum().backward()
+        expected = norms.per_sample()
+        with pytest.raises(ZeroDivisionError):
+            model(Raises.apply(x.clone().requires_grad_())).sum().backward()
+        model.zero_grad()
+        norms.reset()
+        model(x).sum().backward()
+        for name, value in norms.per_sample().items():
+            torch.testing.assert_close(value, expected[name])
+        assert norms.sums().keys() == {"0.weight", "0.bias"}
+
+
+def test_batches_of_different_size_in_one_backward_pass_are_refused():
+    model = nn.Sequential(nn.Linear(3, 4, bias=False))
+    with PerSampleNorms(model):
+        loss = model(torch.randn(6, 3)).sum() + model(torch.randn(4, 3)).sum()
+        with pytest.raises(RuntimeError, match=r"batches of \d and \d samples in one backward pass"):
+            loss.backward()
+
+
+def test_a_partly_measured_parameter_does_not_count():
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.other = nn.Linear(3, 3), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.other(self.layer(x)).sum() + 100 * self.layer(x[:3]).sum()
+
+    model = Partly()
+    norms = PerSampleNorms(model)
+    with pytest.warns(UserWarning, match=r"layer\.weight: its layer saw 3 rows for a batch of 4"):
+        model(torch.randn(4, 3)).backward()
+    assert "layer.weight" in norms.untracked
+    assert model.layer.weight not in norms.denominators()
+    assert model.other.weight in norms.denominators()
+    assert "layer.weight" not in norms.sums()
+
+
+def test_positions_are_no_samples():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(9, 4), nn.Embedding(16, 4)
+
+        def forward(self, ids):
+            return self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+
+    with PerSampleNorms(Positions()) as norms:
+        with pytest.warns(UserWarning, match=r"positions\.weight: its layer saw 16 rows for a batch of 4"):
+            norms.model(torch.randint(0, 9, (4, 16))).sum().backward()
+        assert norms.per_sample()["tokens.weight"].shape == (4,)
+
+
+def test_parametrised_layers_are_named_and_work():
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match="parametri[sz]ation"):
+        norms = PerSampleNorms(model)
+    model(torch.randn(2, 3)).sum().backward()
+    assert "1.weight" in norms.sums()
+    norms.detach()
+
+
+def test_copies_and_pickles_can_be_measured_themselves():
+    model = nn.Sequential(nn.Linear(3, 2))
+    with PerSampleNorms(model):
+        twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for twin in twins:
+        with PerSampleNorms(twin) as norms:
+            assert norms.untracked == {}
+            twin(torch.randn(4, 3)).sum().backward()
+            assert norms.sums().keys() == {"0.weight", "0.bias"}
+
+
+def test_every_mode_is_found_by_detach_all():
+    model = nn.Linear(3, 2)
+    for mode in ("per_sample", "subset", "micro_batch"):
+        PerSampleNorms(model, mode)
+        PerSampleNorms.detach_all(model)
+    assert not model.weight._backward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_double_weights_under_autocast():
+    model = nn.Linear(3, 2).double()
+    with PerSampleNorms(model), torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(4, 3).double())
