@@ -135,3 +135,32 @@ def test_double_weights_under_autocast():
     model = nn.Linear(3, 2).double()
     with PerSampleNorms(model), torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(4, 3).double())
+
+
+def test_passes_for_other_gradients_do_not_count():
+    """An adversarial or saliency pass between micro-batches leaves `weight.grad`, and so its denominator, alone."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x = torch.randn(4, 3)
+    with PerSampleNorms(model) as norms:
+        model(x).square().mean().backward()
+        expected = {p: d.clone() for p, d in norms.denominators().items()}
+        point = x.clone().requires_grad_()
+        torch.autograd.grad(model(point).square().mean(), point)
+        model(point).square().mean().backward(inputs=[point])
+        for parameter, value in norms.denominators().items():
+            torch.testing.assert_close(value, expected[parameter])
+        norms.reset()
+        torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+        assert norms.sums().keys() == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own look at its tensors
+def test_compiled_models_are_measured():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 4))
+    x = torch.randn(5, 2, 6, 6)
+    with PerSampleNorms(model) as norms:
+        model(x).square().mean().backward()
+        expected = norms.per_sample()
+        torch.compile(model, backend="aot_eager")(x).square().mean().backward()
+        for name, value in norms.per_sample().items():
+            torch.testing.assert_close(value, expected[name])

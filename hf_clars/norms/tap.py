@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 if TYPE_CHECKING:
     from .ledger import Entry
@@ -73,10 +74,25 @@ class Tap(torch.autograd.Function):
             d = _select(d, step, batch, folds)
             batch = len(range(*step.indices(batch)))
 
-        weight_gradient = call.weight.close(call, x, d, batch) if call.weight is not None else None
-        if call.bias is not None:
+        weight_gradient = None
+        if call.weight is not None and _is_wanted(call.weight.parameter):
+            weight_gradient = call.weight.close(call, x, d, batch)
+        if call.bias is not None and _is_wanted(call.bias.parameter):
             call.bias.close_bias(call, d, batch)
         return full, None, weight_gradient, None
+
+
+def _is_wanted(parameter: Tensor) -> bool:
+    """Whether this backward pass computes the parameter's gradient, rather than the input's alone.
+
+    A private name, the one that FSDP and checkpointing ask; test_norms_edges.py fails if it goes.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return torch._C._will_engine_execute_node(get_gradient_edge(parameter).node)
+    except RuntimeError:  # `torch.autograd.grad` for the parameter itself, which ends at it
+        return True
 
 
 def _select(tensor: Tensor, which: slice, batch: int, folds: int) -> Tensor:
