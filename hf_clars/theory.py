@@ -28,9 +28,10 @@ below `.mean`; the right-hand sides then hold as stated. Nothing changes where a
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from . import checks
 from .errors import UserError
 
 _ROUNDING = 1e-12  # relative: `γ / L_k` and `1 / (8 L_k)` round differently
@@ -56,7 +57,7 @@ class LearningRateBounds:
         Raises:
             UserError: not one positive learning rate per layer.
         """
-        rates = _per_layer("gammas", gammas, _positive)
+        rates = checks.per_layer("gammas", gammas, checks.positive)
         if len(rates) != len(self.per_layer):
             raise UserError(f"gammas needs one learning rate per layer, {len(self.per_layer)}; it has {len(rates)}")
         slack = 1 + _ROUNDING
@@ -78,7 +79,7 @@ def convergence_weights(L: Sequence[float]) -> list[float]:
     Raises:
         UserError: `L` is empty or has an entry that is not positive and finite.
     """
-    inverses = [1 / value for value in _per_layer("L", L, _positive)]
+    inverses = [1 / value for value in checks.per_layer("L", L, checks.positive)]
     total = math.fsum(inverses)
     return [inverse / total for inverse in inverses]
 
@@ -105,7 +106,7 @@ def mgd_learning_rate_bounds(
         UserError: an `L` that is not positive, a negative `M`, different lengths, `batch_size` below 1, `M_g < max M`.
     """
     L, M, M_g = _layer_constants(L, M, M_g)
-    L_g, batch = _positive("L_g", L_g), _count("batch_size", batch_size)
+    L_g, batch = checks.positive("L_g", L_g), checks.count("batch_size", batch_size)
     return LearningRateBounds(
         per_layer=[min(1.0, _ratio(batch, m)) / (8 * l_k) for l_k, m in zip(L, M, strict=True)],
         mean=min(1.0, math.sqrt(_ratio(batch, M_g))) / (2 * L_g),
@@ -137,7 +138,7 @@ def mnag_learning_rate_bounds(
         UserError: as `mgd_learning_rate_bounds`; `momentum` outside [0, 1).
     """
     L, M, M_g = _layer_constants(L, M, M_g)
-    L_g, batch, beta = _positive("L_g", L_g), _count("batch_size", batch_size), _momentum(momentum)
+    L_g, batch, beta = checks.positive("L_g", L_g), checks.count("batch_size", batch_size), checks.momentum(momentum)
     odds = _ratio(1 - beta, beta)
     return LearningRateBounds(
         per_layer=[(1 - beta) * min(1.0, _ratio(batch, m)) / (8 * l_k) for l_k, m in zip(L, M, strict=True)],
@@ -172,7 +173,7 @@ def mgd_convergence_bound(
         UserError: a value out of range; neither `L_g` nor `kappa`; `kappa` below `max_k L_g/L_k`.
     """
     drift = _drift(f0_minus_finf, steps, L)
-    gamma, noise = _positive("gamma", gamma), _non_negative("M", M) / _count("batch_size", batch_size)
+    gamma, noise = checks.positive("gamma", gamma), checks.non_negative("M", M) / checks.count("batch_size", batch_size)
     return 8 * drift / gamma + (4 + 2 * _kappa(L, L_g, kappa)) * noise * gamma
 
 
@@ -200,8 +201,8 @@ def mnag_convergence_bound(
     Raises:
         UserError: as `mgd_convergence_bound`; `momentum` outside [0, 1).
     """
-    drift, beta = _drift(f0_minus_finf, steps, L), _momentum(momentum)
-    gamma, noise = _positive("gamma", gamma), _non_negative("M", M) / _count("batch_size", batch_size)
+    drift, beta = _drift(f0_minus_finf, steps, L), checks.momentum(momentum)
+    gamma, noise = checks.positive("gamma", gamma), checks.non_negative("M", M) / checks.count("batch_size", batch_size)
     return 8 * (1 - beta) * drift / gamma + _nesterov_noise(_kappa(L, L_g, kappa), beta) * noise * gamma
 
 
@@ -229,7 +230,7 @@ def mgd_rate(
         UserError: as `mgd_convergence_bound`.
     """
     drift = _drift(f0_minus_finf, steps, L)
-    noise = _non_negative("M", M) / _count("batch_size", batch_size)
+    noise = checks.non_negative("M", M) / checks.count("batch_size", batch_size)
     bound = 64 * drift + (12 + 2 * _kappa(L, L_g, kappa)) * math.sqrt(noise * drift)
     return Rate(gamma=min(1 / 8, math.sqrt(_ratio(drift, noise))), bound=bound)
 
@@ -260,8 +261,8 @@ def mnag_rate(
     Raises:
         UserError: as `mnag_convergence_bound`.
     """
-    drift, beta = _drift(f0_minus_finf, steps, L), _momentum(momentum)
-    noise = _non_negative("M", M) / _count("batch_size", batch_size)
+    drift, beta = _drift(f0_minus_finf, steps, L), checks.momentum(momentum)
+    noise = checks.non_negative("M", M) / checks.count("batch_size", batch_size)
     constant = 8 + _nesterov_noise(_kappa(L, L_g, kappa), beta)
     bound = 64 * drift / (1 - beta) + constant * math.sqrt(noise * drift)
     return Rate(gamma=min((1 - beta) / 8, math.sqrt(_ratio(drift, noise))), bound=bound)
@@ -289,9 +290,10 @@ def mnag_uniform_convergence_bound(
     Raises:
         UserError: a value out of range.
     """
-    beta, L_g, gamma_g = _momentum(momentum), _positive("L_g", L_g), _positive("gamma_g", gamma_g)
-    start = 8 * (1 - beta) * _non_negative("f0_minus_finf", f0_minus_finf) / (_count("steps", steps) * gamma_g)
-    noise = _non_negative("M_C", M_C) / _count("batch_size", batch_size)
+    beta, L_g, gamma_g = checks.momentum(momentum), checks.positive("L_g", L_g), checks.positive("gamma_g", gamma_g)
+    distance = checks.non_negative("f0_minus_finf", f0_minus_finf)
+    start = 8 * (1 - beta) * distance / (checks.count("steps", steps) * gamma_g)
+    noise = checks.non_negative("M_C", M_C) / checks.count("batch_size", batch_size)
     return start + _nesterov_noise(1.0, beta) * noise * L_g * gamma_g
 
 
@@ -302,25 +304,25 @@ def _nesterov_noise(kappa: float, beta: float) -> float:
 
 def _drift(f0_minus_finf: float, steps: int, L: Sequence[float]) -> float:
     """`Δ / (T S)`, the part of both bounds that the starting point leaves."""
-    inverse_sum = math.fsum(1 / value for value in _per_layer("L", L, _positive))
-    return _non_negative("f0_minus_finf", f0_minus_finf) / (_count("steps", steps) * inverse_sum)
+    inverse_sum = math.fsum(1 / value for value in checks.per_layer("L", L, checks.positive))
+    return checks.non_negative("f0_minus_finf", f0_minus_finf) / (checks.count("steps", steps) * inverse_sum)
 
 
 def _kappa(L: Sequence[float], L_g: float | None, kappa: float | None) -> float:
-    least = _positive("L_g", L_g) / min(L) if L_g is not None else None
+    least = checks.positive("L_g", L_g) / min(L) if L_g is not None else None
     if kappa is None:
         if least is None:
             raise UserError("the bound needs κ: pass L_g, or kappa (at least L_g / L_k for every layer)")
         return least
     if least is not None and kappa < least * (1 - _ROUNDING):
         raise UserError(f"kappa must be at least max L_g / L_k = {least:g}, got {kappa}; or leave it out")
-    return _positive("kappa", kappa)
+    return checks.positive("kappa", kappa)
 
 
 def _layer_constants(
     L: Sequence[float], M: Sequence[float], M_g: float | None
 ) -> tuple[list[float], list[float], float]:
-    lipschitz, factors = _per_layer("L", L, _positive), _per_layer("M", M, _factor)
+    lipschitz, factors = checks.per_layer("L", L, checks.positive), checks.per_layer("M", M, checks.factor)
     if len(lipschitz) != len(factors):
         raise UserError(f"L and M need one entry per layer each; they have {len(lipschitz)} and {len(factors)}")
     largest = max(factors)
@@ -334,44 +336,3 @@ def _layer_constants(
 def _ratio(numerator: float, denominator: float) -> float:
     """The quotient, infinite over 0: a condition that falls away."""
     return numerator / denominator if denominator else math.inf
-
-
-def _per_layer(name: str, values: Iterable[float], check: Callable[[str, float], float]) -> list[float]:
-    try:
-        entries = list(values)
-    except TypeError:
-        entries = []
-    if not entries:
-        raise UserError(f"{name} must be a sequence of numbers, one per layer, got {values!r}")
-    return [check(f"every entry of {name}", entry) for entry in entries]
-
-
-def _number(name: str, value: float, wanted: str, holds: Callable[[float], bool]) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with several elements
-        number = math.nan  # which no condition holds for
-    if not holds(number):
-        raise UserError(f"{name} must be {wanted}, got {value!r}")
-    return number
-
-
-def _positive(name: str, value: float) -> float:
-    return _number(name, value, "positive and finite", lambda x: 0 < x < math.inf)
-
-
-def _non_negative(name: str, value: float) -> float:
-    return _number(name, value, "finite and not negative", lambda x: 0 <= x < math.inf)
-
-
-def _factor(name: str, value: float) -> float:
-    """An `M_k`; `gradient_variance` gives an infinite one where the mean gradient vanishes."""
-    return _number(name, value, "a number that is not negative", lambda x: x >= 0)
-
-
-def _count(name: str, value: int) -> float:
-    return _number(name, value, "a whole number of at least 1", lambda x: x >= 1 and x.is_integer())
-
-
-def _momentum(value: float) -> float:
-    return _number("momentum", value, "in [0, 1)", lambda x: 0 <= x < 1)

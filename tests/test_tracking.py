@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = """
 import sys
 from hf_clars import ClarsTrainer, ClarsTrainingArguments
@@ -61,6 +59,5 @@ def _flat(history: dict) -> set[str]:
 
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard", reason="an optional dependency")
     run(tmp_path, "tensorboard")
     assert list(tmp_path.rglob("events.out.tfevents.*"))

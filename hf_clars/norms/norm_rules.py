@@ -1,5 +1,6 @@
 """Rules of the affine weights of norms."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -18,8 +19,9 @@ class NormRule(Rule):
     def prepare(self, x: Tensor) -> Tensor:
         return x  # norms cast by themselves under autocast
 
+    @abstractmethod
     def normalised(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`x̂`, without weight and bias."""
 
     def _reduce(self, values: Tensor, batch: int) -> Tensor:
         """Sum `[n, *positions, *weight.shape]` over the positions: weights stand in the last dimensions."""

@@ -1,5 +1,6 @@
 """What a rule is: how the parameters of one module are measured."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from .measure import chunks
 
 
-class Rule:
+class Rule(ABC):
     """Belongs to one module with a `weight`, perhaps a `bias`, and an input whose first dimension is the batch.
 
     It knows how to call the layer with substituted parameters, whether it wants to compute the weight gradient itself
@@ -29,8 +30,9 @@ class Rule:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x
 
+    @abstractmethod
     def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """The layer with these parameters in place of its own."""
 
     def finish(self, y: Tensor) -> Tensor:
         """What the module does after the parameters were used."""
@@ -40,9 +42,9 @@ class Rule:
         """Whether the weight gradient shall come out of `samples`, instead of from autograd."""
         return False
 
+    @abstractmethod
     def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
         """`‖c_i‖²` of the weight, `[batch]`, without forming a gradient of all samples."""
-        raise NotImplementedError
 
     def squares_elements(self, x: Tensor, batch: int) -> int:
         """About how many numbers `squares` holds per sample, beside its operands."""
@@ -53,10 +55,10 @@ class Rule:
         folds = x.shape[0] // batch
         return chunks(batch, self.module.weight.numel() * folds * x.element_size(), x.device)
 
+    @abstractmethod
     def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
         """`c_i` of the weight, `[batch, *weight.shape]`."""
-        raise NotImplementedError
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         """`c_i` of the bias, `[batch, *bias.shape]`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self.module).__name__} has no bias")

@@ -1,6 +1,7 @@
 """What CLARS and LARS share: Eq. 4 with a learning rate per layer. They differ in the denominator alone."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +17,7 @@ from . import sharded
 VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
 
 
-class LayerwiseOptimizer(Optimizer):
+class LayerwiseOptimizer(Optimizer, ABC):
     """Mini-batch Nesterov momentum (Eq. 4) with `γ_k = γ_scale · η · ‖w_k‖ / D_k`; a subclass supplies `D_k`.
 
     A layer is one parameter tensor. Those of two or more dimensions are layer-adapted and decayed; vectors (biases,
@@ -85,9 +86,9 @@ class LayerwiseOptimizer(Optimizer):
             for (_, dtype, adapted), weights in _buckets(group).items():
                 self._update_bucket(group, weights, dtype, adapted, denominators)
 
+    @abstractmethod
     def _denominators(self) -> dict[Tensor, Tensor]:
         """Parameter → `D_k`; a layer that is absent takes LARS's `‖g‖`."""
-        raise NotImplementedError
 
     def _update_bucket(
         self,
