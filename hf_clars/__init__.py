@@ -8,7 +8,7 @@ from .errors import UserError
 from .models import TimmForImageClassification, build_model
 from .norms import PerSampleNorms
 from .optimizers import CLARS, LARS
-from .training import ClarsTrainer, ClarsTrainingArguments, register
+from .training import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
 from .variance import gradient_variance
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "LARS",
     "ClarsTrainer",
     "ClarsTrainingArguments",
+    "GradientStatisticsCallback",
     "PerSampleNorms",
     "TimmForImageClassification",
     "UserError",

@@ -12,6 +12,8 @@ Symbols, used by every function here:
 =============  ====================================================================================
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,32 +39,60 @@ def layer_learning_rates(gamma_scale: float | Tensor, eta: float, weight_norm: T
 
 
 def nesterov_update_(
-    weights: list[Tensor],
-    gradients: list[Tensor],
-    displacements: list[Tensor],
-    gammas: list[Tensor],
+    weight: Tensor,
+    gradient: Tensor,
+    displacement: Tensor | None,
+    gamma: Tensor,
     momentum: float,
+    weight_decay: float = 0.0,
 ) -> None:
-    """Eq. 4, in place, for all layers at once.
+    """Eq. 4, in place, for one layer.
 
-    The paper's `v_{t+1} = w_t − γ_k g`, `w_{t+1} = v_{t+1} + β (v_{t+1} − v_t)` is, with `u_{t+1} = v_{t+1} − v_t`,
+    The paper's `v_{t+1} = w_t − γ_k g`, `w_{t+1} = v_{t+1} + β (v_{t+1} − v_t)` is, with `u_{t+1} = v_{t+1} − v_t`
+    and the move `m = −γ_k (g + λ w)` of a weight that is decayed by λ,
 
-        u ← β u − γ_k g
-        w ← w + β u − γ_k g
+        u ← m + β u
+        w ← w + m + β u
 
     so the learning rate is inside the momentum: a later change of `γ_k` does not rescale what is already under way.
     With a constant `γ_k` this is `torch.optim.SGD(nesterov=True)`.
 
     Args:
-        weights, gradients, displacements: one tensor per layer, same shapes; all on one device and of one dtype.
-        gammas: one 0-dim tensor per layer.
-        momentum: β; at 0 `displacements` may be empty.
+        weight, gradient, displacement: `w`, `g` and `u`, same shape, device and dtype; at β = 0 `u` may be None.
+        gamma: `γ_k`, 0-dim. It multiplies as a scalar, at its own precision whatever the dtype of the layer.
+        momentum: β.
+        weight_decay: λ.
     """
-    moves = torch._foreach_mul(gradients, gammas)
-    torch._foreach_sub_(weights, moves)
+    # torch has no a + αbc that keeps γ's precision in half-precision layers (addcmul rounds it), hence m on its own.
+    if weight_decay:
+        move = torch.add(gradient, weight, alpha=weight_decay).mul_(-gamma)
+    else:
+        move = gradient * -gamma
+    weight.add_(move)
+    if displacement is not None and momentum:
+        torch.add(move, displacement, alpha=momentum, out=displacement)
+        weight.add_(displacement, alpha=momentum)
+
+
+def nesterov_update_foreach_(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    displacements: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    momentum: float,
+    weight_decay: float = 0.0,
+) -> None:
+    """`nesterov_update_` of many layers, each operation for all of them in one call; at β = 0 `u` may be empty."""
+    rates = torch._foreach_neg(gammas)
+    if weight_decay:
+        moves = torch._foreach_add(gradients, weights, alpha=weight_decay)
+        torch._foreach_mul_(moves, rates)
+    else:
+        moves = torch._foreach_mul(gradients, rates)
+    torch._foreach_add_(weights, moves)
     if momentum:
         torch._foreach_mul_(displacements, momentum)
-        torch._foreach_sub_(displacements, moves)
+        torch._foreach_add_(displacements, moves)
         torch._foreach_add_(weights, displacements, alpha=momentum)
 
 
@@ -79,3 +109,52 @@ def gradient_variance_factor(square_sum: Tensor, gradient_norm: Tensor, samples:
         samples: n.
     """
     return samples * square_sum / gradient_norm.square()
+
+
+def gradient_and_noise(
+    small_square: Tensor, small: int, big_square: Tensor, big: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unbiased estimates of `|G|²` and `tr Σ` from gradients of two batch sizes.
+
+    `G` is the true gradient and `Σ` the covariance of one sample's gradient. A mean over b samples has
+    `E‖g_b‖² = |G|² + tr Σ / b`; two values of b give two equations:
+
+        |G|² ≈ (big · ‖g_big‖² − small · ‖g_small‖²) / (big − small)
+        tr Σ ≈ (‖g_small‖² − ‖g_big‖²) / (1/small − 1/big)
+
+    With per-sample norms `small = 1` and `‖g_small‖² = n Σ_i ‖c_i‖²` (`c_i = ∇f_i / n`); then `tr Σ` is the sample
+    variance. Both are unbiased for independent samples of equal weight, and the first may come out negative.
+
+    Source: McCandlish, Kaplan, Amodei et al., An Empirical Model of Large-Batch Training (2018), appendix A.1.
+
+    Args:
+        small_square: mean of `‖g_small‖²` over the gradients of the small batches, in squared units of the gradient.
+        small: their batch size.
+        big_square: `‖g_big‖²`, same shape and units.
+        big: its batch size, larger than `small`; where it is not, the estimates are not finite.
+
+    Returns:
+        `|G|²` and `tr Σ`, both in squared units of the gradient.
+    """
+    difference = torch.as_tensor(big, dtype=small_square.dtype, device=small_square.device) - small
+    gradient = (big * big_square - small * small_square) / difference
+    noise = (small_square - big_square) * (small * big) / difference
+    return gradient, noise
+
+
+def noise_scale(gradient_square: Tensor, noise_trace: Tensor) -> Tensor:
+    """The simple noise scale `tr Σ / |G|²`, in samples: the batch size at which noise and gradient are equally long.
+
+    Also an estimate of the critical batch size, up to which a larger batch saves proportionally many steps. Where the
+    estimate of `|G|²` is not positive, the gradient drowns in the noise and no batch size can be told: infinite.
+    A `tr Σ` that rounding made negative counts as 0. The ratio of two noisy estimates is biased: average `|G|²` and
+    `tr Σ` over steps, each by itself, and take the ratio of the averages.
+
+    Source: McCandlish et al. 2018, Eq. 2.9 and appendix A.1.
+
+    Args:
+        gradient_square: `|G|²` of a layer, or its sum over layers for the model.
+        noise_trace: `tr Σ`, likewise; same shape.
+    """
+    ratio = noise_trace.clamp_min(0) / gradient_square
+    return torch.where(gradient_square <= 0, torch.inf, ratio)

@@ -205,37 +205,87 @@ class Odd(nn.Module):
         return self.outer(F.linear(x @ self.scale.T @ self.scale, self.inner.weight))
 
 
-def test_what_cannot_be_measured_is_named_and_warned_about_once():
-    model = Odd()
-    with pytest.warns(UserWarning, match=r"scale: no rule for modules of type Odd") as caught:
-        norms = PerSampleNorms(model)
-    assert len(caught) == 1
-    model(torch.randn(4, 3)).sum().backward()
-    with pytest.warns(UserWarning, match=r"inner.weight: its gradient did not come through its module's forward"):
-        norms.denominators()
-    norms.denominators()
-    assert set(norms.untracked) == {"scale", "inner.weight"}
-
-    attention = nn.MultiheadAttention(4, 2)
-    with pytest.warns(UserWarning, match="cannot measure 2 parameter"):
-        assert set(PerSampleNorms(attention).untracked) == {"in_proj_weight", "out_proj.weight"}
+def test_parameters_that_no_layer_holds_and_weights_that_others_read():
+    check_against_batch_one(Odd().double(), torch.randn(4, 3).double(), unused={"inner.bias"})
 
 
-def test_rows_that_belong_to_no_sample_are_named():
-    class Broadcast(nn.Module):
+def test_what_depends_on_parameters_alone_is_followed_to_where_samples_come_in():
+    class Constants(nn.Module):
         def __init__(self):
             super().__init__()
-            self.table, self.head = nn.Embedding(7, 3), nn.Linear(3, 2)
+            self.token = nn.Parameter(torch.randn(1, 1, 3))
+            self.positions, self.head = nn.Embedding(7, 3), nn.Linear(3, 2)
+            self.grid = nn.Linear(2, 3)  # sees a constant grid, and no sample
+            self.table = nn.Parameter(torch.randn(5, 3))
+            self.standardised = nn.Parameter(torch.randn(3, 3))
 
         def forward(self, x):
-            return self.head(x + self.table(torch.arange(7)).sum(0))
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+            x = x + self.positions(torch.arange(x.shape[1])) + self.positions(torch.tensor([[0, 0, 6]]))
+            x = x * self.table[torch.tensor([0, 3, 3])] + self.table.sum(0)
+            x += self.grid(torch.linspace(0, 1, 6, dtype=x.dtype).view(1, 3, 2)).tanh()
+            weight = self.standardised - self.standardised.mean(1, keepdim=True)
+            return self.head(F.linear(x, weight / weight.norm(dim=1, keepdim=True)))
 
-    model = Broadcast()
+    check_against_batch_one(Constants().double(), torch.randn(4, 2, 3).double())
+
+
+def check_against_batch_one(model, *inputs, unused=frozenset()):
+    """A loop of batch size 1 is the reference for what does not mix samples."""
+    batch = inputs[0].shape[0]
+    with PerSampleNorms(model) as norms:
+        ((model(*inputs) + 1).square().sum() / batch).backward()
+        assert norms.untracked == {}
+        measured = norms.per_sample()
+    assert measured.keys() == {n for n, _ in model.named_parameters()} - unused
+    for i in range(batch):
+        model.zero_grad()
+        ((model(*(t[i : i + 1] for t in inputs)) + 1).square().sum() / batch).backward()
+        for name, value in measured.items():
+            gradient = dict(model.named_parameters())[name].grad.norm()
+            torch.testing.assert_close(value[i], gradient, rtol=1e-9, atol=1e-12 * value.max().clamp_min(1e-3).item())
+
+
+def test_what_cannot_be_measured_is_named_and_warned_about_once():
+    class Shuffles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.mix @ x)  # of all samples
+
+    model = Shuffles()
     norms = PerSampleNorms(model)
-    with pytest.warns(UserWarning, match=r"table.weight: its layer saw 7 rows for a batch of 4"):
+    with pytest.warns(UserWarning, match=r"mix: .*matmul") as caught:
         model(torch.randn(4, 3)).sum().backward()
-    assert "table.weight" not in norms.sums()
-    assert model.table.weight.grad is not None
+    assert len(caught) == 1
+    assert set(norms.untracked) == {"mix"}
+    assert model.mix not in norms.denominators()
+    assert model.head.weight in norms.denominators()
+    model(torch.randn(4, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("own_dimensions", [True, False])
+def test_multihead_attention(batch_first, own_dimensions):
+    """Its projections see rows ordered by position, and its weights never pass a layer's forward."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            sizes = {"kdim": 5, "vdim": 6} if own_dimensions else {}
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first, **sizes)
+
+        def forward(self, x, keys, values):
+            if not batch_first:
+                x, keys, values = (t.transpose(0, 1) for t in (x, keys, values))
+            y = self.attention(x, keys, values)[0]
+            return y if batch_first else y.transpose(0, 1)
+
+    sizes = (8, 5, 6) if own_dimensions else (8, 8, 8)
+    inputs = [torch.randn(3, n, size).double() for n, size in zip((4, 7, 7), sizes, strict=True)]
+    check_against_batch_one(Model().double(), *inputs)
 
 
 def test_double_backward_is_refused_not_wrong():

@@ -9,6 +9,8 @@ from torch import nn
 
 from hf_clars.norms import PerSampleNorms
 
+from .test_norms import check_against_batch_one
+
 
 @pytest.mark.parametrize("size", [100.0, 1e-5])
 def test_float16_gram_norms_keep_their_range(size):
@@ -88,6 +90,8 @@ def test_a_partly_measured_parameter_does_not_count():
 
 
 def test_positions_are_no_samples():
+    """As many positions as a multiple of the batch: their rows are no samples' all the same."""
+
     class Positions(nn.Module):
         def __init__(self):
             super().__init__()
@@ -96,19 +100,14 @@ def test_positions_are_no_samples():
         def forward(self, ids):
             return self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
 
-    with PerSampleNorms(Positions()) as norms:
-        with pytest.warns(UserWarning, match=r"positions\.weight: its layer saw 16 rows for a batch of 4"):
-            norms.model(torch.randint(0, 9, (4, 16))).sum().backward()
-        assert norms.per_sample()["tokens.weight"].shape == (4,)
+    check_against_batch_one(Positions().double(), torch.randint(0, 9, (4, 16)))
 
 
-def test_parametrised_layers_are_named_and_work():
-    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
-    with pytest.warns(UserWarning, match="parametri[sz]ation"):
-        norms = PerSampleNorms(model)
-    model(torch.randn(2, 3)).sum().backward()
-    assert "1.weight" in norms.sums()
-    norms.detach()
+@pytest.mark.parametrize("kind", ["weight_norm", "orthogonal", "spectral_norm"])
+def test_parametrised_layers(kind):
+    layer = getattr(torch.nn.utils.parametrizations, kind)(nn.Linear(3, 4))
+    model = nn.Sequential(layer, nn.Linear(4, 2)).double().eval()
+    check_against_batch_one(model, torch.randn(3, 3).double())
 
 
 def test_copies_and_pickles_can_be_measured_themselves():
@@ -152,15 +151,3 @@ def test_passes_for_other_gradients_do_not_count():
         norms.reset()
         torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
         assert norms.sums().keys() == {n for n, _ in model.named_parameters()}
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own look at its tensors
-def test_compiled_models_are_measured():
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 4))
-    x = torch.randn(5, 2, 6, 6)
-    with PerSampleNorms(model) as norms:
-        model(x).square().mean().backward()
-        expected = norms.per_sample()
-        torch.compile(model, backend="aot_eager")(x).square().mean().backward()
-        for name, value in norms.per_sample().items():
-            torch.testing.assert_close(value, expected[name])

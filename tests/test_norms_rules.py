@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_clars.norms import PerSampleNorms
-from hf_clars.norms.measure import _BUDGET
+from hf_clars.norms.part import _BUDGET
 
 from .reference import contributions
 

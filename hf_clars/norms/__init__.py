@@ -1,6 +1,6 @@
-"""Exact per-sample gradient norms: `PerSampleNorms`, its rules (one per layer type) and their formulas."""
+"""Exact per-sample gradient norms: `PerSampleNorms`, its rules (one per operator) and their formulas."""
 
+from .operators import OPERATORS
 from .per_sample import MODES, PerSampleNorms
-from .rules import RULES
 
-__all__ = ["MODES", "RULES", "PerSampleNorms"]
+__all__ = ["MODES", "OPERATORS", "PerSampleNorms"]

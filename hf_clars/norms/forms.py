@@ -70,24 +70,24 @@ def windows(
 def conv_samples(
     x: Tensor,
     d: Tensor,
-    weight: Tensor,
+    shape: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`c_i` of a convolution, `[B, *weight.shape]`, any stride, padding, dilation and groups.
+    """`c_i` of a convolution with weights of `shape`, `[B, *shape]`, any stride, padding, dilation and groups.
 
     The samples are laid side by side as groups of one image, so that one call gives all their weight gradients.
     """
     batch = x.shape[0]
     x = x.reshape(1, -1, *x.shape[2:])
     d = d.reshape(1, -1, *d.shape[2:])
-    expanded = weight.unsqueeze(0).expand(batch, *weight.shape).reshape(-1, *weight.shape[1:])
+    weight = x.new_empty(()).expand(batch * shape[0], *shape[1:])  # only its shape is looked at
     _, gradient, _ = torch.ops.aten.convolution_backward(
-        d, x, expanded, None, stride, padding, dilation, False, [0] * len(stride), batch * groups, [False, True, False]
+        d, x, weight, None, stride, padding, dilation, False, [0] * len(stride), batch * groups, [False, True, False]
     )
-    return gradient.view(batch, *weight.shape)
+    return gradient.view(batch, *shape)
 
 
 def embedding_squares(ids: Tensor, d: Tensor) -> Tensor:

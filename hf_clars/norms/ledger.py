@@ -8,17 +8,17 @@ an entry looks: a backward pass that finds `parameter.grad` empty begins a new g
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import forms, measure
+from . import traced
+from .part import Part, squares_together
 
 if TYPE_CHECKING:
-    from .rule import Rule
-    from .tap import Call
+    from .tap import Use
 
 
 class Entry:
@@ -35,10 +35,13 @@ class Entry:
         self.last: Tensor | None = None
         self.samples = 0  # of the gradient at hand
         self.past_samples = 0
-        self._open: weakref.WeakSet[Call] = weakref.WeakSet()
-        self._shared: list[tuple[Rule, Tensor, Tensor]] = []
-        self._shared_bias: Tensor | None = None
-        self._shared_call: tuple[Call, int, bool] | None = None
+        self.traced_uses = 0  # by compiled code, in the current forward pass
+        self._open: weakref.WeakSet[Use] = weakref.WeakSet()
+        self._parts: list[Part] = []
+        self._first: tuple[Use, int, bool] | None = None  # of the uses that share this backward pass
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # parameters carry their entry; a pickled one has none
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -47,62 +50,53 @@ class Entry:
         assert parameter is not None
         return parameter
 
-    def open(self, call: Call) -> None:
-        """A forward pass used the parameter in `call`."""
-        self._open.add(call)
+    def open(self, use: Use) -> None:
+        """A forward pass uses the parameter."""
+        if torch.compiler.is_compiling():
+            self.traced_uses += 1
+        else:
+            self._open.add(use)
 
-    def close(self, call: Call, x: Tensor, d: Tensor, batch: int) -> Tensor | None:
-        """The backward pass reached `call`. Returns the weight gradient if `call` is to provide it."""
-        if not self._is_shared(call):
-            squares, gradient = measure.measure(call.rule, x, d, batch, call.fused)
-            self.record(squares, call.batch, self._gradient_is_new())
-            return gradient
-        self._share(call, batch)
-        self._shared.append((call.rule, x, d))
-        return measure.measure(call.rule, x, d, batch, True)[1] if call.fused else None
+    def in_use(self) -> bool:
+        """Whether a forward pass whose backward is still to come uses the parameter."""
+        return self.traced_uses > 0 or len(self._open) > 0
 
-    def close_bias(self, call: Call, d: Tensor, batch: int) -> None:
-        samples = call.rule.bias_samples(d, batch)
-        if not self._is_shared(call):
-            self.record(forms.squared_norms(samples), call.batch, self._gradient_is_new())
+    def close(self, use: Use, part: Part, squares: Tensor | None = None) -> None:
+        """The backward pass reached `use`; `squares` are the part's, if they are known already."""
+        if not self._is_shared(use):
+            self.record(part.squares() if squares is None else squares, use.batch, self._gradient_is_new())
             return
-        self._share(call, batch)
-        self._shared_bias = samples if self._shared_bias is None else self._shared_bias + samples
-
-    def _is_shared(self, call: Call) -> bool:
-        """Whether other calls of the same pass use the parameter too, so that `c_i` is a sum over calls.
-
-        Calls of forward passes that nothing holds on to any more have left `_open` by themselves.
-        """
-        others = any(other is not call for other in self._open)
-        self._open.discard(call)
-        shared_before = call.shared.get(self.index, False)
-        call.shared[self.index] = shared_before or others or self._shared_call is not None
-        return call.shared[self.index]
-
-    def _share(self, call: Call, batch: int) -> None:
-        if self._shared_call is None:
-            self._shared_call = (call, batch, self._gradient_is_new())
+        if self._first is None:
+            self._first = (use, part.batch, self._gradient_is_new())
             self.ledger.at_end_of_backward(self._close_shared)
-        elif self._shared_call[1] != batch:
+        elif self._first[1] != part.batch:
             raise RuntimeError(
-                f"{self.name} was used with batches of {self._shared_call[1]} and {batch} samples in one backward "
-                "pass, so its calls do not belong to the same samples: call backward() for each batch"
+                f"{self.name} was used with batches of {self._first[1]} and {part.batch} samples in one backward "
+                "pass, so its uses do not belong to the same samples: call backward() for each batch"
             )
+        self._parts.append(part.kept())
+
+    def _is_shared(self, use: Use) -> bool:
+        """Whether other uses in the same pass have a part in the gradient too, so that `c_i` is a sum over uses.
+
+        Uses of forward passes that nothing holds on to any more have left `_open` by themselves.
+        """
+        others = any(other is not use for other in self._open)
+        self._open.discard(use)
+        shared_before = use.shared.get(self, False)
+        use.shared[self] = shared_before or others or self._first is not None
+        return use.shared[self]
 
     def abandon(self) -> None:
-        """Forget calls of a backward pass that never came to its end."""
-        self._shared, self._shared_bias, self._shared_call = [], None, None
+        """Forget uses of a backward pass that never came to its end."""
+        self._parts, self._first = [], None
 
     def _close_shared(self) -> None:
-        assert self._shared_call is not None
-        call, batch, new = self._shared_call
-        if self._shared_bias is not None:
-            squares = forms.squared_norms(self._shared_bias)
-        else:
-            squares = measure.measure_together(self._shared, batch)
-        self._shared, self._shared_bias, self._shared_call = [], None, None
-        self.record(squares, call.batch, new)
+        assert self._first is not None
+        use, _, new = self._first
+        parts = self._parts
+        self.abandon()
+        self.record(squares_together(parts), use.batch, new)
 
     def _gradient_is_new(self) -> bool:
         return self.ledger.follows_gradient and self.parameter.grad is None
@@ -130,6 +124,8 @@ class Ledger:
         self._past: Tensor | None = None  # [2, K]: the rest, since reset()
         self._reduced: Tensor | None = None
         self._closing: list = []
+        self.anchor = torch.zeros((), requires_grad=True)  # where a compiled pass leaves what keeps it from being cut
+        self.key = traced.register(self)
 
     def open_entry(self, module: nn.Module, attribute: str, name: str) -> Entry:
         entry = Entry(self, module, attribute, name, len(self.entries))
@@ -143,8 +139,10 @@ class Ledger:
             torch.autograd.Variable._execution_engine.queue_callback(self._close_all)
         self._closing.append(close)
 
-    def abandon_unfinished(self) -> None:
-        """Drop what a backward pass that failed left behind."""
+    def begin_pass(self) -> None:
+        """A forward pass begins: drop what a backward pass that failed left behind."""
+        for entry in self.entries:
+            entry.traced_uses = 0
         if self._closing:
             self._closing = []
             for entry in self.entries:
@@ -188,7 +186,7 @@ class Ledger:
             entry.samples = 0
 
     def reset(self) -> None:
-        self.abandon_unfinished()
+        self.begin_pass()
         self._current = self._past = self._reduced = None
         for entry in self.entries:
             entry.samples = entry.past_samples = 0

@@ -1,52 +1,55 @@
-"""Rules of the affine weights of norms."""
+"""Rules of the affine weights of norms: `c_i = Σ_p d ⊙ x̂`, with `x̂` the normalised input before weight and bias."""
+
+from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import forms
-from .rule import Rule
+from .rule import Rule, Saved
 
 
+@dataclass(frozen=True)
 class NormRule(Rule):
-    """Affine weights of norms: `c_i = Σ_p d ⊙ x̂`, with `x̂` the normalised input before weight and bias."""
+    """Norms over the last dimensions, where the weight stands."""
 
-    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return type(self.module).forward(self.module, x)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x  # norms cast by themselves under autocast
+    eps: float | None
 
     @abstractmethod
-    def normalised(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
         """`x̂`, without weight and bias."""
 
     def _reduce(self, values: Tensor, batch: int) -> Tensor:
-        """Sum `[n, *positions, *weight.shape]` over the positions: weights stand in the last dimensions."""
-        return values.reshape(batch, -1, *self.module.weight.shape).sum(1, dtype=forms.norm_dtype(values.dtype))
+        """Sum `[n, *positions, *shape]` over the positions."""
+        return values.reshape(batch, -1, *self.shape).sum(1, dtype=forms.norm_dtype(values.dtype))
 
-    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
-        return forms.squared_norms(self.samples(x, d, batch))
+    def operands(self, xs: Saved) -> Saved:
+        # Before any sample is taken out: BatchNorm normalises the batch as a whole.
+        return (self.normalised(*xs),)
 
-    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
-        return self._reduce(d * self.normalised(x), batch)
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        return self._reduce(d * xs[0], batch)
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         return self._reduce(d, batch)
 
 
+@dataclass(frozen=True)
 class LayerNormRule(NormRule):
-    def normalised(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.module.normalized_shape, eps=self.module.eps)
+    def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, eps=self.eps or 0.0)
 
 
+@dataclass(frozen=True)
 class RMSNormRule(NormRule):
-    def normalised(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.module.normalized_shape, eps=self.module.eps)
+    def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, eps=self.eps)
 
 
+@dataclass(frozen=True)
 class ChannelNormRule(NormRule):
     """Norms whose weight stands in dimension 1."""
 
@@ -54,32 +57,27 @@ class ChannelNormRule(NormRule):
         return super()._reduce(values.movedim(1, -1), batch)
 
 
+@dataclass(frozen=True)
 class GroupNormRule(ChannelNormRule):
-    def normalised(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.module.num_groups, eps=self.module.eps)
+    groups: int
+
+    def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, eps=self.eps or 0.0)
 
 
+@dataclass(frozen=True)
+class InstanceNormRule(ChannelNormRule):
+    """Statistics of each sample, or those that are saved with the input."""
+
+    def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        mean, variance = statistics or (None, None)
+        return F.instance_norm(x, mean, variance, None, None, not statistics, 0.0, self.eps or 0.0)
+
+
+@dataclass(frozen=True)
 class BatchNormRule(ChannelNormRule):
-    """Batch- and InstanceNorm: batch statistics in train mode (or when none are tracked), else the running ones."""
+    """Statistics of the whole batch, or those that are saved with the input."""
 
-    statistics: Callable[..., Tensor] = staticmethod(F.batch_norm)
-
-    def normalised(self, x: Tensor) -> Tensor:
-        m = self.module
-        own = m.training or m.running_mean is None
-        mean, variance = (None, None) if own else (m.running_mean, m.running_var)
-        return self.statistics(x, mean, variance, None, None, own, 0.0, m.eps)
-
-
-class InstanceNormRule(BatchNormRule):
-    statistics = staticmethod(F.instance_norm)
-
-
-class BatchNormActRule(BatchNormRule):
-    """timm's BatchNorm with dropout and activation behind it."""
-
-    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return nn.BatchNorm2d.forward(self.module, x)
-
-    def finish(self, y: Tensor) -> Tensor:
-        return self.module.act(self.module.drop(y))
+    def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
+        mean, variance = statistics or (None, None)
+        return F.batch_norm(x, mean, variance, None, None, not statistics, 0.0, self.eps or 0.0)

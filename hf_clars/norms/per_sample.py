@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
+from .interception import Interception
 from .ledger import Entry, Ledger
-from .measured_forward import BeginPass, MeasuredForward, attached_to, is_own_forward
+from .marks import ENTRY, SAMPLES, marked, tensors_in
 from .rule import Rule
-from .rules import rule_for
+from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
 
@@ -69,10 +70,12 @@ class PerSampleNorms:
         self.total_batch_size = total_batch_size
         self.vectors = vectors
         self.untracked: dict[str, str] = {}
-        self._ledger = Ledger()
+        self._unwarned: dict[str, str] = {}
+        self.ledger = Ledger()
+        self.interception = Interception(self)
         self._handles: list[Any] = []
-        self._measured: list[nn.Module] = []
-        self._batch: int | None = None
+        self._watched: list[WatchedForward] = []
+        self.batch: int | None = None
         self._attached = False
         self.attach()
 
@@ -84,7 +87,7 @@ class PerSampleNorms:
             return self
         if attached_to(self.model):
             raise UserError("another PerSampleNorms is attached to this model: detach() it first")
-        self._ledger = Ledger()
+        self.ledger = Ledger()
         self.untracked = {}
         self._attached = True
         if self.mode == "micro_batch":
@@ -92,15 +95,15 @@ class PerSampleNorms:
         else:
             self._attach_to_modules()
         self._handles.append(self.model.register_forward_pre_hook(BeginPass(self), with_kwargs=True))
-        if self.untracked:
-            self._warn(self.untracked)
         return self
 
     def detach(self) -> None:
         """Stop measuring and leave the model as it was found. What was measured stays readable."""
-        for module in self._measured:
-            del module.forward
-        self._measured = []
+        for forward in self._watched:
+            forward.restore()
+        self._watched = []
+        for entry in self.ledger.entries:
+            entry.parameter.__dict__.pop(ENTRY, None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -120,52 +123,19 @@ class PerSampleNorms:
 
     def _attach_to_modules(self) -> None:
         entries: dict[int, Entry] = {}
-        claimed: dict[int, str] = {}
-
-        def entry(module: nn.Module, attribute: str, prefix: str) -> Entry | None:
-            parameter = module._parameters.get(attribute)
-            if parameter is None or (parameter.ndim < 2 and not self.vectors):
-                return None
-            if id(parameter) not in entries:
-                entries[id(parameter)] = self._ledger.open_entry(module, attribute, f"{prefix}{attribute}")
-            return entries[id(parameter)]
-
-        in_attention = {
-            id(child) for m in self.model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.modules()
-        }
         for prefix, module in self._modules():
-            if not module._parameters:
-                continue
-            rule, reason = self._rule(module, in_attention)
-            if rule is None:
-                claimed.update((id(p), reason) for p in module._parameters.values() if p is not None)
-                continue
-            weight, bias = entry(module, "weight", prefix), entry(module, "bias", prefix)
-            if weight is not None or bias is not None:
-                module.forward = MeasuredForward(self, module, rule, weight, bias)
-                self._measured.append(module)
-        for identity in entries.keys() & claimed.keys():
-            entries[identity].incomplete = True
-        for name, parameter in self.model.named_parameters():
-            if (
-                parameter.requires_grad
-                and parameter.ndim >= 2
-                and (id(parameter) not in entries or id(parameter) in claimed)
-            ):
-                self.untracked[name] = claimed.get(id(parameter), "no module holds it as its weight")
-
-    def _rule(self, module: nn.Module, in_attention: set[int]) -> tuple[Rule | None, str]:
-        kind = type(module).__name__
-        if id(module) in in_attention:
-            return None, "nn.MultiheadAttention uses it outside any layer's forward"
-        if "forward" in module.__dict__ and not is_own_forward(module):
-            return None, f"forward of this {kind} was replaced by someone else"
-        if isinstance(module, nn.Embedding) and (module.sparse or module.scale_grad_by_freq):
-            return None, "nn.Embedding with sparse or scale_grad_by_freq gradients"
-        if module._parameters.get("weight") is None and isinstance(getattr(module, "weight", None), Tensor):
-            return None, f"the weight of this {kind} is computed from it (a parametrisation)"
-        rule = rule_for(module)
-        return rule, "" if rule is not None else f"no rule for modules of type {kind}"
+            own = []
+            for attribute, parameter in module._parameters.items():
+                if parameter is None or (parameter.ndim < 2 and not self.vectors):
+                    continue
+                if id(parameter) not in entries:
+                    entry = self.ledger.open_entry(module, attribute, f"{prefix}{attribute}")
+                    entries[id(parameter)] = entry
+                    setattr(parameter, ENTRY, entry)
+                own.append((attribute, entries[id(parameter)]))
+            forward = WatchedForward(self, module, own)
+            module.forward = forward
+            self._watched.append(forward)
 
     def _attach_to_parameters(self) -> None:
         seen: set[int] = set()
@@ -175,14 +145,14 @@ class PerSampleNorms:
                     continue
                 seen.add(id(parameter))
                 if parameter.ndim >= 2 or self.vectors:
-                    entry = self._ledger.open_entry(module, attribute, f"{prefix}{attribute}")
+                    entry = self.ledger.open_entry(module, attribute, f"{prefix}{attribute}")
                     self._handles.append(parameter.register_hook(self._micro_batch_hook(entry)))
 
     def _micro_batch_hook(self, entry: Entry) -> Any:
         def record(gradient: Tensor) -> None:
             dtype = torch.promote_types(gradient.dtype, torch.float32)
             square = torch.linalg.vector_norm(gradient, dtype=dtype).square().reshape(1)
-            new = self._ledger.follows_gradient and entry.parameter.grad is None
+            new = self.ledger.follows_gradient and entry.parameter.grad is None
             entry.record(square, 1, new)
 
         return record
@@ -193,66 +163,82 @@ class PerSampleNorms:
 
     def begin_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pass of the whole model begins: its first tensor says how many samples it has."""
-        self._ledger.abandon_unfinished()
-        first = next(_tensors((*args, *kwargs.values())), None)
-        self._batch = first.shape[0] if first is not None else None
-        if not any(e.samples for e in self._ledger.entries):
+        self.ledger.begin_pass()
+        first = next((t for t in tensors_in((*args, *kwargs.values())) if t.ndim), None)
+        self.batch = first.shape[0] if first is not None else None
+        if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
-            self._ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self.model.modules())
+            self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self.model.modules())
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A watched module is called from outside any other: its arguments are where samples come in."""
+        if self.batch is None or (module is not self.model and not torch.is_grad_enabled()):
+            self.batch = next((t.shape[0] for t in tensors_in((*args, *kwargs.values())) if t.ndim), None)
+        for tensor in tensors_in((*args, *kwargs.values())):
+            if module is self.model or (tensor.ndim and self.batch and tensor.shape[0] % self.batch == 0):
+                marked(tensor, SAMPLES, True)
 
     # --- what was measured -------------------------------------------------------------------------------------
 
     def sums(self) -> dict[str, Tensor]:
         """Parameter name → `Σ_i ‖c_i‖` (0-dim) of everything since `reset()`, on this rank."""
-        return self._ledger.totals(0)
+        return self.ledger.totals(0)
 
     def square_sums(self) -> dict[str, Tensor]:
         """Parameter name → `Σ_i ‖c_i‖²` (0-dim) of everything since `reset()`, on this rank."""
-        return self._ledger.totals(1)
+        return self.ledger.totals(1)
 
     def per_sample(self) -> dict[str, Tensor]:
         """Parameter name → `‖c_i‖` of the last backward pass, shape `[batch]` (of the measured ones in a subset)."""
-        return {e.name: e.last for e in self._ledger.entries if e.last is not None}
+        return {e.name: e.last for e in self.ledger.entries if e.last is not None}
 
     def reset(self) -> None:
         """Forget everything measured."""
-        self._ledger.reset()
+        self.ledger.reset()
 
     def denominators(self) -> dict[Tensor, Tensor]:
         """Parameter → `Σ_i ‖c_i‖` (0-dim) of the gradient it now holds, averaged over ranks as the gradient is.
 
         All ranks must call it, as they all must step.
         """
-        values, present = self._ledger.of_gradient()
+        values, present = self.ledger.of_gradient()
         self._notice_unmeasured()
         return {e.parameter: values[0, e.index] for e in present}
 
     def gradient_statistics(self) -> dict[str, tuple[Tensor, Tensor, int]]:
         """Name → (`Σ‖c_i‖`, `Σ‖c_i‖²`, samples n) of the gradient at hand, over all ranks; a collective call."""
-        values, present = self._ledger.of_gradient()
+        values, present = self.ledger.of_gradient()
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         return {e.name: (values[0, e.index], values[1, e.index], e.samples * world) for e in present}
 
     def close_gradient(self) -> None:
         """The gradient was used or cleared; what is measured from now on belongs to the next."""
-        self._ledger.turn_all()
+        self.ledger.turn_all()
 
     def _notice_unmeasured(self) -> None:
-        """A parameter with a rule, a gradient and never a record gets its gradient past its module's forward."""
+        """A parameter with a gradient and never a record gets its gradient past what was watched."""
+        self._warn_of_new()
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed or not any(e.samples for e in self._ledger.entries):
+        if distributed or not any(e.samples for e in self.ledger.entries):
             return  # another rank may have measured it; or nothing was measured at all
-        unmeasured = [e for e in self._ledger.entries if not e.seen and e.parameter.ndim >= 2]
-        reason = "its gradient did not come through its module's forward"
-        self._exclude([e for e in unmeasured if e.parameter.grad is not None], reason)
+        unmeasured = [e for e in self.ledger.entries if not e.seen and e.parameter.ndim >= 2]
+        reason = "its gradient did not come through a forward pass that was watched"
+        self.exclude([e for e in unmeasured if e.parameter.grad is not None], reason)
 
-    def _exclude(self, entries: list[Entry], reason: str) -> None:
+    def exclude(self, entries: list[Entry], reason: str) -> None:
+        """Part of the gradient of these cannot be measured, so none of what was measured counts."""
         for entry in entries:
             entry.incomplete = True
         new = {e.name: reason for e in entries if e.name not in self.untracked and e.parameter.ndim >= 2}
-        if new:
-            self.untracked.update(new)
-            self._warn(new)
+        self.untracked.update(new)
+        self._unwarned.update(new)
+        if not torch.compiler.is_compiling():
+            self._warn_of_new()
+
+    def _warn_of_new(self) -> None:
+        if self._unwarned:
+            reasons, self._unwarned = self._unwarned, {}
+            self._warn(reasons)
 
     def _warn(self, reasons: dict[str, str]) -> None:
         some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
@@ -263,20 +249,22 @@ class PerSampleNorms:
             stacklevel=3,
         )
 
-    # --- for measured calls ------------------------------------------------------------------------------------
+    # --- for the interception ----------------------------------------------------------------------------------
 
-    def samples_in(self, x: Tensor, rule: Rule, entries: list[Entry]) -> int | None:
-        """The batch size of a layer's input; None, and noted, when its rows cannot be told to belong to samples."""
+    def samples_in(self, x: Tensor, rule: Rule, entries: list[Entry], positions_first: bool = False) -> int | None:
+        """The batch size of an operator's input; None, and noted, when its rows cannot be told to belong to samples."""
         if x.ndim == rule.unbatched_ndim:
-            if self._batch in (None, 1) or self._measured == [self.model]:  # or the model is this one layer
+            if self.batch in (None, 1) or len(self._watched) == 1:  # the model is this one layer
                 return 1
-            self._exclude(entries, f"its layer saw an input without a batch dimension for a batch of {self._batch}")
+            self.exclude(entries, f"its layer saw an input without a batch dimension for a batch of {self.batch}")
             return None
         rows = x.shape[0] if x.ndim else 0
-        batch = self._batch or rows
+        batch = self.batch or rows
+        if positions_first:
+            rows = x.shape[1] if x.ndim == 3 else rows
         if rows and (rows == batch or (rows % batch == 0 and x.ndim >= rule.folded_ndim)):
             return batch
-        self._exclude(entries, f"its layer saw {rows} rows for a batch of {batch}")
+        self.exclude(entries, f"its layer saw {rows} rows for a batch of {batch}")
         return None
 
     def subset_of(self, batch: int) -> slice | None:
@@ -286,13 +274,3 @@ class PerSampleNorms:
         wanted = min(batch, max(1, round(self.norm_samples * batch / max(self.total_batch_size or batch, batch))))
         stride = batch // wanted
         return None if wanted == batch else slice(0, wanted * stride, stride)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor) and value.ndim:
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-        elif isinstance(value, Mapping):
-            yield from _tensors(value.values())

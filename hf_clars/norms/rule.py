@@ -1,64 +1,84 @@
-"""What a rule is: how the parameters of one module are measured."""
+"""What a rule is: how the parameters of one operator call are measured."""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from .measure import chunks
+from . import forms
+
+Saved = tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
 class Rule(ABC):
-    """Belongs to one module with a `weight`, perhaps a `bias`, and an input whose first dimension is the batch.
+    """Belongs to an operator `y = f(x, weight, bias)` and what it was called with besides tensors.
 
-    It knows how to call the layer with substituted parameters, whether it wants to compute the weight gradient itself
-    (`fused`), and `‖c_i‖²` or `c_i` of weight and bias from `(x, d)`; `forms.py` has the notation.
+    From `xs`, the input and whatever else must be kept, and `d`, the derivative of the loss by `y`, it computes
+    `‖c_i‖²` or `c_i` of weight and bias; `forms.py` has the notation. Rows `k·i … k·(i+1)−1` belong to sample i.
+
+    Args:
+        shape: of the weight, or of the one parameter that there is.
     """
 
-    unbatched_ndim = 0  # number of dimensions of an input without a batch dimension; 0: there is no such thing
+    shape: tuple[int, ...]
 
+    unbatched_ndim = 0  # number of dimensions of an input without a batch dimension; 0: there is no such thing
     folded_ndim = 2  # fewest dimensions of an input whose rows may be several a sample
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """What the layer's operator is given: padding and autocast's cast, done where autograd sees them."""
-        wide = x.dtype == torch.float64  # which autocast leaves alone
-        if x.is_floating_point() and not wide and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return x
-
-    @abstractmethod
-    def call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer with these parameters in place of its own."""
-
-    def finish(self, y: Tensor) -> Tensor:
-        """What the module does after the parameters were used."""
-        return y
+    def operands(self, xs: Saved) -> Saved:
+        """From what was kept to what `samples` and `squares` work on, once per backward pass."""
+        return xs
 
     def fused(self, x: Tensor, batch: int) -> bool:
         """Whether the weight gradient shall come out of `samples`, instead of from autograd."""
         return False
 
-    @abstractmethod
-    def squares(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
-        """`‖c_i‖²` of the weight, `[batch]`, without forming a gradient of all samples."""
+    def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
+        """`‖c_i‖²` of the weight, `[batch]`, without forming `c_i`; None where forming it is the better way."""
+        return None
 
-    def squares_elements(self, x: Tensor, batch: int) -> int:
+    def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         """About how many numbers `squares` holds per sample, beside its operands."""
-        return x.numel() // batch
-
-    def sample_runs(self, x: Tensor, batch: int) -> list[slice]:
-        """How to cut the batch so that `samples` of a run fits the device's budget."""
-        folds = x.shape[0] // batch
-        return chunks(batch, self.module.weight.numel() * folds * x.element_size(), x.device)
+        return 0
 
     @abstractmethod
-    def samples(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
-        """`c_i` of the weight, `[batch, *weight.shape]`."""
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        """`c_i` of the weight, `[batch, *shape]`."""
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         """`c_i` of the bias, `[batch, *bias.shape]`."""
-        raise TypeError(f"{type(self.module).__name__} has no bias")
+        raise TypeError(f"{type(self).__name__} has no bias")
+
+    def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
+        """What belongs to a run of samples: rows of the input and of the derivative, all of everything else."""
+        x, *others = xs
+        return (_rows(x, run, batch), *others), _rows(d, run, batch)
+
+    def inner(self, xs: Saved, d: Tensor, other: Rule, other_xs: Saved, other_d: Tensor, batch: int) -> Tensor | None:
+        """`⟨c_i, c'_i⟩`, `[batch]`, with another operator's use of the same weight; None where it must be formed."""
+        return None
+
+    def merge(self, uses: list[tuple[Saved, Tensor]], batch: int) -> tuple[Saved, Tensor] | None:
+        """Several calls with one weight as a single call with more positions; None where there is no such thing."""
+        return None
+
+
+def _rows(tensor: Tensor, run: slice, batch: int) -> Tensor:
+    folds = tensor.shape[0] // batch
+    if run.step not in (None, 1) and folds > 1:
+        return tensor.unflatten(0, (batch, folds))[run].flatten(0, 1)
+    return tensor[slice(run.start * folds, run.stop * folds, run.step)]
+
+
+@dataclass(frozen=True)
+class SpreadRule(Rule):
+    """A parameter of which each sample was handed its own copy, `[batch, …]`: `c_i` is that copy's derivative."""
+
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        return d.reshape(batch, *self.shape).to(forms.norm_dtype(d.dtype))
+
+    def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
+        return xs, _rows(d, run, batch)

@@ -9,50 +9,96 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from . import traced
+from .part import FixedPart, LayerPart, Part, ThroughPart
+
 if TYPE_CHECKING:
     from .ledger import Entry
-    from .rule import Rule
+    from .marks import Source
+    from .rule import Rule, Saved
 
 
 @dataclass(eq=False)
-class Call:
-    """One use of a measured module in a forward pass.
+class Use:
+    """One use of measured parameters in a forward pass.
 
     Args:
-        rule: the module's rule.
-        weight, bias: their entries in the ledger; None for what is frozen, absent or not wanted.
+        rule: of the operator that uses them.
+        weight, bias: what is measured; None for what is frozen, absent or not wanted.
         batch: number of samples.
-        subset: which of them are measured; None for all.
         fused: whether the weight gradient comes from here; the operator was then given a detached weight.
         unbatched: the input has no batch dimension and is one sample.
-        shared: entry index → whether other calls of the same pass use that parameter too.
+        positions_first: rows are ordered by position, then by sample.
+        subset: which samples are measured; None for all.
+        dtype: of the weight gradient.
+        shared: entry → whether other uses of the same pass have a part in its gradient.
+        number, ledger: what stands for all this in a compiled backward pass, see `traced.py`.
     """
 
     rule: Rule
-    weight: Entry | None
-    bias: Entry | None
+    weight: Source | None
+    bias: Source | None
     batch: int
-    subset: slice | None
     fused: bool
-    unbatched: bool
-    shared: dict[int, bool] = field(default_factory=dict)
+    unbatched: bool = False
+    positions_first: bool = False
+    subset: slice | None = None
+    dtype: torch.dtype = torch.float32
+    shared: dict[Entry, bool] = field(default_factory=dict)
+    number: int = -1
+    ledger: int = -1
+
+    def opened(self) -> None:
+        for source in (self.weight, self.bias):
+            for entry in source.entries if source is not None else ():
+                entry.open(self)
+
+    def close(self, xs: Saved, d: Tensor) -> Tensor | None:
+        """The backward pass is here: measure, and return the weight gradient if it is to come from here."""
+        if self.unbatched:
+            xs, d = (xs[0].unsqueeze(0), *xs[1:]), d.unsqueeze(0)
+        if self.positions_first:
+            xs, d = (_samples_first(xs[0], self.batch), *xs[1:]), _samples_first(d, self.batch)
+        gradient = None
+        if self.weight is not None:
+            part = LayerPart(self.rule, xs, d, self.batch, self.subset)
+            gradient = self._close(self.weight, part)
+        if self.bias is not None:
+            samples = self.rule.bias_samples(d, self.batch)
+            self._close(self.bias, FixedPart(samples if self.subset is None else samples[self.subset]))
+        return gradient
+
+    def _close(self, source: Source, part: Part) -> Tensor | None:
+        gradient = None
+        for entry in source.entries:
+            if self.number < 0 and not _is_wanted(entry.parameter):
+                continue
+            if source.u is not None:
+                entry.close(self, ThroughPart(part, source.u, entry.parameter))
+            elif self.fused and isinstance(part, LayerPart) and source is self.weight:
+                squares, gradient = part.squares_and_gradient(self.dtype)
+                entry.close(self, part, squares)
+            else:
+                entry.close(self, part)
+        return gradient
 
 
 class Tap(torch.autograd.Function):
-    """Identity on a layer's output `y` whose backward sees `(x, d)` and measures `‖c_i‖` of weight and bias.
+    """Identity on a layer's output `y` whose backward sees what was saved and `d`, and measures `‖c_i‖`.
 
     In the fused case it also returns the weight gradient: formed sample by sample for the norms, it is the sum of what
-    was formed, and autograd is spared computing it again. `y` is passed through in place, so that layers behind it may
-    work in place on it, as they may on the layer's own output.
+    was formed, and autograd is spared computing it again. With `in_place`, `y` is passed through as it is, so that
+    layers behind it may work in place on it, as they may on the layer's own output.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.call = call
-        for entry in (call.weight, call.bias):
-            if entry is not None:
-                entry.open(call)
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor | None, anchor: Tensor, use: Use, in_place: bool, *saved: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*saved)
+        ctx.use = use
+        if not in_place:
+            return y.view_as(y)
         ctx.mark_dirty(y)
         return y
 
@@ -62,24 +108,15 @@ class Tap(torch.autograd.Function):
             raise RuntimeError(
                 "PerSampleNorms does not measure derivatives of gradients (create_graph=True): detach() it first"
             )
-        (x,) = ctx.saved_tensors
-        call: Call = ctx.call
-        full, batch = d, call.batch
-        if call.unbatched:
-            x, d = x.unsqueeze(0), d.unsqueeze(0)
-        if call.subset is not None:
-            step = call.subset
-            folds = x.shape[0] // batch
-            x = _select(x, step, batch, folds)
-            d = _select(d, step, batch, folds)
-            batch = len(range(*step.indices(batch)))
+        xs, use = ctx.saved_tensors, ctx.use
+        if torch.compiler.is_compiling():
+            gradient, token = traced.close(list(xs), d, use.ledger, use.number, use.batch)
+            return (d, gradient if use.fused else None, token, None, None, *(None for _ in xs))
+        return (d, use.close(xs, d), None, None, None, *(None for _ in xs))
 
-        weight_gradient = None
-        if call.weight is not None and _is_wanted(call.weight.parameter):
-            weight_gradient = call.weight.close(call, x, d, batch)
-        if call.bias is not None and _is_wanted(call.bias.parameter):
-            call.bias.close_bias(call, d, batch)
-        return full, None, weight_gradient, None
+
+def _samples_first(tensor: Tensor, batch: int) -> Tensor:
+    return tensor.reshape(-1, batch, tensor.shape[-1]).transpose(0, 1)
 
 
 def _is_wanted(parameter: Tensor) -> bool:
@@ -87,15 +124,9 @@ def _is_wanted(parameter: Tensor) -> bool:
 
     A private name, the one that FSDP and checkpointing ask; test_norms_edges.py fails if it goes.
     """
-    if torch.compiler.is_compiling():
-        return True
+    if not parameter.requires_grad:
+        return False
     try:
         return torch._C._will_engine_execute_node(get_gradient_edge(parameter).node)
     except RuntimeError:  # `torch.autograd.grad` for the parameter itself, which ends at it
         return True
-
-
-def _select(tensor: Tensor, which: slice, batch: int, folds: int) -> Tensor:
-    if folds == 1:
-        return tensor[which]
-    return tensor.unflatten(0, (batch, folds))[which].flatten(0, 1)

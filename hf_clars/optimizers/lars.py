@@ -19,6 +19,8 @@ class LARS(LayerwiseOptimizer):
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
         vectors: the learning rate of biases and norm weights, see `CLARS`.
         decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017) and the MLPerf reference do. Off, it is Eq. 3.
+        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None
+            decides: layer by layer on a CPU, where it is faster, in one call elsewhere.
 
     Raises:
         UserError: a hyper-parameter is negative, NaN or unknown.
@@ -34,6 +36,7 @@ class LARS(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         vectors: str = "eta",
         decay_in_denominator: bool = False,
+        foreach: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -43,6 +46,7 @@ class LARS(LayerwiseOptimizer):
             weight_decay=weight_decay,
             vectors=vectors,
             decay_in_denominator=decay_in_denominator,
+            foreach=foreach,
         )
 
     def _denominators(self) -> dict[Tensor, Tensor]:

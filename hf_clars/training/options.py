@@ -62,12 +62,21 @@ def parse_optim_args(text: str | None) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def refuse_deepspeed(deepspeed: Any) -> None:
+def refuse_deepspeed(deepspeed: Any, who: str = "CLARS and LARS") -> None:
     """DeepSpeed's ZeRO flattens and shards gradients; layers, and so layer norms, are no longer visible."""
     if deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         raise UserError(
-            "CLARS and LARS cannot run under DeepSpeed: ZeRO flattens and shards the gradients that they need layer by "
-            "layer. Use DDP or FSDP2 (recipes/accelerate/)"
+            f"{who} cannot run under DeepSpeed: ZeRO flattens and shards the gradients that are needed layer by layer. "
+            "Use DDP or FSDP2 (recipes/accelerate/)"
+        )
+
+
+def refuse_data_parallel(args: Any) -> None:
+    """`nn.DataParallel` runs copies of the model, whose gradients and layers nobody sees."""
+    if args.n_gpu > 1:
+        raise UserError(
+            f"one process sees {args.n_gpu} GPUs: start a process for each with `accelerate launch --num_processes "
+            f"{args.n_gpu} ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES"
         )
 
 

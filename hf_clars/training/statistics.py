@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from torch import Tensor
 from transformers import TrainerCallback
 
 from ..formulas import gradient_variance_factor
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LayerwiseOptimizer, sharded
+from .records import LayerRecords, read_records, to_host
 
 STATISTICS = {
     "weight_norm": "‖w‖",
@@ -29,9 +28,8 @@ FILE_NAME = "layer_statistics.jsonl"
 class LayerStatisticsCallback(TrainerCallback):
     """Writes the five statistics of every adapted layer to `output_dir/layer_statistics.jsonl`, and to W&B.
 
-    One line of the file is `{"step": …, "epoch": …, "layers": {name: {statistic: value}}}`. In W&B the values are
-    scalars `layers/<statistic>/<name>` without a panel of their own, and five panels draw all layers of a statistic.
-    Statistics that a run has no notion of are left out (LARS: the denominator and M_k; `norm_mode="micro_batch"`: M_k).
+    See `LayerRecords` for the file's lines and for W&B's scalars and panels. Statistics that a run has no notion of are
+    left out (LARS: the denominator and M_k; `norm_mode="micro_batch"`: M_k).
 
     Args:
         every: optimizer steps from one record to the next; the only ones at which the device is waited for.
@@ -40,15 +38,10 @@ class LayerStatisticsCallback(TrainerCallback):
     def __init__(self, every: int) -> None:
         self._every = every
         self._pending: dict[str, dict[str, Tensor]] | None = None
-        self._history: list[dict[str, Any]] = []
+        self._records = LayerRecords(FILE_NAME, STATISTICS)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._history = [r for r in read_layer_statistics(args.output_dir) if r["step"] <= state.global_step]
-        if not state.global_step:
-            self._history = []
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / FILE_NAME
-            path.write_text("".join(json.dumps(record) + "\n" for record in self._history))
+        self._records.begin(args, state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = _layerwise(kwargs.get("optimizer"))
@@ -64,16 +57,14 @@ class LayerStatisticsCallback(TrainerCallback):
             for name, w, g in zip(layers, weight_norms, gradient_norms, strict=True)
         }
         if isinstance(optimizer, CLARS) and isinstance(optimizer.norms, PerSampleNorms):
-            scaler = optimizer.grad_scaler
-            scale = scaler.scale(torch.ones(())) if scaler is not None and scaler.is_enabled() else torch.ones(())
             for name, (total, squares, samples) in optimizer.norms.gradient_statistics().items():
                 if name in self._pending:
-                    unscaled = scale.to(total.device)
+                    scale = loss_scale(optimizer.grad_scaler, total.device)
                     entry = self._pending[name]
-                    entry["denominator"] = total / unscaled
+                    entry["denominator"] = total / scale
                     if optimizer.norms.mode != "micro_batch":  # whose samples are micro-batches
                         entry["variance_factor"] = gradient_variance_factor(
-                            squares / unscaled**2, entry["gradient_norm"].to(total.device), samples
+                            squares / scale**2, entry["gradient_norm"].to(total.device), samples
                         )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,32 +83,28 @@ class LayerStatisticsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         keys = [(name, statistic) for name, entry in pending.items() for statistic in entry]
-        flat = torch.stack(
-            [pending[name][statistic].to("cpu", torch.float64, non_blocking=True) for name, statistic in keys]
-        )
         layers: dict[str, dict[str, float]] = {}
-        for (name, statistic), value in zip(keys, flat.tolist(), strict=True):
+        for (name, statistic), value in zip(keys, to_host([pending[n][s] for n, s in keys]), strict=True):
             if math.isfinite(value):  # a layer whose gradient is zero has no M_k, and JSON no NaN
                 layers.setdefault(name, {})[statistic] = value
-        record = {"step": state.global_step, "epoch": state.epoch, "layers": layers}
-        self._history.append(record)
-        with open(Path(args.output_dir) / FILE_NAME, "a") as file:
-            file.write(json.dumps(record) + "\n")
-        if "wandb" in args.report_to and wandb.run is not None:
-            _log_to_wandb(record)
+        self._records.add(args, state, layers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and "wandb" in args.report_to and wandb.run is not None and self._history:
-            wandb.log({**_panels(self._history), "train/global_step": state.global_step})
+        self._records.end(args, state)
 
 
 def read_layer_statistics(output_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's `layer_statistics.jsonl`; none if it has no such file."""
-    path = Path(output_dir) / FILE_NAME
-    lines = path.read_text().splitlines() if path.exists() else []
-    if lines and not lines[-1].endswith("}}}"):
-        lines.pop()  # a run that was killed while it wrote
-    return [json.loads(line) for line in lines]
+    return read_records(Path(output_dir) / FILE_NAME)
+
+
+def loss_scale(scaler: Any, device: torch.device) -> Tensor:
+    """What a `GradScaler` multiplies losses with, 0-dim on `device`; 1 without one. Waits for nothing.
+
+    The scaler is asked on `device`: brought to the host it would have to be waited for.
+    """
+    one = torch.ones((), device=device)
+    return scaler.scale(one) if scaler is not None and scaler.is_enabled() else one
 
 
 def _layerwise(optimizer: Any) -> LayerwiseOptimizer | None:
@@ -133,27 +120,3 @@ def _layers(optimizer: LayerwiseOptimizer) -> dict[str, Tensor]:
         for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False)
         if parameter.grad is not None and (group["layer_adaptation"] or group["vectors"] == "paper")
     }
-
-
-def _log_to_wandb(record: dict[str, Any]) -> None:
-    for statistic in STATISTICS:
-        wandb.define_metric(f"layers/{statistic}/*", step_metric="train/global_step", hidden=True)
-    scalars = {
-        f"layers/{statistic}/{name}": value
-        for name, entry in record["layers"].items()
-        for statistic, value in entry.items()
-    }
-    wandb.log({**scalars, "train/global_step": record["step"]})
-
-
-def _panels(history: list[dict[str, Any]]) -> dict[str, Any]:
-    steps = [record["step"] for record in history]
-    panels = {}
-    for statistic, symbol in STATISTICS.items():
-        names = [n for n, entry in history[-1]["layers"].items() if statistic in entry]
-        if names:
-            lines = [[r["layers"].get(n, {}).get(statistic) for r in history] for n in names]
-            panels[f"layer panels/{symbol}"] = wandb.plot.line_series(
-                xs=steps, ys=lines, keys=names, title=f"{symbol} per layer", xname="optimizer step"
-            )
-    return panels

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
 from .arguments import ClarsTrainingArguments
+from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .statistics import LayerStatisticsCallback
 from .tracking import keep_wandb_offline_without_login
@@ -46,11 +47,7 @@ class ClarsTrainer(Trainer):
         if args is not None and not isinstance(args, ClarsTrainingArguments):
             raise UserError(f"ClarsTrainer takes ClarsTrainingArguments, not {type(args).__name__}")
         args = ClarsTrainingArguments() if args is None else args
-        if args.n_gpu > 1:
-            raise UserError(
-                f"one process sees {args.n_gpu} GPUs: start a process for each with `accelerate launch --num_processes "
-                f"{args.n_gpu} ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES"
-            )
+        refuse_data_parallel(args)
         keep_wandb_offline_without_login(args.report_to)
         super().__init__(model, args, *rest, **kwargs)
         self._log_mark: tuple[int, float] | None = None

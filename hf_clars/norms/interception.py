@@ -1,0 +1,258 @@
+"""Where a forward pass is watched: every torch function it calls that uses a measured parameter gets a tap."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import traced
+from .fallback import function_rule
+from .linear_rules import EmbeddingRule, PositionsRule
+from .marks import ENTRIES, LOOKUP, SAMPLES, Source, has_samples, marked, source_of, tensors_in
+from .operators import BROADCASTING, COPYING, OPERATORS, Operator
+from .rule import Rule, Saved, SpreadRule
+from .tap import Tap, Use
+
+if TYPE_CHECKING:
+    from .per_sample import PerSampleNorms
+
+
+class Interception(TorchFunctionMode):
+    """Is asked about each torch function call of a forward pass.
+
+    It keeps track of what depends on samples (the model's inputs and all that is computed from them) and of what
+    depends on parameters alone (`u = g(w)`: a standardised weight, a table of relative positions). Where the two meet,
+    sample i uses its own copy of `u`, and there the norms are read off:
+
+    * in an operator of the table `OPERATORS`: by its rule;
+    * in a function that broadcasts, or copies along the batch: each sample is handed its own copy of `u`;
+    * in anything else: by a vector-Jacobian product for each sample, `fallback.py`.
+    """
+
+    def __init__(self, norms: PerSampleNorms) -> None:
+        super().__init__()
+        self.norms = norms
+        self.active = False
+        self._positions_first = False  # rows ordered by position, then by sample: the inside of attention
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
+        samples = any([has_samples(t) for t in tensors])
+        sources = [s for s in [source_of(t) for t in tensors] if s is not None] if torch.is_grad_enabled() else []
+        if sources and func in OPENED:
+            return self._inside(func, args, kwargs)
+        if not sources:
+            out = func(*args, **kwargs)
+        elif samples:
+            out = self._meet(func, args, kwargs, tensors)
+        else:
+            return self._compute(func, args, kwargs, sources)
+        if samples and func is Tensor.__setitem__:
+            marked(args[0], SAMPLES, True)
+        return marked(out, SAMPLES, True) if samples else out
+
+    def _compute(self, func: Any, args: Any, kwargs: Any, sources: list[Source]) -> Any:
+        """A function of parameters and constants."""
+        if func in OPERATORS and func is not torch.embedding:
+            operator = OPERATORS[func](*args, **kwargs)
+            if operator is not None and self._constant_for_each_sample(operator.x):
+                return marked(self._operator(operator), SAMPLES, True)
+        if func in COPYING and not self._positions_first:
+            copies = self._copies(func, args, kwargs)
+            if copies is not None:
+                return marked(copies, SAMPLES, True)
+        out = func(*args, **kwargs)
+        entries: list[Any] = []
+        for source in sources:
+            entries += [entry for entry in source.entries if entry not in entries]
+        out = marked(out, ENTRIES, tuple(entries))
+        if func is torch.embedding and sources[0].u is None:
+            marked(out, LOOKUP, (args[1], args[2] if len(args) > 2 else -1))
+        elif func is Tensor.to and sources[0].lookup is not None:
+            marked(out, LOOKUP, sources[0].lookup)
+        return out
+
+    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function that is written in Python, and see what it calls."""
+        outer = self._positions_first
+        self._positions_first = outer or func is F.multi_head_attention_forward
+        with self:
+            out = OPENED[func](*args, **kwargs)
+        self._positions_first = outer
+        return out
+
+    def _meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        take_apart = OPERATORS.get(func)
+        operator = take_apart(*args, **kwargs) if take_apart is not None else None
+        if operator is not None and has_samples(operator.x):
+            return self._operator(operator)
+        if func in BROADCASTING:
+            copies = self._own_copies_of_operands(args, kwargs, tensors)
+            if copies is not None:
+                return func(*copies[0], **copies[1])
+        return self._function(func, args, kwargs, tensors)
+
+    def _constant_for_each_sample(self, x: Tensor) -> bool:
+        """Whether an input that depends on no sample has one entry for each all the same: a repeated grid."""
+        return source_of(x) is None and x.ndim >= 3 and x.shape[0] == self.norms.batch and not self._positions_first
+
+    def _operator(self, operator: Operator) -> Tensor:
+        rule, x = operator.rule, operator.x
+        weight, bias = source_of(operator.weight), source_of(operator.bias)
+        batch = self.norms.samples_in(x, rule, _entries(weight, bias), self._positions_first)
+        if batch is None or not self._traceable(weight, bias):
+            return operator.call(x, operator.weight, operator.bias)
+        if operator.half and x.is_floating_point() and x.dtype != torch.float64:
+            # Autocast's cast, done here so that what backward keeps is the half as well.
+            kind = x.device.type
+            x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+        unbatched = x.ndim == rule.unbatched_ndim
+        fused = (
+            weight is not None
+            and weight.u is None
+            and self.norms.mode == "per_sample"
+            and not weight.entries[0].in_use()
+            and rule.fused(x.unsqueeze(0) if unbatched else x, batch)
+        )
+        w = operator.weight.detach() if fused and operator.weight is not None else operator.weight
+        y = operator.call(x, w, operator.bias)
+        use = Use(rule, weight, bias, batch, fused, unbatched=unbatched, positions_first=self._positions_first)
+        return self._tap(y, use, (x.detach(), *operator.kept), operator.weight if fused else None)
+
+    def _tap(self, y: Tensor, use: Use, saved: Saved, weight: Tensor | None = None, in_place: bool = True) -> Tensor:
+        use.subset = self.norms.subset_of(use.batch)
+        use.dtype = y.dtype if weight is None else weight.dtype
+        use.opened()
+        if torch.compiler.is_compiling():
+            use.number, use.ledger = traced.number_of(use), self.norms.ledger.key
+        return Tap.apply(y, weight, self.norms.ledger.anchor, use, in_place, *saved)
+
+    def _own_copies_of_operands(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> tuple[Any, Any] | None:
+        """The arguments with each source replaced by one copy a sample; None where rows are not known by sample."""
+        ndim = max(t.ndim for t in tensors)
+        rows = {t.shape[0] for t in tensors if has_samples(t) and t.ndim == ndim and t.ndim}
+        batch = self.norms.batch
+        sources = [t for t in tensors if source_of(t) is not None]
+        if len(rows) != 1 or batch is None or self._positions_first:
+            return None
+        (count,) = rows
+        if count % batch or any([t.ndim == ndim and t.shape[0] not in _rows_of(t, batch) for t in sources]):
+            return None
+        if not self._traceable(*(source_of(t) for t in sources)):
+            return args, kwargs
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value if source_of(value) is None else self._own_copies(value, ndim, batch, count // batch)
+            if isinstance(value, (list, tuple)):
+                return type(value)(replaced(each) for each in value)
+            return value
+
+        return replaced(args), {name: replaced(value) for name, value in kwargs.items()}
+
+    def _own_copies(self, u: Tensor, ndim: int, batch: int, folds: int) -> Tensor:
+        """`u`, once for each sample: `[batch · folds, …]` with `ndim` dimensions."""
+        source = source_of(u)
+        assert source is not None
+        shape = [1] * (ndim - u.ndim) + list(u.shape)
+        copies = u.reshape(shape).expand(batch, *shape[1:])
+        rule: Rule = SpreadRule(tuple(u.shape))
+        saved: Saved = ()
+        if source.lookup is not None:
+            ids, padding = source.lookup
+            kind = EmbeddingRule if shape[0] == batch else PositionsRule
+            rule, saved = kind(tuple(source.entries[0].parameter.shape), padding), (ids,)
+            source = Source(source.entries, None)
+        use = Use(rule, source, None, batch, fused=False)
+        copies = self._tap(copies, use, saved, in_place=False)
+        if folds > 1:
+            copies = copies.unsqueeze(1).expand(batch, folds, *shape[1:]).reshape(batch * folds, *shape[1:])
+        return copies
+
+    def _copies(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+        """`u.expand(batch, …)` and its like: each row is a sample's own. None where rows are something else."""
+        u, batch = args[0], self.norms.batch
+        out = func(*args, **kwargs)
+        if batch is None or not out.ndim or out.shape[0] != batch or (u.ndim == out.ndim and u.shape[0] != 1):
+            return None
+        if not self._traceable(source_of(u)):
+            return out
+        copies = self._own_copies(u, out.ndim, batch, 1)
+        return copies.repeat([n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)])
+
+    def _function(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        out = func(*args, **kwargs)
+        sources = [t for t in tensors if source_of(t) is not None]
+        batch = self.norms.batch
+        entries = _entries(*(source_of(t) for t in sources))
+        samplewise = (
+            isinstance(out, Tensor)
+            and not any(out is t for t in tensors)
+            and not self._positions_first
+            and batch is not None
+            and all(t.ndim and t.shape[0] % batch == 0 for t in (out, *filter(has_samples, tensors)))
+        )
+        if not samplewise or torch.compiler.is_compiling():
+            name = getattr(func, "__name__", str(func))
+            self.norms.exclude(entries, f"it is used by {name}, for which there is no rule")
+            return out
+        for u in sources:
+            rule, saved = function_rule(func, args, kwargs, u)
+            if not rule.is_samplewise(saved, out, batch):
+                self.norms.exclude(entries, f"{func.__name__} does not treat it sample by sample")
+                return out
+            use = Use(rule, source_of(u), None, batch, fused=False)
+            out = self._tap(out if out._base is None else out.clone(), use, saved)
+        return out
+
+    def _traceable(self, *sources: Source | None) -> bool:
+        """Whether these can be measured; what is computed from parameters cannot under torch.compile."""
+        through = [s for s in sources if s is not None and s.u is not None and s.lookup is None]
+        if through and torch.compiler.is_compiling():
+            self.norms.exclude(_entries(*through), "the tensor that is used is computed from it, under torch.compile")
+            return False
+        return True
+
+
+def _entries(*sources: Source | None) -> list[Any]:
+    return [entry for source in sources if source is not None for entry in source.entries]
+
+
+def _rows_of(u: Tensor, batch: int) -> tuple[int, ...]:
+    """How many rows an operand may have: one for all samples; or one for each, if they were looked up."""
+    source = source_of(u)
+    return (1,) if source is None or source.lookup is None else (1, batch)
+
+
+def _opened(function: types.FunctionType) -> Callable[..., Any]:
+    """A copy of a torch function written in Python that does not hand itself to the mode, so that what it calls is."""
+    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
+    copy = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **unasked},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
+    function: _opened(function)
+    for space in (F, torch.functional, Tensor)
+    for function in vars(space).values()
+    if isinstance(function, types.FunctionType)
+    and any(name.startswith("has_torch_function") for name in function.__code__.co_names)
+}

@@ -1,0 +1,244 @@
+"""The table from torch function to the rule that measures its parameters. A new operator is one entry of `OPERATORS`.
+
+Modules do not matter here, only what their `forward` calls: a subclass with a `forward` of its own, a weight that is
+computed from parameters, a layer that reads another's weight all end in one of these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .linear_rules import ConvRule, EmbeddingRule, LinearRule, TransposedConvRule
+from .norm_rules import BatchNormRule, GroupNormRule, InstanceNormRule, LayerNormRule, RMSNormRule
+from .rule import Rule, Saved
+
+
+@dataclass
+class Operator:
+    """A call of a torch function, taken apart.
+
+    Args:
+        rule: how its parameters are measured.
+        x: the input, whose rows belong to samples.
+        weight, bias: None where absent.
+        call: the function of `(x, weight, bias)`.
+        kept: what the rule wants beside x.
+        half: whether autocast runs it in half precision.
+    """
+
+    rule: Rule
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    call: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+    kept: Saved = ()
+    half: bool = False
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operator:
+    return Operator(LinearRule(tuple(weight.shape)), input, weight, bias, F.linear, half=True)
+
+
+def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Operator | None:
+    """transformers' Conv1D."""
+    if beta != 1 or alpha != 1:
+        return None
+    rule = LinearRule(tuple(mat2.shape), transposed=True)
+    return Operator(rule, mat1, mat2, input, lambda x, w, b: torch.addmm(b, x, w), half=True)
+
+
+def matmul(input: Tensor, other: Tensor) -> Operator | None:
+    if other.ndim != 2:
+        return None
+    rule = LinearRule(tuple(other.shape), transposed=True)
+    return Operator(rule, input, other, None, lambda x, w, _: torch.matmul(x, w), half=True)
+
+
+def convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., Operator | None]:
+    def operator(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Operator | None:
+        stride, dilation = _each(stride, spatial), _each(dilation, spatial)
+        if isinstance(padding, str):
+            spans = [r * (k - 1) for k, r in zip(weight.shape[2:], dilation, strict=True)]
+            if padding == "same" and any(span % 2 for span in spans):
+                # Padded one more behind than before: as a padding of its own, of which a convolution knows nothing.
+                pads = [p for span in reversed(spans) for p in (span // 2, span - span // 2)]
+                return operator(F.pad(input, pads), weight, bias, stride, 0, dilation, groups)
+            padding = tuple(span // 2 for span in spans) if padding == "same" else 0
+        padding = _each(padding, spatial)
+        rule = ConvRule(tuple(weight.shape), stride, padding, dilation, groups)
+        return Operator(
+            rule, input, weight, bias, lambda x, w, b: function(x, w, b, stride, padding, dilation, groups), half=True
+        )
+
+    return operator
+
+
+def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., Operator]:
+    def operator(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Operator:
+        stride, padding, output_padding, dilation = (
+            _each(value, spatial) for value in (stride, padding, output_padding, dilation)
+        )
+        rule = TransposedConvRule(tuple(weight.shape), stride, padding, dilation, groups, output_padding)
+        return Operator(
+            rule, input, weight, bias,
+            lambda x, w, b: function(x, w, b, stride, padding, output_padding, groups, dilation), half=True,
+        )  # fmt: skip
+
+    return operator
+
+
+def _each(value: int | Sequence[int], spatial: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * spatial
+    return tuple(value) if len(value) == spatial else tuple(value) * spatial
+
+
+def embedding(
+    weight: Tensor, input: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Operator | None:
+    if scale_grad_by_freq or sparse:
+        return None
+    rule = EmbeddingRule(tuple(weight.shape), padding_idx)
+    return Operator(rule, input, weight, None, lambda x, w, _: torch.embedding(w, x, padding_idx))
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Operator:
+    shape = tuple(normalized_shape)
+    return Operator(
+        LayerNormRule(shape, eps), input, weight, bias,
+        lambda x, w, b: torch.layer_norm(x, shape, w, b, eps, cudnn_enable),
+    )  # fmt: skip
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Operator:
+    shape = tuple(normalized_shape)
+    return Operator(RMSNormRule(shape, eps), input, weight, None, lambda x, w, _: torch.rms_norm(x, shape, w, eps))
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Operator:
+    rule = GroupNormRule((input.shape[1],), eps, num_groups)
+    call = lambda x, w, b: torch.group_norm(x, num_groups, w, b, eps, cudnn_enabled)  # noqa: E731
+    return Operator(rule, input, weight, bias, call)
+
+
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Operator:
+    statistics = () if training or running_mean is None or running_var is None else (running_mean, running_var)
+
+    def call(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        return torch.batch_norm(x, w, b, running_mean, running_var, training, momentum, eps, cudnn_enabled)
+
+    return Operator(BatchNormRule((input.shape[1],), eps), input, weight, bias, call, statistics)
+
+
+def instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Operator:
+    statistics = () if use_input_stats or running_mean is None or running_var is None else (running_mean, running_var)
+
+    def call(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        return torch.instance_norm(x, w, b, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+
+    return Operator(InstanceNormRule((input.shape[1],), eps), input, weight, bias, call, statistics)
+
+
+OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
+    F.linear: linear,
+    torch.addmm: addmm,
+    torch.matmul: matmul,
+    Tensor.matmul: matmul,
+    Tensor.__matmul__: matmul,
+    torch.mm: matmul,
+    Tensor.mm: matmul,
+    torch.conv1d: convolution(1, torch.conv1d),
+    torch.conv2d: convolution(2, torch.conv2d),
+    torch.conv3d: convolution(3, torch.conv3d),
+    torch.conv_transpose1d: transposed_convolution(1, torch.conv_transpose1d),
+    torch.conv_transpose2d: transposed_convolution(2, torch.conv_transpose2d),
+    torch.conv_transpose3d: transposed_convolution(3, torch.conv_transpose3d),
+    torch.embedding: embedding,
+    torch.layer_norm: layer_norm,
+    torch.rms_norm: rms_norm,
+    torch.group_norm: group_norm,
+    torch.batch_norm: batch_norm,
+    torch.instance_norm: instance_norm,
+}
+
+# Functions that broadcast: a parameter among their operands may as well be one copy for each sample.
+BROADCASTING = {
+    getattr(space, name)
+    for space in (torch, Tensor)
+    for name in (
+        "add", "sub", "mul", "div", "true_divide", "pow", "where", "maximum", "minimum", "lerp", "addcmul", "addcdiv",
+        "add_", "sub_", "mul_", "div_", "addcmul_", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__",
+        "__isub__", "__mul__", "__rmul__", "__imul__", "__truediv__", "__rtruediv__", "__itruediv__", "rsub", "logaddexp",
+    )
+    if hasattr(space, name)
+}  # fmt: skip
+
+# Functions that copy a tensor along its first dimension, for each sample of a batch.
+COPYING = {
+    Tensor.expand,
+    Tensor.expand_as,
+    Tensor.repeat,
+    Tensor.broadcast_to,
+    torch.broadcast_to,
+    Tensor.tile,
+    torch.tile,
+}

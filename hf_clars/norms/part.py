@@ -1,0 +1,155 @@
+"""What one use of a parameter contributes to each sample's `c_i`, within bounded memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from . import forms
+from .rule import Rule, Saved
+
+# How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
+# between being formed and being summed; on an accelerator what fills it.
+_BUDGET = {"cpu": 2 << 20}
+_BUDGET_ELSEWHERE = 256 << 20
+
+
+def chunks(batch: int, bytes_per_sample: int, device: torch.device) -> list[slice]:
+    """The samples, cut into runs of at most the device's budget, and of at least one sample."""
+    size = max(1, _BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, bytes_per_sample))
+    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+
+
+class Part(ABC):
+    """The contributions `c_i` of `batch` samples through one use of a parameter of shape `shape`."""
+
+    shape: torch.Size | tuple[int, ...]
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def runs(self) -> list[slice]:
+        """How to cut the batch so that `samples` of a run fits the device's budget."""
+        elements = torch.Size(self.shape).numel()
+        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
+
+    @abstractmethod
+    def samples(self, run: slice) -> Tensor:
+        """`c_i` of a run of samples, `[run, *shape]`."""
+
+    def kept(self) -> Part:
+        """The same, able to outlive the graph of the backward pass."""
+        return self
+
+    def squares(self) -> Tensor:
+        """`‖c_i‖²`, `[batch]`."""
+        return torch.cat([forms.squared_norms(self.samples(run)) for run in self.runs()])
+
+
+class FixedPart(Part):
+    """Contributions that stand in memory already."""
+
+    def __init__(self, samples: Tensor) -> None:
+        self.batch, self.shape = samples.shape[0], samples.shape[1:]
+        self.dtype, self.device = samples.dtype, samples.device
+        self._samples = samples
+
+    def samples(self, run: slice) -> Tensor:
+        return self._samples[run]
+
+
+class LayerPart(Part):
+    """The weight of an operator, by its rule."""
+
+    def __init__(self, rule: Rule, xs: Saved, d: Tensor, batch: int, subset: slice | None = None) -> None:
+        xs = rule.operands(xs)
+        if subset is not None:
+            xs, d = rule.cut(xs, d, subset, batch)
+            batch = len(range(*subset.indices(batch)))
+        self.rule, self.xs, self.d, self.batch, self.shape = rule, xs, d, batch, rule.shape
+        self.dtype, self.device = d.dtype, d.device
+
+    def samples(self, run: slice) -> Tensor:
+        return self.rule.samples(*self.rule.cut(self.xs, self.d, run, self.batch), run.stop - run.start)
+
+    def squares(self) -> Tensor:
+        squares = []
+        elements = self.rule.squares_elements(self.xs, self.d, self.batch)
+        for run in chunks(self.batch, elements * self.d.element_size(), self.d.device):
+            part = self.rule.squares(*self.rule.cut(self.xs, self.d, run, self.batch), run.stop - run.start)
+            if part is None:
+                return super().squares()
+            squares.append(part)
+        return torch.cat(squares)
+
+    def squares_and_gradient(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype`."""
+        total = torch.zeros(self.shape, dtype=forms.norm_dtype(self.dtype), device=self.device)
+        squares = []
+        for run in self.runs():
+            samples = self.samples(run)
+            squares.append(forms.squared_norms(samples))
+            total += samples[0] if samples.shape[0] == 1 else samples.sum(0, dtype=total.dtype)
+        return torch.cat(squares), total.to(dtype)
+
+
+class ThroughPart(Part):
+    """A parameter `w` behind a tensor `u = g(w)` that an operator used: `c_{w,i} = (∂g/∂w)ᵀ c_{u,i}`."""
+
+    def __init__(self, part: Part, u: Tensor, parameter: Tensor) -> None:
+        self.part, self.u, self.parameter = part, u, parameter
+        self.batch, self.shape, self.dtype, self.device = part.batch, parameter.shape, part.dtype, part.device
+
+    def runs(self) -> list[slice]:
+        elements = self.parameter.numel() + self.u.numel()
+        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
+
+    def kept(self) -> Part:
+        return FixedPart(self.samples(slice(0, self.batch)))
+
+    def samples(self, run: slice) -> Tensor:
+        each = self.part.samples(run).reshape(-1, *self.u.shape).to(self.u.dtype)
+        (through,) = torch.autograd.grad(self.u, self.parameter, each, retain_graph=True, is_grads_batched=True)
+        return through
+
+
+def squares_together(parts: list[Part]) -> Tensor:
+    """`‖Σ_parts c_i‖²` of a parameter that is used in several places, cross terms included, `[batch]`."""
+    parts = _merged(parts)
+    if len(parts) == 1:
+        return parts[0].squares()
+    if len(parts) == 2 and all(isinstance(part, LayerPart) for part in parts):
+        one, other = parts
+        inner = one.rule.inner(one.xs, one.d, other.rule, other.xs, other.d, one.batch)
+        if inner is not None:
+            return (one.squares() + other.squares() + 2 * inner).clamp_min(0)  # rounding can pass zero
+    squares = []
+    for run in parts[0].runs():
+        total: Tensor | None = None
+        for part in parts:
+            samples = part.samples(run)
+            samples = samples.to(forms.norm_dtype(samples.dtype))
+            total = samples if total is None else total + samples
+        assert total is not None
+        squares.append(forms.squared_norms(total))
+    return torch.cat(squares)
+
+
+def _merged(parts: list[Part]) -> list[Part]:
+    """Calls of the same operator with the same weight, taken together where their rule can."""
+    groups: dict[Rule, list[LayerPart]] = {}
+    merged: list[Part] = []
+    for part in parts:
+        if isinstance(part, LayerPart):
+            groups.setdefault(part.rule, []).append(part)
+        else:
+            merged.append(part)
+    for rule, group in groups.items():
+        whole = rule.merge([(part.xs, part.d) for part in group], group[0].batch) if len(group) > 1 else None
+        if whole is None:
+            merged += group
+        else:
+            merged.append(LayerPart(rule, *whole, group[0].batch))
+    return merged

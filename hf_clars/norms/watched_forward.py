@@ -1,0 +1,91 @@
+"""What stands in a module's `forward` while it is watched."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .ledger import Entry
+from .marks import ENTRY
+
+if TYPE_CHECKING:
+    from .per_sample import PerSampleNorms
+
+
+class WatchedForward:
+    """Stands in for `module.forward`: runs it under the interception, unless an outer module's forward already does.
+
+    Every module has one, because activation checkpointing calls any of them again, in the middle of the backward pass.
+    """
+
+    def __init__(self, norms: PerSampleNorms, module: nn.Module, entries: list[tuple[str, Entry]]) -> None:
+        self.norms: PerSampleNorms | None = norms
+        self.module = module
+        self.entries = entries
+        self.own = module.__dict__.get("forward")  # somebody else's wrapper
+        self.forward = module.forward
+        self.__signature__ = inspect.signature(self.forward)  # Trainer reads which columns a model wants
+
+    def __reduce__(self) -> Any:
+        # A copy of the model (an EMA), or a pickled one, has its forward back.
+        return getattr, (self.module, "forward") if self.own is None else (_Holder(self.own), "held")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        norms = self.norms
+        if norms is None:
+            return self.forward(*args, **kwargs)
+        for attribute, entry in self.entries:
+            parameter = self.module._parameters[attribute]
+            if getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
+                setattr(parameter, ENTRY, entry)
+        interception = norms.interception
+        if interception.active:
+            return self.forward(*args, **kwargs)
+        norms.enter(self.module, args, kwargs)
+        interception.active = True
+        try:
+            with interception:
+                return self.forward(*args, **kwargs)
+        finally:
+            interception.active = False
+
+    def restore(self) -> None:
+        """Give the module its forward back; one that was wrapped since stays wrapped, without effect."""
+        self.norms = None
+        if self.module.__dict__.get("forward") is not self:
+            return
+        if self.own is None:
+            del self.module.forward
+        else:
+            self.module.forward = self.own
+
+
+class _Holder:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def attached_to(model: nn.Module) -> set[PerSampleNorms]:
+    """Every `PerSampleNorms` that watches the model or part of it."""
+    found = set()
+    for module in model.modules():
+        for part in (module.__dict__.get("forward"), *module._forward_pre_hooks.values()):
+            if isinstance(part, (WatchedForward, BeginPass)) and part.norms is not None:
+                found.add(part.norms)
+    return found
+
+
+class BeginPass:
+    """The hook on the model's forward pass; without effect in a copy of the model."""
+
+    def __init__(self, norms: PerSampleNorms | None) -> None:
+        self.norms = norms
+
+    def __reduce__(self) -> Any:
+        return BeginPass, (None,)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.norms is not None:
+            self.norms.begin_pass(args, kwargs)

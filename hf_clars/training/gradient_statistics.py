@@ -1,0 +1,238 @@
+"""How noisy the gradient is: gradient noise scale and M_k, for every Trainer and every optimizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import torch
+from accelerate.utils import is_compiled_module
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from .. import checks
+from ..errors import UserError
+from ..noise import Averages, noise_statistics
+from ..norms import PerSampleNorms
+from ..optimizers import sharded
+from .options import refuse_data_parallel, refuse_deepspeed
+from .records import LayerRecords
+from .seams import before_clipping, calling_trainer
+from .statistics import loss_scale
+
+FILE_NAME = "gradient_statistics.jsonl"
+DRAWN = {"gradient_noise_scale": "noise scale", "gradient_variance_factor": "M_k"}
+LOGGED = ("gradient_noise_scale", "gradient_noise_scale_raw", "gradient_variance_factor")
+
+
+class GradientStatisticsCallback(TrainerCallback, ExportableState):
+    """Measures the gradient noise scale and M_k in a `transformers.Trainer`, whatever its optimizer.
+
+    `Trainer(..., callbacks=[GradientStatisticsCallback(every=10)])`. In every tenth optimizer step the norms of all
+    samples' gradients are measured in the step's own backward passes, over all micro-batches and ranks. From them and
+    from the gradient before clipping, without the loss scale, follow for each layer (weight of two or more dimensions)
+    and for the model (all measured parameters: sums of numerators and denominators, not means of ratios):
+
+    =============================  ===============================================================================
+    `gradient_square`              `|G|²`, squared norm of the true gradient, estimated without bias; average
+    `noise_trace`                  `tr Σ`, variance of one sample's gradient, estimated without bias; average
+    `gradient_noise_scale`         `tr Σ / |G|²` of the two averages, in samples: about the critical batch size
+    `gradient_noise_scale_raw`     the same of this step alone
+    `gradient_variance_factor`     `M_k = ((1/n) Σ_i ‖∇f_i‖²) / ‖g‖²` of this step and its n samples, at least 1
+    =============================  ===============================================================================
+
+    `|G|²` and `tr Σ` are those of McCandlish et al. 2018, appendix A.1, with batch sizes 1 and n, see
+    `formulas.gradient_and_noise`. Where the estimate of `|G|²` is not positive, there is no noise scale to tell (the
+    batch is far too small for one) and the value is left out.
+
+    The three last ones, of the model, go through `Trainer.log` to every reporter and to `log_history`. Everything goes
+    to `output_dir/gradient_statistics.jsonl`: `{"step", "epoch", "samples", "model": {…}, "layers": {name: {…}}}`; to
+    W&B the layers go as `LayerRecords` says. A step whose gradient overflowed leaves no record.
+
+    `PerSampleNorms` is attached for the measured steps alone, so that the others cost nothing. A compiled model would
+    be compiled anew at each change and stays attached throughout the training. CLARS has one already, which is used
+    instead (unless `vectors="paper"` it measures no biases and norm weights; they are then not in the model's sums).
+
+    A sample's gradient is `n c_i`, with `c_i` its contribution to `weight.grad`. In a model whose train-mode BatchNorm
+    mixes samples, `c_i` contains what sample i does to the others through the statistics: the values then describe the
+    noise of this batch as it was normalised, not of independent samples. All samples should weigh alike: an incomplete
+    last micro-batch, or sequences of unequal length in a loss that is a mean over tokens, add a little bias.
+
+    Args:
+        every: optimizer steps from one measured step to the next; the first is step number `every`.
+        smoothing: share in [0, 1) that the old value keeps in the exponential moving averages of `|G|²` and `tr Σ`
+            from one measured step to the next; 0 for no averaging. They survive a resumed training.
+
+    Raises:
+        UserError: arguments out of range; at the begin of training, a batch of one sample, CLARS with
+            `mode="micro_batch"`, another PerSampleNorms attached to the model, DeepSpeed, or several devices in one
+            process.
+    """
+
+    def __init__(self, every: int = 10, smoothing: float = 0.9) -> None:
+        self.every = int(checks.count("every", every))
+        self.smoothing = checks.number("smoothing", smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
+        self.averages: Averages = {}
+        self._records = LayerRecords(FILE_NAME, DRAWN)
+        self._trainer: Trainer | None = None
+        self._norms: PerSampleNorms | None = None
+        self._stays_attached = True
+        self._stop: Callable[[], None] | None = None  # while a step is measured
+        self._pending: tuple[dict[str, bool], int, Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        arguments = {"every": self.every, "smoothing": self.smoothing}
+        return {"args": arguments, "attributes": {"averages": self.averages}}
+
+    # --- a training ----------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        refuse_deepspeed(args.deepspeed, "GradientStatisticsCallback")
+        refuse_data_parallel(args)
+        if args.train_batch_size * args.gradient_accumulation_steps * args.world_size < 2:
+            raise UserError("GradientStatisticsCallback needs at least 2 samples per optimizer step, and there is 1")
+        self._trainer = calling_trainer()
+        self._restore(state)
+        self._records.begin(args, state)
+        self._find_norms(self._trainer, kwargs.get("optimizer"))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_measuring()  # of a step that a data set's end cut short
+        norms, trainer = self._norms, self._trainer
+        if norms is None or trainer is None or (state.global_step + 1) % self.every:
+            return
+        if any(p.grad is not None for p in norms.model.parameters()):
+            return  # left over from a step cut short: part of this gradient, and not measured
+        if isinstance(norms, _OwnNorms):
+            norms.attach()
+            norms.reset()
+        undo = before_clipping(trainer, self._measure)
+
+        def stop() -> None:
+            undo()
+            if not self._stays_attached:
+                norms.detach()
+
+        self._stop = stop
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_measuring()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._pending is None or self._trainer is None:
+            return
+        (names, samples, squares), self._pending = self._pending, None
+        squares = squares.to("cpu", torch.float64)  # the only wait for the device
+        whole, layers = noise_statistics(squares, samples, names, self.averages, self.smoothing)
+        if not whole:
+            return
+        self._records.add(args, state, layers, samples=samples, model=whole)
+        should_log = control.should_log  # of the Trainer's own values, later in this step; logging clears it
+        self._trainer.log({key: whole[key] for key in LOGGED if key in whole})
+        control.should_log = should_log
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._records.end(args, state)
+        self._end_measuring()
+        if isinstance(self._norms, _OwnNorms):
+            self._norms.detach()
+        self._norms = self._trainer = None
+
+    def _restore(self, state: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if not state.global_step:
+            self.averages = {}
+        elif isinstance(saved, dict):  # whatever args.restore_callback_states_from_checkpoint says
+            self.averages = saved["attributes"]["averages"]
+        # Trainer fails at its next checkpoint when the one it resumed from knows no such callback.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+    def _find_norms(self, trainer: Trainer, optimizer: Any) -> None:
+        norms = getattr(getattr(optimizer, "optimizer", optimizer), "norms", None)
+        if isinstance(norms, PerSampleNorms):
+            if norms.mode == "micro_batch":
+                raise UserError(
+                    "GradientStatisticsCallback needs norms of samples, and mode='micro_batch' has none: "
+                    "choose 'per_sample' or 'subset'"
+                )
+            self._norms, self._stays_attached = norms, True
+            return
+        model: Any = trainer.model
+        self._norms = _OwnNorms.replacing(model)
+        self._stays_attached = _is_compiled(trainer.model_wrapped)
+        if not self._stays_attached:
+            self._norms.detach()
+
+    # --- a measured step -----------------------------------------------------------------------------------------
+
+    def _end_measuring(self) -> None:
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+
+    def _measure(self) -> None:
+        """Leave `Σ_i ‖c_i‖²` and `‖g‖²` of every parameter on the device. Collective, and waits for nothing."""
+        assert self._norms is not None
+        assert self._trainer is not None
+        measured = self._norms.gradient_statistics()
+        parameters = dict(self._norms.model.named_parameters(remove_duplicate=False))
+        gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
+        samples = max((measured[name][2] for name in gradients), default=0)
+        if samples < 2:  # the last batch of an epoch may have one
+            return
+        squares = torch.stack([measured[name][1] for name in gradients])
+        scale = loss_scale(self._trainer.accelerator.scaler, squares.device)
+        norms = _norms(list(gradients.values())).to(squares)
+        names = {name: parameters[name].ndim >= 2 for name in gradients}
+        self._pending = names, samples, torch.stack((squares / scale**2, (norms / scale).square()))
+
+
+class _OwnNorms(PerSampleNorms):
+    """Attached time and again, so it says once what it cannot measure, and what that means here."""
+
+    _all: ClassVar[WeakSet[_OwnNorms]] = WeakSet()
+    _warned: frozenset[str] = frozenset()
+
+    @classmethod
+    def replacing(cls, model: nn.Module) -> _OwnNorms:
+        """New ones, attached, in place of any that an interrupted training left on the model."""
+        for other in cls._all:
+            if other.model is model:
+                other.detach()
+        norms = cls(model)
+        cls._all.add(norms)
+        return norms
+
+    def _warn(self, reasons: dict[str, str]) -> None:
+        new = {name: reason for name, reason in reasons.items() if name not in self._warned}
+        self._warned |= new.keys()
+        if new:
+            name, reason = next(iter(new.items()))
+            warnings.warn(
+                f"GradientStatisticsCallback leaves out {len(new)} parameter(s) that cannot be measured, such as "
+                f"{name}: {reason}",
+                stacklevel=2,
+            )
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """2-norms `[K]` on the first one's device, of tensors that may differ in dtype, device and sharding."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for k, tensor in enumerate(tensors):
+        placement = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+        alike[tensor.device, tensor.dtype, placement].append(k)
+    each: dict[int, Tensor] = {}
+    for which in alike.values():
+        each.update(zip(which, sharded.norms([tensors[k] for k in which]).unbind(), strict=True))
+    return torch.stack([each[k].to(each[0].device, each[0].dtype, non_blocking=True) for k in range(len(tensors))])
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` was given the model or a part of it."""
+    return any(is_compiled_module(m) or m._compiled_call_impl is not None for m in model.modules())

@@ -1,0 +1,98 @@
+"""What a run leaves about its layers: a line of JSON per record, and in W&B scalars and panels with all layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from torch import Tensor
+
+Layers = Mapping[str, Mapping[str, float]]
+
+
+class LayerRecords:
+    """Writes records to `output_dir/<file_name>` and to W&B, from the main process.
+
+    A line of the file is `{"step": …, "epoch": …, …, "layers": {name: {statistic: value}}}`. In W&B the values are
+    scalars `layers/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
+    panel, `layer panels/<symbol>`, with a line per layer.
+
+    Args:
+        file_name: of the file in `output_dir`.
+        drawn: statistic → symbol, of those that W&B gets.
+    """
+
+    def __init__(self, file_name: str, drawn: Mapping[str, str]) -> None:
+        self._file_name = file_name
+        self._drawn = drawn
+        self._history: list[dict[str, Any]] = []
+
+    def begin(self, args: Any, state: Any) -> None:
+        """A run begins, or goes on after `state.global_step`: what was written of later steps is dropped."""
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir) / self._file_name
+        self._history = [r for r in read_records(path) if state.global_step and r["step"] <= state.global_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in self._history))
+
+    def add(self, args: Any, state: Any, layers: Layers, **rest: Any) -> None:
+        """One record of the current step; `rest` are further keys of it. Values are finite: JSON knows no NaN."""
+        if not state.is_world_process_zero:
+            return
+        record = {"step": state.global_step, "epoch": state.epoch, **rest, "layers": layers}
+        self._history.append(record)
+        with open(Path(args.output_dir) / self._file_name, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if _wandb_runs(args):
+            self._log_to_wandb(record)
+
+    def end(self, args: Any, state: Any) -> None:
+        """Training is over: W&B gets its panels."""
+        if state.is_world_process_zero and _wandb_runs(args) and self._history:
+            wandb.log({**self._panels(), "train/global_step": state.global_step})
+
+    def _log_to_wandb(self, record: dict[str, Any]) -> None:
+        for statistic in self._drawn:
+            wandb.define_metric(f"layers/{statistic}/*", step_metric="train/global_step", hidden=True)
+        scalars = {
+            f"layers/{statistic}/{name}": value
+            for name, entry in record["layers"].items()
+            for statistic, value in entry.items()
+            if statistic in self._drawn
+        }
+        wandb.log({**scalars, "train/global_step": record["step"]})
+
+    def _panels(self) -> dict[str, Any]:
+        steps = [record["step"] for record in self._history]
+        panels = {}
+        for statistic, symbol in self._drawn.items():
+            names = [n for n, entry in self._history[-1]["layers"].items() if statistic in entry]
+            if names:
+                lines = [[r["layers"].get(n, {}).get(statistic) for r in self._history] for n in names]
+                panels[f"layer panels/{symbol}"] = wandb.plot.line_series(
+                    xs=steps, ys=lines, keys=names, title=f"{symbol} per layer", xname="optimizer step"
+                )
+        return panels
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of such a file; none if there is no file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # a run that was killed while it wrote
+    return [json.loads(line) for line in lines]
+
+
+def to_host(values: Sequence[Tensor]) -> list[float]:
+    """0-dim tensors of whatever device and dtype as numbers, with one wait for the device."""
+    device = values[0].device
+    return torch.stack([v.to(device, non_blocking=True) for v in values]).to("cpu", torch.float64).tolist()
+
+
+def _wandb_runs(args: Any) -> bool:
+    return "wandb" in args.report_to and wandb.run is not None

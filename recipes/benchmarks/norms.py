@@ -1,0 +1,281 @@
+"""Time and peak memory of forward + backward with per-sample gradient norms, as ratios to plain forward + backward.
+
+    python recipes/benchmarks/norms.py [--models resnet50 gpt2] [--methods per_sample backpack] [--rounds 5] [--compile]
+
+Peers are measured where they can be imported; keep them out of the environment they must not change:
+
+    pip install --no-deps --target PEERS opacus backpack-for-pytorch einops unfoldNd opt_einsum scipy \\
+        git+https://github.com/awslabs/fast-differential-privacy && PYTHONPATH=PEERS python recipes/benchmarks/norms.py
+
+Every round runs every method once, in random order; `time` is the median over rounds of a method's seconds by the plain
+seconds of the same round. `memory` is a step's peak of tensor memory above what was there before it, by that of plain:
+torch's own count of every allocation (of its allocator on CUDA, from the profiler on a CPU), so libraries' private
+buffers are not in it. `weights` counts the parameters of two or more dimensions that have norms, of all there are;
+`error` is their largest relative difference from a slow float64 reference, over layers, as a vector over samples. In
+float32 it is up to a few 1e-3 for exact methods too: the pass itself rounds, and in float64 they are within 1e-14.
+
+A peer that cannot take BatchNorm in train mode is compared with plain on a model whose BatchNorm is frozen (eval mode,
+affine weights fixed), in rows marked so. Prints one table per model and writes norms.json.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from norms_methods import METHODS, Norms, Step, Tools, exact_norms
+from norms_models import IMAGE_MODELS, TEXT_MODELS, freeze_batch_norm, make, mean_loss, mixes_samples
+from torch import Tensor, nn
+
+import hf_clars
+from hf_clars.errors import UserError
+
+MIB = 2**20
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = [*IMAGE_MODELS, *TEXT_MODELS]
+    parser.add_argument("--models", nargs="+", default=models, metavar="MODEL", help=f"of {', '.join(models)}")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], metavar="METHOD", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--image_size", type=int, help="default: 96 on a CPU, 224 on CUDA")
+    parser.add_argument("--width", type=int, help="of gpt2 and bert; default: 256 on a CPU, 512 on CUDA")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", help="float32, or bfloat16 for autocast")
+    parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile everything")
+    parser.add_argument("--json", default="norms.json")
+    options = parser.parse_args()
+    cuda = options.device.startswith("cuda")
+    options.image_size = options.image_size or (224 if cuda else 96)
+    options.width = options.width or (512 if cuda else 256)
+    for flag, known in (("models", models), ("methods", METHODS), ("dtype", ("float32", "bfloat16"))):
+        values = getattr(options, flag)
+        for value in values if isinstance(values, list) else [values]:
+            if value not in known:
+                raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(known)}")
+    for flag in ("batch_size", "image_size", "width", "rounds", "threads"):
+        if getattr(options, flag) < 1:
+            raise UserError(f"--{flag} {getattr(options, flag)} must be at least 1")
+    if "vit_small_patch16_224" in options.models and options.image_size % 16:
+        raise UserError(f"--image_size {options.image_size} must be a multiple of 16 for vit_small_patch16_224")
+    if options.width % 64:
+        raise UserError(f"--width {options.width} must be a multiple of 64")
+    if not (cuda and torch.cuda.is_available()) and options.device != "cpu":
+        raise UserError(f"--device {options.device} is not available here: choose cpu, or cuda with a GPU")
+    if not Path(options.json).absolute().parent.is_dir():
+        raise UserError(f"--json {options.json} is in a folder that does not exist")
+    return options
+
+
+class Trial:
+    """One method on its own copy of a model."""
+
+    def __init__(self, method: str, model: nn.Module, tools: Tools) -> None:
+        self.label, prepare = METHODS[method]
+        self.method, self.model = method, copy.deepcopy(model)
+        self.step: Step = prepare(self.model, tools)
+        self.seconds: list[float] = []
+
+    def run(self, x: Tensor, y: Tensor) -> Norms:
+        """One timed step; the gradients are gone after it."""
+        _synchronize(x)
+        start = time.perf_counter()
+        norms = self.step(x, y)
+        _synchronize(x)
+        self.seconds.append(time.perf_counter() - start)
+        self.model.zero_grad(set_to_none=True)
+        return norms
+
+    def peak(self, x: Tensor, y: Tensor) -> int:
+        """Bytes of a step's peak above what was allocated before it."""
+        if x.is_cuda:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.run(x, y)
+            return torch.cuda.max_memory_allocated() - before
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            self.run(x, y)
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        total = peak = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            total += event.nbytes()
+            peak = max(peak, total)
+        return peak
+
+
+def compare(methods: list[str], model: nn.Module, x: Tensor, y: Tensor, tools: Tools, rounds: int) -> tuple[list, dict]:
+    """Rows of the methods that take the model, `plain` first, and why the others do not: method → reason."""
+    exact = exact_norms(copy.deepcopy(model), x, y)
+    weights = [name for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad]
+    trials, rows, refused = [], [], {}
+    for method in ["plain", *(m for m in methods if m != "plain")]:
+        try:
+            trial = Trial(method, model, tools)
+            norms = trial.run(x, y)  # also the warm-up, and the compilation
+            trials.append(trial)
+            rows.append(
+                {
+                    "method": method,
+                    "label": trial.label,
+                    "peak_mib": trial.peak(x, y) / MIB,
+                    "measured": len(norms.keys() & weights) if norms else None,
+                    "weights": len(weights),
+                    "error": _error(norms, exact),
+                }
+            )
+        except ImportError as error:
+            refused[method] = f"not installed ({error})"
+        except Exception as error:  # whatever a peer may raise: its reason becomes a footnote
+            if method == "plain":
+                raise
+            refused[method] = " ".join(f"{type(error).__name__}: {error}".split())[:130]
+    for trial in trials:
+        trial.seconds.clear()
+    for _ in range(rounds):
+        for trial in random.sample(trials, len(trials)):
+            trial.run(x, y)
+    for row, trial in zip(rows, trials, strict=True):
+        row["seconds"] = trial.seconds
+        row["time"] = statistics.median(s / p for s, p in zip(trial.seconds, trials[0].seconds, strict=True))
+        row["memory"] = row["peak_mib"] / rows[0]["peak_mib"]
+    return rows, refused
+
+
+def measure(name: str, options: argparse.Namespace, tools: Tools) -> tuple[list[dict], dict[str, str]]:
+    """Rows of one model, and why methods are missing from it or are measured with frozen BatchNorm only."""
+    model, x, y = make(
+        name,
+        batch_size=options.batch_size,
+        image_size=options.image_size,
+        width=options.width,
+        device=options.device,
+        channels_last=options.channels_last,
+    )
+    mixes = mixes_samples(model)
+    rows, notes = compare(options.methods, model, x, y, tools, options.rounds)
+    for row in rows:
+        row["batch_norm"] = "train" if mixes else "-"
+    again = [method for method, reason in notes.items() if not reason.startswith("not installed")]
+    if mixes and again:
+        freeze_batch_norm(model, x)
+        ours = [method for method in options.methods if method == "per_sample"]
+        frozen, reasons = compare([*ours, *again], model, x, y, tools, options.rounds)
+        rows += [row | {"batch_norm": "frozen"} for row in frozen]
+        for method in again:
+            notes[method] = f"BatchNorm in train mode: {notes[method]}"
+        for method, reason in reasons.items():
+            notes[method] += f"; frozen: {reason}"
+    return rows, notes
+
+
+def show(name: str, rows: list[dict], notes: dict[str, str]) -> None:
+    marks = {method: f"[{number}]" for number, method in enumerate(notes, 1)}
+    print(f"\n{name:<38}{'BatchNorm':>9} {'time':>7} {'memory':>7} {'weights':>8} {'error':>8}")
+    for row in rows:
+        absolute = row["method"] == "plain"
+        seconds, peak = f"{statistics.median(row['seconds']):.3f} s", f"{row['peak_mib']:.0f} M"
+        label = f"{row['label']} {marks.get(row['method'], '')}"
+        print(
+            f"{label:<38}{row['batch_norm']:>9} {seconds if absolute else format(row['time'], '.2f'):>7} "
+            f"{peak if absolute else format(row['memory'], '.2f'):>7} "
+            f"{'-' if row['measured'] is None else '{measured}/{weights}'.format(**row):>8} "
+            f"{'-' if row['error'] is None else format(row['error'], '.0e'):>8}"
+        )
+    for method, reason in notes.items():
+        print(f"  {marks[method]} {METHODS[method][0]}: {reason}")
+    sys.stdout.flush()
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    if options.device == "cpu":
+        names = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+        machine = f"{names[0].split(': ')[1] if names else platform.machine()}, {options.threads} thread(s)"
+    else:
+        machine = torch.cuda.get_device_name(options.device)
+    package = Path(hf_clars.__file__).parent
+    git = ["git", "-C", str(package), "describe", "--always", "--dirty", "--exclude=*"]
+    return {
+        "machine": machine,
+        "versions": ", ".join(_versions("torch", "timm", "transformers", "opacus", "backpack-for-pytorch", "fastDP")),
+        "hf_clars": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no commit",
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def main() -> None:
+    options = parse()
+    warnings.simplefilter("ignore")  # peers' deprecated hooks, ours' unmeasured parameters: the table says it
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of its start and stop
+    random.seed(0)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device).type
+    autocast = torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16")
+
+    def loss(forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        with autocast:
+            return mean_loss(forward, x, y)
+
+    tools = Tools(loss, torch.compile if options.compile else lambda function: function)
+    about = environment(options)
+    for key, value in about.items():
+        print(f"{key}: {value}")
+    results = {}
+    for name in options.models:
+        rows, notes = measure(name, options, tools)
+        show(name, rows, notes)
+        results[name] = {"rows": rows, "notes": notes}
+        # After every model, so that an interrupted run keeps what it has.
+        Path(options.json).write_text(json.dumps({"options": vars(options), **about, "models": results}, indent=1))
+
+
+def _error(norms: Norms, exact: Norms) -> float | None:
+    """Of the layers the reference has; None for methods that do not measure every sample."""
+    errors = [
+        (norms[name].double() - exact[name]).norm() / exact[name].norm()
+        for name in norms.keys() & exact.keys()
+        if norms[name].shape == exact[name].shape
+    ]
+    return torch.stack(errors).max().item() if errors else None
+
+
+def _synchronize(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def _versions(*packages: str) -> list[str]:
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

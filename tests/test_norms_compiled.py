@@ -1,0 +1,59 @@
+"""Measured models under torch.compile: one graph from end to end, the same norms and gradients."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+from hf_clars.norms import PerSampleNorms
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own look
+
+
+def convolutional() -> tuple[nn.Module, torch.Tensor]:
+    layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 4)]
+    return nn.Sequential(*layers), torch.randn(5, 2, 6, 6)
+
+
+def vit() -> tuple[nn.Module, torch.Tensor]:
+    return timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=1, img_size=32), torch.randn(3, 3, 32, 32)
+
+
+def bert() -> tuple[nn.Module, torch.Tensor]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=50, max_position_embeddings=32, **sizes)
+    return BertForMaskedLM(config).eval(), torch.randint(0, 50, (4, 12))
+
+
+def gpt2() -> tuple[nn.Module, torch.Tensor]:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    config = GPT2Config(vocab_size=50, bos_token_id=1, eos_token_id=1, use_cache=False, **sizes)
+    return GPT2LMHeadModel(config).eval(), torch.randint(0, 50, (4, 12))
+
+
+@pytest.mark.parametrize("build", [convolutional, vit, bert, gpt2], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("mode", ["per_sample", "subset"])
+def test_compiled_models_are_measured_in_one_graph(build, mode):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model, x = build()
+
+    def backward(model: nn.Module) -> None:
+        out = model(x)
+        getattr(out, "logits", out).square().mean().backward()
+
+    with PerSampleNorms(model, mode, norm_samples=2) as norms:
+        backward(model)
+        sums, norm_of = norms.sums(), norms.per_sample()
+        gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            norms.reset()
+            model.zero_grad()
+            backward(compiled)
+            assert norms.untracked == {}
+            torch.testing.assert_close(norms.sums(), sums)
+            torch.testing.assert_close(norms.per_sample(), norm_of)
+            torch.testing.assert_close([p.grad for p in model.parameters() if p.grad is not None],
+                                       [g for g in gradients if g is not None])  # fmt: skip
