@@ -12,7 +12,6 @@ Symbols, used by every function here:
 =============  ====================================================================================
 """
 
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,10 +63,7 @@ def nesterov_update_(
         weight_decay: λ.
     """
     # torch has no a + αbc that keeps γ's precision in half-precision layers (addcmul rounds it), hence m on its own.
-    if weight_decay:
-        move = torch.add(gradient, weight, alpha=weight_decay).mul_(-gamma)
-    else:
-        move = gradient * -gamma
+    move = torch.add(gradient, weight, alpha=weight_decay).mul_(-gamma) if weight_decay else gradient * -gamma
     weight.add_(move)
     if displacement is not None and momentum:
         torch.add(move, displacement, alpha=momentum, out=displacement)
@@ -75,10 +71,10 @@ def nesterov_update_(
 
 
 def nesterov_update_foreach_(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    displacements: Sequence[Tensor],
-    gammas: Sequence[Tensor],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    displacements: list[Tensor],
+    gammas: list[Tensor],
     momentum: float,
     weight_decay: float = 0.0,
 ) -> None:

@@ -224,6 +224,7 @@ def test_what_depends_on_parameters_alone_is_followed_to_where_samples_come_in()
             x = x + self.positions(torch.arange(x.shape[1])) + self.positions(torch.tensor([[0, 0, 6]]))
             x = x * self.table[torch.tensor([0, 3, 3])] + self.table.sum(0)
             x += self.grid(torch.linspace(0, 1, 6, dtype=x.dtype).view(1, 3, 2)).tanh()
+            x = x - self.grid(torch.ones(x.shape[0], 1, 2, dtype=x.dtype)).relu()  # repeated for each sample
             weight = self.standardised - self.standardised.mean(1, keepdim=True)
             return self.head(F.linear(x, weight / weight.norm(dim=1, keepdim=True)))
 

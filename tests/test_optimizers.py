@@ -23,16 +23,22 @@ def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> lis
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.booleans(), st.floats(0, 0.99), st.floats(1e-3, 1), st.floats(1e-3, 30), st.sampled_from([0.0, 1e-3, 0.1]))
-def test_equations_3_4_5_against_numpy(clars, momentum, eta, gamma_scale, weight_decay):
+@given(
+    st.booleans(),
+    st.sampled_from([None, False, True]),
+    st.floats(0, 0.99),
+    st.floats(1e-3, 1),
+    st.floats(1e-3, 30),
+    st.sampled_from([0.0, 1e-3, 0.1]),
+)
+def test_equations_3_4_5_against_numpy(clars, foreach, momentum, eta, gamma_scale, weight_decay):
     layers = weights((4, 3), (2, 3, 3, 3), (5, 1))
     denominators: dict = {}
+    options = {"momentum": momentum, "eta": eta, "weight_decay": weight_decay, "foreach": foreach}
     if clars:
-        optimizer = CLARS(
-            layers, gamma_scale, momentum=momentum, eta=eta, weight_decay=weight_decay, norms=denominators
-        )
+        optimizer = CLARS(layers, gamma_scale, norms=denominators, **options)
     else:
-        optimizer = LARS(layers, gamma_scale, momentum=momentum, eta=eta, weight_decay=weight_decay)
+        optimizer = LARS(layers, gamma_scale, **options)
     reference = NumpyClars([w.detach().numpy() for w in layers], momentum, eta, weight_decay)
     for step in range(5):
         rate = gamma_scale / (1 + step)  # a schedule: the learning rate must be inside the momentum
@@ -47,6 +53,58 @@ def test_equations_3_4_5_against_numpy(clars, momentum, eta, gamma_scale, weight
         for w, expected, gamma in zip(layers, reference.w, gammas, strict=True):
             np.testing.assert_allclose(w.detach().numpy(), expected, rtol=1e-10)
             assert optimizer.layer_rates()[w].item() == pytest.approx(gamma, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_layer_by_layer_in_blocks_is_foreach(monkeypatch, dtype, momentum, weight_decay):
+    monkeypatch.setattr("hf_clars.optimizers.layerwise.BLOCK", 40)
+    layers = weights((9, 4, 3, 2), (7, 6), (1, 50), (0, 3), (90,), (), dtype=dtype)  # some in several blocks
+    layers[0] = nn.Parameter(layers[0].detach().to(memory_format=torch.channels_last))
+    layers[1] = nn.Parameter(layers[1].detach().t())
+    twins = [nn.Parameter(w.detach().clone()) for w in layers]
+    options = {"momentum": momentum, "eta": 0.1, "weight_decay": weight_decay, "vectors": "authors"}
+    rate = torch.tensor(0.5)
+    optimizers = [LARS(layers, rate, foreach=False, **options), LARS(twins, rate, foreach=True, **options)]
+    for _ in range(3):
+        for w, t in zip(layers, twins, strict=True):
+            w.grad = torch.randn_like(w)
+            t.grad = w.grad.clone(memory_format=torch.contiguous_format)
+        gradients = [w.grad.clone() for w in layers]
+        for optimizer in optimizers:
+            optimizer.step()
+        for w, g in zip(layers, gradients, strict=True):
+            assert torch.equal(w.grad, g)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    for w, t in zip(layers, twins, strict=True):
+        torch.testing.assert_close(w, t, rtol=tolerance, atol=tolerance)
+        states = [optimizer.state.get(p, {}) for optimizer, p in zip(optimizers, (w, t), strict=True)]
+        assert states[0].keys() == states[1].keys() == ({"momentum_buffer"} if momentum else set())
+        for name in states[0]:
+            torch.testing.assert_close(states[0][name], states[1][name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_rates_below_the_range_of_half_precision(foreach):
+    """γ multiplies at its own precision: 1e-8 is zero in float16."""
+    (w,) = weights((8,), dtype=torch.float16)
+    with torch.no_grad():
+        w.zero_()
+    w.grad = torch.full_like(w, 3e4)
+    LARS([w], 1e-8, vectors="mlperf", foreach=foreach).step()
+    torch.testing.assert_close(w.detach().float(), torch.full((8,), -3e-4 * 1.9), rtol=1e-2, atol=0)
+
+
+def test_foreach_may_be_left_to_size_and_device(monkeypatch):
+    taken = []
+    for name in ("_update_by_layer", "nesterov_update_foreach_"):
+        monkeypatch.setattr(f"hf_clars.optimizers.layerwise.{name}", lambda *_, name=name: taken.append(name))
+    small, large = weights((3, 3), (2**10, 2**9), dtype=torch.float32)
+    small.grad, large.grad = torch.randn_like(small), torch.randn_like(large)
+    for layer, foreach in ((small, None), (large, None), (small, False), (large, True)):
+        LARS([{"params": [layer], "foreach": foreach}], 1.0).step()
+    assert taken == ["nesterov_update_foreach_", "_update_by_layer", "_update_by_layer", "nesterov_update_foreach_"]
 
 
 def test_constant_gamma_is_nesterov_sgd():
@@ -200,6 +258,25 @@ def test_state_survives_weights_only_loading(tmp_path):
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_checkpoint_without_the_foreach_option_continues(foreach):
+    """The state is `momentum_buffer` alone, as it was when foreach was the only way."""
+    (w,) = weights((3, 3))
+    twin = nn.Parameter(w.detach().clone())
+    first, second = LARS([w], 1.0, eta=0.1, foreach=foreach), LARS([twin], 1.0, eta=0.1)
+    for optimizer, parameter in ((first, w), (second, twin)):
+        parameter.grad = torch.full_like(parameter, 0.5)
+        optimizer.step()
+    checkpoint = copy.deepcopy(first.state_dict())
+    del checkpoint["param_groups"][0]["foreach"]
+    assert checkpoint["state"][0].keys() == {"momentum_buffer"}
+    second.load_state_dict(checkpoint)
+    assert second.param_groups[0]["foreach"] is None
+    first.step()
+    second.step()
+    torch.testing.assert_close(w, twin, rtol=1e-12, atol=1e-12)
 
 
 def test_closure_and_tensor_learning_rate():

@@ -16,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# From here on a CPU's BLAS takes a sample's norm faster than a reduction over all samples does, and more accurately.
+_LONG = 1024
+
 # One element of a per-sample gradient is written and read back a few times; that many multiply-adds take as long.
-_TRAFFIC = 24
+_TRAFFIC = 8
 
 
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,7 +30,27 @@ def norm_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def squared_norms(samples: Tensor) -> Tensor:
     """`[B, ...] → [B]`: the squared 2-norm of each sample."""
-    return torch.linalg.vector_norm(samples.flatten(1), dim=1, dtype=norm_dtype(samples.dtype)).square()
+    rows, dtype = samples.flatten(1), norm_dtype(samples.dtype)
+    if samples.device.type == "cpu" and rows.shape[1] >= _LONG:
+        rows = rows.to(dtype)
+        return torch.stack([torch.dot(row, row) for row in rows])
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()
+
+
+def add_samples_(total: Tensor, samples: Tensor) -> None:
+    """`total += Σ_i samples_i`, for `samples [B, *total.shape]`."""
+    if samples.device.type == "cpu" and samples.dtype == total.dtype:
+        rows = samples.flatten(1)
+        total.view(-1).addmv_(rows.T, rows.new_ones(rows.shape[0]))
+    else:
+        total += samples.sum(0, dtype=total.dtype)
+
+
+def products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """`left [B, O, P]`, `right [B, P, I]` → `[B, O, I]`, in the memory of `out` if that has B samples."""
+    if out is None or out.shape[0] != left.shape[0]:
+        return torch.bmm(left, right)
+    return torch.bmm(left, right, out=out.view(left.shape[0], left.shape[1], right.shape[2]))
 
 
 def gram_is_cheaper(positions: int, inputs: int, outputs: int) -> bool:

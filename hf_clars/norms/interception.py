@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from . import traced
 from .fallback import function_rule
-from .linear_rules import EmbeddingRule, PositionsRule
+from .linear_rules import PositionsRule
 from .marks import ENTRIES, LOOKUP, SAMPLES, Source, has_samples, marked, source_of, tensors_in
 from .operators import BROADCASTING, COPYING, OPERATORS, Operator
-from .rule import Rule, Saved, SpreadRule
+from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Tap, Use
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Interception(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
-        samples = any([has_samples(t) for t in tensors])
+        samples = True in [has_samples(t) for t in tensors]  # which dynamo traces, as it does no generators
         sources = [s for s in [source_of(t) for t in tensors] if s is not None] if torch.is_grad_enabled() else []
         if sources and func in OPENED:
             return self._inside(func, args, kwargs)
@@ -60,10 +60,6 @@ class Interception(TorchFunctionMode):
 
     def _compute(self, func: Any, args: Any, kwargs: Any, sources: list[Source]) -> Any:
         """A function of parameters and constants."""
-        if func in OPERATORS and func is not torch.embedding:
-            operator = OPERATORS[func](*args, **kwargs)
-            if operator is not None and self._constant_for_each_sample(operator.x):
-                return marked(self._operator(operator), SAMPLES, True)
         if func in COPYING and not self._positions_first:
             copies = self._copies(func, args, kwargs)
             if copies is not None:
@@ -83,10 +79,11 @@ class Interception(TorchFunctionMode):
         """Run a function that is written in Python, and see what it calls."""
         outer = self._positions_first
         self._positions_first = outer or func is F.multi_head_attention_forward
-        with self:
-            out = OPENED[func](*args, **kwargs)
-        self._positions_first = outer
-        return out
+        try:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        finally:
+            self._positions_first = outer
 
     def _meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         take_apart = OPERATORS.get(func)
@@ -98,10 +95,6 @@ class Interception(TorchFunctionMode):
             if copies is not None:
                 return func(*copies[0], **copies[1])
         return self._function(func, args, kwargs, tensors)
-
-    def _constant_for_each_sample(self, x: Tensor) -> bool:
-        """Whether an input that depends on no sample has one entry for each all the same: a repeated grid."""
-        return source_of(x) is None and x.ndim >= 3 and x.shape[0] == self.norms.batch and not self._positions_first
 
     def _operator(self, operator: Operator) -> Tensor:
         rule, x = operator.rule, operator.x
@@ -143,7 +136,7 @@ class Interception(TorchFunctionMode):
         if len(rows) != 1 or batch is None or self._positions_first:
             return None
         (count,) = rows
-        if count % batch or any([t.ndim == ndim and t.shape[0] not in _rows_of(t, batch) for t in sources]):
+        if count % batch or True in [t.ndim == ndim and t.shape[0] not in (1, batch) for t in sources]:
             return None
         if not self._traceable(*(source_of(t) for t in sources)):
             return args, kwargs
@@ -158,7 +151,7 @@ class Interception(TorchFunctionMode):
         return replaced(args), {name: replaced(value) for name, value in kwargs.items()}
 
     def _own_copies(self, u: Tensor, ndim: int, batch: int, folds: int) -> Tensor:
-        """`u`, once for each sample: `[batch · folds, …]` with `ndim` dimensions."""
+        """`u`, once for each sample: `[batch · folds, …]` with `ndim` dimensions. It may be so already."""
         source = source_of(u)
         assert source is not None
         shape = [1] * (ndim - u.ndim) + list(u.shape)
@@ -167,9 +160,10 @@ class Interception(TorchFunctionMode):
         saved: Saved = ()
         if source.lookup is not None:
             ids, padding = source.lookup
-            kind = EmbeddingRule if shape[0] == batch else PositionsRule
-            rule, saved = kind(tuple(source.entries[0].parameter.shape), padding), (ids,)
+            rule, saved = PositionsRule(tuple(source.entries[0].parameter.shape), padding), (ids,)
             source = Source(source.entries, None)
+        elif shape[0] == batch > 1:
+            rule, saved = RowsRule(tuple(u.shape)), (torch.arange(batch, device=u.device),)
         use = Use(rule, source, None, batch, fused=False)
         copies = self._tap(copies, use, saved, in_place=False)
         if folds > 1:
@@ -192,14 +186,14 @@ class Interception(TorchFunctionMode):
         sources = [t for t in tensors if source_of(t) is not None]
         batch = self.norms.batch
         entries = _entries(*(source_of(t) for t in sources))
-        samplewise = (
-            isinstance(out, Tensor)
-            and not any(out is t for t in tensors)
-            and not self._positions_first
-            and batch is not None
-            and all(t.ndim and t.shape[0] % batch == 0 for t in (out, *filter(has_samples, tensors)))
-        )
-        if not samplewise or torch.compiler.is_compiling():
+        if (
+            batch is None
+            or torch.compiler.is_compiling()
+            or self._positions_first
+            or not isinstance(out, Tensor)
+            or any(out is t for t in tensors)
+            or any(not t.ndim or t.shape[0] % batch for t in (out, *filter(has_samples, tensors)))
+        ):
             name = getattr(func, "__name__", str(func))
             self.norms.exclude(entries, f"it is used by {name}, for which there is no rule")
             return out
@@ -223,12 +217,6 @@ class Interception(TorchFunctionMode):
 
 def _entries(*sources: Source | None) -> list[Any]:
     return [entry for source in sources if source is not None for entry in source.entries]
-
-
-def _rows_of(u: Tensor, batch: int) -> tuple[int, ...]:
-    """How many rows an operand may have: one for all samples; or one for each, if they were looked up."""
-    source = source_of(u)
-    return (1,) if source is None or source.lookup is None else (1, batch)
 
 
 def _opened(function: types.FunctionType) -> Callable[..., Any]:

@@ -37,10 +37,11 @@ class LinearRule(Rule):
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         return 3 * self._positions(xs[0], batch) ** 2
 
-    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
         (x,) = xs
         left, right = (x, d) if self.transposed else (d, x)
-        return left.reshape(batch, -1, left.shape[-1]).mT @ right.reshape(batch, -1, right.shape[-1])
+        left, right = (t.reshape(batch, -1, t.shape[-1]) for t in (left, right))
+        return forms.products(left.mT, right, out)
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         return d.reshape(batch, -1, d.shape[-1]).sum(1, dtype=forms.norm_dtype(d.dtype))
@@ -72,7 +73,8 @@ class ConvRule(Rule):
         return math.prod(self.kernel) == 1 and self.groups == 1 and not any(self.padding)
 
     @property
-    def geometry(self) -> tuple[tuple[int, ...], ...]:
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Stride, padding, dilation of the convolution whose weight gradient this is."""
         return self.stride, self.padding, self.dilation
 
     def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +104,12 @@ class ConvRule(Rule):
         positions = self._positions(xs[0])
         return math.prod(self.shape[1:]) * self.groups * positions + 3 * positions**2
 
-    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
         x, d = self._operands(xs[0], d)
         if self.pointwise:  # and then nothing is padded
             for axis, stride in enumerate(self.stride, start=2):
                 x = x[(slice(None),) * axis + (slice(None, None, stride),)]
-            each = (d.flatten(2) @ x.flatten(2).mT).view(x.shape[0], *self.shape)
+            each = forms.products(d.flatten(2), x.flatten(2).mT, out).view(x.shape[0], *self.shape)
         else:
             each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
         return each if x.shape[0] == batch else each.view(batch, -1, *self.shape).sum(1)
@@ -124,7 +126,8 @@ class TransposedConvRule(ConvRule):
     output_padding: tuple[int, ...] = ()
 
     @property
-    def geometry(self) -> tuple[tuple[int, ...], ...]:
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Stride, padding, dilation of the convolution whose weight gradient this is."""
         return self.stride, (0,) * len(self.kernel), self.dilation
 
     def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +159,7 @@ class EmbeddingRule(Rule):
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         return 2 * d.numel() // batch
 
-    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
         ids, d = self._rows(xs, d, batch)
         each = d.new_zeros(batch, *self.shape)
         return each.scatter_add_(1, ids.unsqueeze(-1).expand_as(d), d)

@@ -38,7 +38,7 @@ class Source:
 
 def source_of(tensor: Any) -> Source | None:
     """What is to be measured of a tensor's use; None for nothing."""
-    if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+    if not isinstance(tensor, Tensor) or not tensor.requires_grad or has_samples(tensor):
         return None
     entry = getattr(tensor, ENTRY, None)
     if entry is not None:

@@ -30,7 +30,7 @@ class NormRule(Rule):
         # Before any sample is taken out: BatchNorm normalises the batch as a whole.
         return (self.normalised(*xs),)
 
-    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
         return self._reduce(d * xs[0], batch)
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:

@@ -36,7 +36,7 @@ class Operator:
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
-    call: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+    call: Callable[..., Tensor]
     kept: Saved = ()
     half: bool = False
 
@@ -227,7 +227,8 @@ BROADCASTING = {
     for name in (
         "add", "sub", "mul", "div", "true_divide", "pow", "where", "maximum", "minimum", "lerp", "addcmul", "addcdiv",
         "add_", "sub_", "mul_", "div_", "addcmul_", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__",
-        "__isub__", "__mul__", "__rmul__", "__imul__", "__truediv__", "__rtruediv__", "__itruediv__", "rsub", "logaddexp",
+        "__isub__", "__mul__", "__rmul__", "__imul__", "__truediv__", "__rtruediv__", "__itruediv__", "rsub",
+        "logaddexp",
     )
     if hasattr(space, name)
 }  # fmt: skip

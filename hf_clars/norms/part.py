@@ -88,10 +88,12 @@ class LayerPart(Part):
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype`."""
         total = torch.zeros(self.shape, dtype=forms.norm_dtype(self.dtype), device=self.device)
         squares = []
+        room: Tensor | None = None  # one run's samples; taken once, because fresh memory is slow to write to
         for run in self.runs():
-            samples = self.samples(run)
-            squares.append(forms.squared_norms(samples))
-            total += samples[0] if samples.shape[0] == 1 else samples.sum(0, dtype=total.dtype)
+            cut = self.rule.cut(self.xs, self.d, run, self.batch)
+            room = self.rule.samples(*cut, run.stop - run.start, out=room)
+            squares.append(forms.squared_norms(room))
+            forms.add_samples_(total, room)
         return torch.cat(squares), total.to(dtype)
 
 
@@ -120,8 +122,8 @@ def squares_together(parts: list[Part]) -> Tensor:
     parts = _merged(parts)
     if len(parts) == 1:
         return parts[0].squares()
-    if len(parts) == 2 and all(isinstance(part, LayerPart) for part in parts):
-        one, other = parts
+    one, other = parts[:2]
+    if len(parts) == 2 and isinstance(one, LayerPart) and isinstance(other, LayerPart):
         inner = one.rule.inner(one.xs, one.d, other.rule, other.xs, other.d, one.batch)
         if inner is not None:
             return (one.squares() + other.squares() + 2 * inner).clamp_min(0)  # rounding can pass zero

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from . import forms
@@ -45,8 +46,8 @@ class Rule(ABC):
         return 0
 
     @abstractmethod
-    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
-        """`c_i` of the weight, `[batch, *shape]`."""
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
+        """`c_i` of the weight, `[batch, *shape]`; in the memory of `out` where that has the size and serves."""
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         """`c_i` of the bias, `[batch, *bias.shape]`."""
@@ -77,8 +78,21 @@ def _rows(tensor: Tensor, run: slice, batch: int) -> Tensor:
 class SpreadRule(Rule):
     """A parameter of which each sample was handed its own copy, `[batch, …]`: `c_i` is that copy's derivative."""
 
-    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
         return d.reshape(batch, *self.shape).to(forms.norm_dtype(d.dtype))
 
     def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
         return xs, _rows(d, run, batch)
+
+
+@dataclass(frozen=True)
+class RowsRule(Rule):
+    """A tensor of which row i is sample i's, though all were computed from the same parameters: a repeated grid.
+
+    What is kept is each sample's number.
+    """
+
+    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
+        each = d.new_zeros(batch, *self.shape)
+        each[torch.arange(batch, device=d.device), xs[0]] = d
+        return each

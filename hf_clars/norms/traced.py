@@ -45,18 +45,19 @@ def number_of(use: Use) -> int:
     weight = -1 if use.weight is None else use.weight.entries[0].index
     bias = -1 if use.bias is None else use.bias.entries[0].index
     subset = None if use.subset is None else (use.subset.start, use.subset.stop, use.subset.step)
-    return _number_of(
-        type(rule), fields, weight, bias, use.fused, use.unbatched, use.positions_first, subset, use.dtype
-    )
+    layout = use.fused, use.unbatched, use.positions_first
+    return _number_of(type(rule), fields, weight, bias, layout, subset, use.dtype)
 
 
 def _use(number: int, ledger: Ledger, batch: int) -> Use:
     from .tap import Use
 
-    kind, fields, weight, bias, fused, unbatched, positions_first, subset, dtype = _uses[number]
+    kind, fields, weight, bias, layout, subset, dtype = _uses[number]
     entries = {i: ledger.entries[i] for i in (weight, bias) if i >= 0}
-    sources = [Source((entries[i],), None) if i >= 0 else None for i in (weight, bias)]
-    use = Use(kind(*fields), *sources, batch, fused, unbatched, positions_first, subset and slice(*subset), dtype)
+    of_weight, of_bias = (Source((entries[i],), None) if i >= 0 else None for i in (weight, bias))
+    fused, unbatched, positions_first = layout
+    which = None if subset is None else slice(*subset)
+    use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, positions_first, which, dtype)
     use.number = number
     use.shared = {entry: entry.traced_uses > 1 for entry in entries.values()}
     return use
@@ -70,6 +71,6 @@ def close(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> 
 
 @close.register_fake
 def _(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> tuple[Tensor, Tensor]:
-    kind, fields, weight, bias, fused, unbatched, positions_first, subset, dtype = _uses[number]
-    gradient = torch.empty(fields[0], dtype=dtype, device=d.device) if fused else torch.empty(0, device=d.device)
+    _, (shape, *_), _, _, (fused, *_), _, dtype = _uses[number]
+    gradient = torch.empty(shape, dtype=dtype, device=d.device) if fused else torch.empty(0, device=d.device)
     return gradient, torch.zeros(())

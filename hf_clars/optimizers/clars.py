@@ -33,8 +33,8 @@ class CLARS(LayerwiseOptimizer):
             `"authors"` γ_scale and decayed, as the code the authors released;
             `"paper"` Eq. 5 for every tensor, whatever its shape.
         decay_in_denominator: add `λ‖w‖` to the denominator. Off, it is Eq. 5.
-        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None
-            decides: layer by layer on a CPU, where it is faster, in one call elsewhere.
+        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
+            what is faster: layer by layer for large layers on a CPU, in one call otherwise.
         grad_scaler: the `torch.amp.GradScaler` in use, if gradients are unscaled before `step()` (to clip or look at
             them); its scale is then taken out of the norms too.
 

@@ -19,8 +19,8 @@ class LARS(LayerwiseOptimizer):
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
         vectors: the learning rate of biases and norm weights, see `CLARS`.
         decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017) and the MLPerf reference do. Off, it is Eq. 3.
-        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None
-            decides: layer by layer on a CPU, where it is faster, in one call elsewhere.
+        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
+            what is faster: layer by layer for large layers on a CPU, in one call otherwise.
 
     Raises:
         UserError: a hyper-parameter is negative, NaN or unknown.

@@ -17,8 +17,8 @@ from . import sharded
 
 VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
 
-# Elements that the per-layer loop takes at a time: three tensors and a temporary of 1 MiB each stay in a CPU's last
-# level of cache between the operations, and are large enough for Python's share of the time to be small.
+# Elements that a CPU takes through all operations at a time: w, g, u and a temporary of 1 MiB each (in float32) stay in
+# its cache from one operation to the next, and are large enough for Python's share of the time to be small.
 BLOCK = 2**18
 
 
@@ -31,7 +31,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
 
     `foreach` chooses how Eq. 4 is computed, as in `torch.optim`. True: each operation for all layers in one call, the
     fastest on accelerators. False: all operations for one layer, then the next, which on a CPU finds the layer in the
-    cache where foreach streams all of them through memory once per operation. None: True but on a CPU.
+    cache where foreach streams all of them through memory once per operation. None: False on a CPU, unless all layers
+    together fit its cache, and True elsewhere.
     """
 
     def __init__(
@@ -140,9 +141,13 @@ class LayerwiseOptimizer(Optimizer, ABC):
                     state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
                 displacements.append(state["momentum_buffer"])
         layers = (sharded.local(weights), sharded.local(gradients), sharded.local(displacements), rates)
-        foreach = device.type != "cpu" if group["foreach"] is None else group["foreach"]
+        foreach = _foreach_is_faster(layers[0]) if group["foreach"] is None else group["foreach"]
         update = nesterov_update_foreach_ if foreach else _update_by_layer
         update(*layers, group["momentum"], decay)
+
+
+def _foreach_is_faster(weights: list[Tensor]) -> bool:
+    return weights[0].device.type != "cpu" or sum(weight.numel() for weight in weights) <= BLOCK
 
 
 def _update_by_layer(

@@ -5,7 +5,8 @@
 
 pytorch_optimizer's LARS is measured where it can be imported; keep it out of the environment:
 
-    pip install --no-deps --target PEERS pytorch_optimizer && PYTHONPATH=PEERS python recipes/benchmarks/optimizer_step.py
+    pip install --no-deps --target PEERS pytorch_optimizer
+    PYTHONPATH=PEERS python recipes/benchmarks/optimizer_step.py
 
 Every round runs every optimizer once, in random order, and each starts from the same weights and random gradients,
 restored outside the time measured (some peers change the gradients). `ms` is the median over rounds; the ratios are
