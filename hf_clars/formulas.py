@@ -12,7 +12,6 @@ Symbols, used by every function here:
 =============  ====================================================================================
 """
 
-
 import torch
 from torch import Tensor
 

@@ -244,7 +244,7 @@ def check_against_batch_one(model, *inputs, unused=frozenset()):
         ((model(*(t[i : i + 1] for t in inputs)) + 1).square().sum() / batch).backward()
         for name, value in measured.items():
             gradient = dict(model.named_parameters())[name].grad.norm()
-            torch.testing.assert_close(value[i], gradient, rtol=1e-9, atol=1e-12 * value.max().clamp_min(1e-3).item())
+            torch.testing.assert_close(value[i], gradient, rtol=1e-9, atol=1e-12)  # keys' biases: rounding of a zero
 
 
 def test_what_cannot_be_measured_is_named_and_warned_about_once():

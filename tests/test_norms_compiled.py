@@ -32,8 +32,18 @@ def gpt2() -> tuple[nn.Module, torch.Tensor]:
     return GPT2LMHeadModel(config).eval(), torch.randint(0, 50, (4, 12))
 
 
-@pytest.mark.parametrize("build", [convolutional, vit, bert, gpt2], ids=lambda build: build.__name__)
-@pytest.mark.parametrize("mode", ["per_sample", "subset"])
+@pytest.mark.parametrize(
+    ("build", "mode"),
+    [
+        (convolutional, "per_sample"),
+        (convolutional, "subset"),
+        pytest.param(vit, "per_sample", marks=pytest.mark.slow),
+        (bert, "per_sample"),
+        pytest.param(bert, "subset", marks=pytest.mark.slow),
+        (gpt2, "per_sample"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_compiled_models_are_measured_in_one_graph(build, mode):
     torch.manual_seed(0)
     torch.compiler.reset()

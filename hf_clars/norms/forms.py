@@ -30,7 +30,7 @@ def norm_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def squared_norms(samples: Tensor) -> Tensor:
     """`[B, ...] → [B]`: the squared 2-norm of each sample."""
-    rows, dtype = samples.flatten(1), norm_dtype(samples.dtype)
+    rows, dtype = samples.reshape(samples.shape[0], -1), norm_dtype(samples.dtype)
     if samples.device.type == "cpu" and rows.shape[1] >= _LONG:
         rows = rows.to(dtype)
         return torch.stack([torch.dot(row, row) for row in rows])
@@ -40,7 +40,7 @@ def squared_norms(samples: Tensor) -> Tensor:
 def add_samples_(total: Tensor, samples: Tensor) -> None:
     """`total += Σ_i samples_i`, for `samples [B, *total.shape]`."""
     if samples.device.type == "cpu" and samples.dtype == total.dtype:
-        rows = samples.flatten(1)
+        rows = samples.reshape(samples.shape[0], -1)
         total.view(-1).addmv_(rows.T, rows.new_ones(rows.shape[0]))
     else:
         total += samples.sum(0, dtype=total.dtype)

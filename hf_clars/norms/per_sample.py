@@ -88,7 +88,7 @@ class PerSampleNorms:
         if attached_to(self.model):
             raise UserError("another PerSampleNorms is attached to this model: detach() it first")
         self.ledger = Ledger()
-        self.untracked = {}
+        self.untracked, self._unwarned = {}, {}
         self._attached = True
         if self.mode == "micro_batch":
             self._attach_to_parameters()
@@ -172,7 +172,7 @@ class PerSampleNorms:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
-        if self.batch is None or (module is not self.model and not torch.is_grad_enabled()):
+        if self.batch is None:
             self.batch = next((t.shape[0] for t in tensors_in((*args, *kwargs.values())) if t.ndim), None)
         for tensor in tensors_in((*args, *kwargs.values())):
             if module is self.model or (tensor.ndim and self.batch and tensor.shape[0] % self.batch == 0):
