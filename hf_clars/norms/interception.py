@@ -94,6 +94,10 @@ class Interception(TorchFunctionMode):
             copies = self._own_copies_of_operands(args, kwargs, tensors)
             if copies is not None:
                 return func(*copies[0], **copies[1])
+        if func is Tensor.expand_as and source_of(args[0]) is not None and not self._positions_first:
+            rows = self._copies(func, args, kwargs)
+            if rows is not None:
+                return rows
         return self._function(func, args, kwargs, tensors)
 
     def _operator(self, operator: Operator) -> Tensor:
