@@ -384,3 +384,29 @@ def test_activation_checkpointing(reentrant):
         model(x).square().mean().backward()
         for name, value in norms.sums().items():
             torch.testing.assert_close(value, plain[name], rtol=1e-9, atol=0)
+
+
+def test_rows_that_were_routed_belong_to_no_known_sample():
+    """Tokens in the order of their experts: what is learnt from such rows is not measured, what follows is."""
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router, self.expert, self.head = nn.Linear(3, 2), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            order = self.router(x)[:, 0].argsort()
+            y = self.expert(x[order])[order.argsort()]
+            return self.head(torch.zeros_like(y).index_add_(0, order, y[order]) + x)
+
+    model = Experts().double()
+    x = torch.randn(4, 3).double()
+    with PerSampleNorms(model) as norms:
+        with pytest.warns(UserWarning, match=r"expert\.weight: it sees rows that were routed"):
+            model(x).square().sum().backward()
+        assert set(norms.untracked) == {"expert.weight"}
+        measured = norms.per_sample()["head.weight"]
+    for i in range(4):
+        model.zero_grad()
+        model(x[i : i + 1]).square().sum().backward()
+        torch.testing.assert_close(measured[i], model.head.weight.grad.norm())

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from . import traced
 from .fallback import function_rule
-from .linear_rules import PositionsRule
-from .marks import ENTRIES, LOOKUP, SAMPLES, Source, has_samples, marked, source_of, tensors_in
-from .operators import BROADCASTING, COPYING, OPERATORS, Operator
+from .linear_rules import LinearRule, PositionsRule
+from .marks import ENTRIES, LOOKUP, SAMPLES, SHUFFLED, Source, has_samples, is_shuffled, marked, source_of, tensors_in
+from .operators import BROADCASTING, COPYING, OPERATORS, RETURNING, Operator
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Tap, Use
 
@@ -56,7 +56,10 @@ class Interception(TorchFunctionMode):
             return self._compute(func, args, kwargs, sources)
         if samples and func is Tensor.__setitem__:
             marked(args[0], SAMPLES, True)
-        return marked(out, SAMPLES, True) if samples else out
+        if not samples:
+            return out
+        out = marked(out, SAMPLES, True)
+        return marked(out, SHUFFLED, True) if _shuffles(func, args, tensors) else out
 
     def _compute(self, func: Any, args: Any, kwargs: Any, sources: list[Source]) -> Any:
         """A function of parameters and constants."""
@@ -86,6 +89,10 @@ class Interception(TorchFunctionMode):
             self._positions_first = outer
 
     def _meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        if True in [is_shuffled(t) for t in tensors]:
+            entries = _entries(*[source_of(t) for t in tensors])
+            self.norms.exclude(entries, "it sees rows that were routed to it, whose samples are not known")
+            return func(*args, **kwargs)
         take_apart = OPERATORS.get(func)
         operator = take_apart(*args, **kwargs) if take_apart is not None else None
         if operator is not None and has_samples(operator.x):
@@ -119,9 +126,12 @@ class Interception(TorchFunctionMode):
             and rule.fused(x.unsqueeze(0) if unbatched else x, batch)
         )
         w = operator.weight.detach() if fused and operator.weight is not None else operator.weight
-        y = operator.call(x, w, operator.bias)
         use = Use(rule, weight, bias, batch, fused, unbatched=unbatched, positions_first=self._positions_first)
-        return self._tap(y, use, (x.detach(), *operator.kept), operator.weight if fused else None)
+        # Torch itself flattens positions and views the product back. A tap on that view would cost copies of `d`.
+        flat = isinstance(rule, LinearRule) and x.ndim > 2
+        y = operator.call(x.flatten(0, -2) if flat else x, w, operator.bias)
+        y = self._tap(y, use, (x.detach(), *operator.kept), operator.weight if fused else None)
+        return y.view(*x.shape[:-1], y.shape[-1]) if flat else y
 
     def _tap(self, y: Tensor, use: Use, saved: Saved, weight: Tensor | None = None, in_place: bool = True) -> Tensor:
         use.subset = self.norms.subset_of(use.batch)
@@ -221,6 +231,23 @@ class Interception(TorchFunctionMode):
 
 def _entries(*sources: Source | None) -> list[Any]:
     return [entry for source in sources if source is not None for entry in source.entries]
+
+
+def _shuffles(func: Any, args: Any, tensors: list[Tensor]) -> bool:
+    """Whether the rows of a result are in an order that depends on samples, as tokens routed to experts are.
+
+    Rows that are picked once by an index that depends on samples are; picked from those again, they are back in place,
+    as they are after they were added or written to rows of another tensor.
+    """
+    if func in RETURNING:
+        return is_shuffled(args[0])
+    if func is Tensor.__getitem__ and has_samples(args[0]):
+        first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        if has_samples(first):
+            return not is_shuffled(args[0])
+    if func in (torch.sort, Tensor.sort) and args[0].ndim == 1:
+        return True
+    return True in [is_shuffled(t) for t in tensors]
 
 
 def _opened(function: types.FunctionType) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ ENTRY = "_hf_clars_entry"  # on a parameter: its page in the ledger
 ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not on samples: their pages
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices
 SAMPLES = "_hf_clars_samples"  # on a tensor that depends on samples: True
+SHUFFLED = "_hf_clars_shuffled"  # on such a tensor whose rows were picked by what depends on samples: True
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ def source_of(tensor: Any) -> Source | None:
 
 def has_samples(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and getattr(tensor, SAMPLES, False)
+
+
+def is_shuffled(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and getattr(tensor, SHUFFLED, False)
 
 
 def marked(values: Any, name: str, value: Any) -> Any:

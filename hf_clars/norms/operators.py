@@ -243,3 +243,12 @@ COPYING = {
     Tensor.tile,
     torch.tile,
 }
+
+# Functions that put rows of one tensor to their places in another, their first argument.
+RETURNING = {
+    getattr(space, name)
+    for space in (torch, Tensor)
+    for name in ("index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", "index_put_", "index_copy",
+                 "index_copy_", "scatter", "scatter_", "__setitem__")
+    if hasattr(space, name)
+}  # fmt: skip
