@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.auto import configuration_auto, modeling_auto
 
+import hf_clars
 from hf_clars import PerSampleNorms
 
 BATCH = 3
@@ -623,6 +624,12 @@ def _grouped(title: str, found: Iterator[tuple[str, int, dict[str, Any]]]) -> li
     return lines
 
 
+def _fingerprint() -> str:
+    """Of the code that is measured: an editable install may be another than the one meant, and change."""
+    sources = sorted(Path(hf_clars.__file__).parent.rglob("*.py"))
+    return hashlib.sha1(b"".join(p.read_bytes() for p in sources)).hexdigest()[:10]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=["timm", "transformers", "all"], default="all")
@@ -648,16 +655,18 @@ def main() -> int:
         print("\n".join(c.name for c in cases))
         return 0
 
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__}
+    measured = {"hf_clars": str(Path(hf_clars.__file__).parent), "sources": _fingerprint()}
+    about = {"command": " ".join(sys.argv), "python": platform.python_version(), **versions, **measured}
     start, results = time.monotonic(), []
+    print(f"hf_clars of {measured['hf_clars']}, sources {measured['sources']}")
     print(f"{'architecture':52} {'time':>8}  ≥ 2-d     1-d       largest error of a norm; exceptions")
     for result in survey(cases, options.jobs, options.time_limit):
         results.append(result)
         print(line(result), flush=True)
+        if options.json:  # each time, so that an interrupted survey leaves what it has
+            Path(options.json).write_text(json.dumps({**about, "architectures": results}, indent=1) + "\n")
     print(f"\n{len(results)} architectures in {time.monotonic() - start:.0f} s\n{summary(results)}")
-    if options.json:
-        versions = {"torch": torch.__version__, "timm": timm.__version__, "transformers": transformers.__version__}
-        about = {"command": " ".join(sys.argv), "python": platform.python_version(), **versions}
-        Path(options.json).write_text(json.dumps({**about, "architectures": results}, indent=1) + "\n")
     return int(any(verdict(r) for r in results))
 
 
