@@ -190,7 +190,7 @@ class PerSampleNorms:
 
     def per_sample(self) -> dict[str, Tensor]:
         """Parameter name → `‖c_i‖` of the last backward pass, shape `[batch]` (of the measured ones in a subset)."""
-        return {e.name: e.last for e in self.ledger.entries if e.last is not None}
+        return {e.name: e.last for e in self.ledger.entries if e.last is not None and not e.incomplete}
 
     def reset(self) -> None:
         """Forget everything measured."""
