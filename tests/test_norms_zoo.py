@@ -1,4 +1,4 @@
-"""A sample of `recipes/zoo.py`: architectures whose parameters are used in unusual ways, against batches of one."""
+"""A sample of `recipes/zoo`: architectures whose parameters are used in unusual ways, against batches of one."""
 
 import pytest
 import timm

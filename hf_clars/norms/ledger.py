@@ -135,7 +135,7 @@ class Ledger:
     def at_end_of_backward(self, close) -> None:
         if not self._closing:
             # The engine runs callbacks queued during a backward pass when that pass is over. A private name, the one
-            # that DistributedDataParallel and FSDP build on; test_norms_shared.py fails if it goes.
+            # that DistributedDataParallel and FSDP build on; test_norms.py fails if it goes.
             torch.autograd.Variable._execution_engine.queue_callback(self._close_all)
         self._closing.append(close)
 

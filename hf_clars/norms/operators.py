@@ -160,42 +160,28 @@ def group_norm(
     return Operator(rule, input, weight, bias, call)
 
 
-def batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Operator:
-    statistics = () if training or running_mean is None or running_var is None else (running_mean, running_var)
+def norm_with_statistics(
+    kind: type[BatchNormRule | InstanceNormRule], function: Callable[..., Tensor]
+) -> Callable[..., Operator]:
+    def operator(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        of_input: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Operator:
+        statistics = () if of_input or running_mean is None or running_var is None else (running_mean, running_var)
 
-    def call(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
-        return torch.batch_norm(x, w, b, running_mean, running_var, training, momentum, eps, cudnn_enabled)
+        def call(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+            return function(x, w, b, running_mean, running_var, of_input, momentum, eps, cudnn_enabled)
 
-    return Operator(BatchNormRule((input.shape[1],), eps), input, weight, bias, call, statistics)
+        return Operator(kind((input.shape[1],), eps), input, weight, bias, call, statistics)
 
-
-def instance_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Operator:
-    statistics = () if use_input_stats or running_mean is None or running_var is None else (running_mean, running_var)
-
-    def call(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
-        return torch.instance_norm(x, w, b, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-
-    return Operator(InstanceNormRule((input.shape[1],), eps), input, weight, bias, call, statistics)
+    return operator
 
 
 OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
@@ -216,8 +202,8 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
     torch.layer_norm: layer_norm,
     torch.rms_norm: rms_norm,
     torch.group_norm: group_norm,
-    torch.batch_norm: batch_norm,
-    torch.instance_norm: instance_norm,
+    torch.batch_norm: norm_with_statistics(BatchNormRule, torch.batch_norm),
+    torch.instance_norm: norm_with_statistics(InstanceNormRule, torch.instance_norm),
 }
 
 # Functions that broadcast: a parameter among their operands may as well be one copy for each sample.

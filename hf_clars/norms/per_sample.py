@@ -44,7 +44,7 @@ class PerSampleNorms:
 
     Attributes:
         untracked: parameter name → why it cannot be measured, for trainable parameters of two or more dimensions.
-            CLARS gives them LARS's learning rate. Warned about once.
+            Filled in as forward passes show it; warned about once. CLARS gives them LARS's learning rate.
 
     Raises:
         UserError: unknown mode, or sizes below 1.

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .marks import Source
 
@@ -63,7 +63,7 @@ def _use(number: int, ledger: Ledger, batch: int) -> Use:
     return use
 
 
-@torch.library.custom_op("hf_clars::close", mutates_args=())
+@library.custom_op("hf_clars::close", mutates_args=())
 def close(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> tuple[Tensor, Tensor]:
     gradient = _use(number, _ledgers[ledger], batch).close(tuple(xs), d)
     return torch.empty(0, device=d.device) if gradient is None else gradient, torch.zeros(())

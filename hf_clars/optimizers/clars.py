@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .layerwise import LayerwiseOptimizer
+from .loss_scale import loss_scale
 
 Norms = Mapping[Any, Tensor] | Callable[[], Mapping[Any, Tensor]] | Any
 
@@ -109,7 +110,7 @@ class CLARS(LayerwiseOptimizer):
                 "before the forward pass and hand it to CLARS(norms=...)"
             )
         by_parameter = self._by_parameter(measured)
-        scale = self._loss_scale()
+        scale = self._loss_scale(next(iter(measured.values())).device)
         return by_parameter if scale is None else {p: d / scale.to(d.device) for p, d in by_parameter.items()}
 
     def _by_parameter(self, measured: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:
@@ -125,10 +126,10 @@ class CLARS(LayerwiseOptimizer):
             named.update(zip(group["param_names"], group["params"], strict=True))
         return {named[name]: value for name, value in measured.items() if name in named}
 
-    def _loss_scale(self) -> Tensor | None:
+    def _loss_scale(self, device: torch.device) -> Tensor | None:
         """What the norms are still multiplied with; unscales the gradients where torch leaves that to us."""
         if self.grad_scaler is not None and self.grad_scaler.is_enabled():
-            return self.grad_scaler.scale(torch.ones(()))
+            return loss_scale(self.grad_scaler, device)
         if not hasattr(self, "found_inf"):
             return None
         scale: Tensor | None = self.grad_scale  # type: ignore[attr-defined]

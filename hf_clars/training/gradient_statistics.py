@@ -20,10 +20,10 @@ from ..errors import UserError
 from ..noise import Averages, noise_statistics
 from ..norms import PerSampleNorms
 from ..optimizers import sharded
+from ..optimizers.loss_scale import loss_scale
 from .options import refuse_data_parallel, refuse_deepspeed
 from .records import LayerRecords
 from .seams import before_clipping, calling_trainer
-from .statistics import loss_scale
 
 FILE_NAME = "gradient_statistics.jsonl"
 DRAWN = {"gradient_noise_scale": "noise scale", "gradient_variance_factor": "M_k"}

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
 from ..formulas import gradient_variance_factor
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LayerwiseOptimizer, sharded
+from ..optimizers.loss_scale import loss_scale
 from .records import LayerRecords, read_records, to_host
 
 STATISTICS = {
@@ -96,15 +96,6 @@ class LayerStatisticsCallback(TrainerCallback):
 def read_layer_statistics(output_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's `layer_statistics.jsonl`; none if it has no such file."""
     return read_records(Path(output_dir) / FILE_NAME)
-
-
-def loss_scale(scaler: Any, device: torch.device) -> Tensor:
-    """What a `GradScaler` multiplies losses with, 0-dim on `device`; 1 without one. Waits for nothing.
-
-    The scaler is asked on `device`: brought to the host it would have to be waited for.
-    """
-    one = torch.ones((), device=device)
-    return scaler.scale(one) if scaler is not None and scaler.is_enabled() else one
 
 
 def _layerwise(optimizer: Any) -> LayerwiseOptimizer | None:

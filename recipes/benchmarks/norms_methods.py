@@ -26,29 +26,32 @@ class Tools:
     compile: Callable
 
 
-def plain(model: nn.Module, tools: Tools) -> Step:
+def backward_then(read: Callable[[], Norms], model: nn.Module, tools: Tools) -> Step:
+    """A step whose backward pass leaves norms behind that `read` collects."""
     forward = tools.compile(model)
 
     def step(x: Tensor, y: Tensor) -> Norms:
         tools.loss(forward, x, y).backward()
-        return {}
+        return read()
 
     return step
+
+
+def plain(model: nn.Module, tools: Tools) -> Step:
+    return backward_then(dict, model, tools)
 
 
 def ours(**options: object) -> Callable[[nn.Module, Tools], Step]:
     def prepare(model: nn.Module, tools: Tools) -> Step:
         norms = PerSampleNorms(model, **options)
-        forward = tools.compile(model)
 
-        def step(x: Tensor, y: Tensor) -> Norms:
-            tools.loss(forward, x, y).backward()
+        def read() -> Norms:
             norms.sums()
             measured = norms.per_sample()
             norms.reset()
             return measured
 
-        return step
+        return backward_then(read, model, tools)
 
     return prepare
 
@@ -59,13 +62,11 @@ def opacus(model: nn.Module, tools: Tools) -> Step:
 
     # With "sum" Opacus does not multiply by the batch size what a mean loss has divided by it.
     GradSampleModule(model, loss_reduction="sum")
-    forward = tools.compile(model)
 
-    def step(x: Tensor, y: Tensor) -> Norms:
-        tools.loss(forward, x, y).backward()
+    def read() -> Norms:
         return {name: sample.flatten(1).norm(dim=1) for name, sample in _take(model, "grad_sample").items()}
 
-    return step
+    return backward_then(read, model, tools)
 
 
 def opacus_ghost(model: nn.Module, tools: Tools) -> Step:
@@ -73,13 +74,7 @@ def opacus_ghost(model: nn.Module, tools: Tools) -> Step:
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
     GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
-    forward = tools.compile(model)
-
-    def step(x: Tensor, y: Tensor) -> Norms:
-        tools.loss(forward, x, y).backward()
-        return _take(model, "_norm_sample")
-
-    return step
+    return backward_then(lambda: _take(model, "_norm_sample"), model, tools)
 
 
 def backpack(model: nn.Module, tools: Tools) -> Step:
@@ -107,16 +102,14 @@ def fastdp(model: nn.Module, tools: Tools) -> Step:
     for parameter in model.parameters():
         parameter.initially_requires_grad = parameter.requires_grad
     add_hooks(model, loss_reduction="sum", clipping_mode="MixGhostClip", block_heads=[])
-    forward = tools.compile(model)
 
-    def step(x: Tensor, y: Tensor) -> Norms:
-        tools.loss(forward, x, y).backward()
+    def read() -> Norms:
         for module in model.modules():  # kept by fastDP for the clipped gradients
             module.activations = module.backprops = None
         _take(model, "grad_sample")
         return _take(model, "norm_sample")
 
-    return step
+    return backward_then(read, model, tools)
 
 
 def vmap(model: nn.Module, tools: Tools) -> Step:
