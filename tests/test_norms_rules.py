@@ -1,13 +1,17 @@
 """Every layer rule against the expanded weight, over shapes, strides, groups and dtypes."""
 
+from dataclasses import replace
+from unittest import mock
+
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_clars.norms import PerSampleNorms
+from hf_clars.norms.conv_rules import ConvRule
 from hf_clars.norms.part import _BUDGET
 
 from .reference import contributions
@@ -119,12 +123,48 @@ def test_convolution_sample_by_sample(case):
         _BUDGET["cpu"] = kept
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("module", [nn.Linear(6, 5), nn.Conv2d(4, 6, 3, groups=2, stride=2, padding=1)])
-def test_both_forms_agree(monkeypatch, module, fused):
-    monkeypatch.setattr("hf_clars.norms.forms.gram_is_cheaper", lambda *_: not fused)
-    x = torch.randn(3, 7, 6) if isinstance(module, nn.Linear) else torch.randn(3, 4, 9, 8)
-    check(module, x)
+@pytest.mark.parametrize("form", ["products", "grouped", "gram"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_form_of_a_convolution(form, transposed):
+    """Whatever the cost rule chooses, the result is the same: here it has no choice."""
+
+    @FAST
+    @given(convolutions(transposed), dtypes)
+    def forced(case, dtype):
+        module, x = case
+        assume(form != "products" or module.groups == 1)
+        with mock.patch.object(ConvRule, "for_size", lambda rule, _: replace(rule, form=form)):
+            check(module, x, dtype)
+
+    forced()
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("module", [nn.Linear(6, 5), Conv1D(5, 6)])
+def test_every_form_of_a_linear_layer(monkeypatch, module, gram):
+    monkeypatch.setattr("hf_clars.norms.costs.gram", lambda *_: 0 if gram else 1 << 60)
+    check(module, torch.randn(3, 7, 6))
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "form"),
+    [
+        (nn.Conv2d(64, 64, 3, padding=1), (24, 24), "grouped"),
+        (nn.Conv2d(256, 256, 3, padding=1), (6, 6), "gram"),
+        (nn.Conv2d(3, 384, 16, stride=16), (96, 96), "products"),
+        (nn.Conv2d(128, 512, 1), (12, 12), "products"),
+        (nn.Conv2d(512, 2048, 1), (3, 3), "gram"),
+        (nn.Conv2d(96, 96, 3, padding=1, groups=96), (48, 48), "grouped"),
+        (nn.Conv2d(96, 96, 7, padding=3, groups=96), (7, 7), "grouped"),
+        (nn.Conv1d(16, 32, 10, stride=5), (1000,), "grouped"),
+    ],
+    ids=str,
+)
+def test_the_cost_rule_and_large_layers(module, size, form):
+    """Real sizes, in float32: the products of one sample are large enough for a call of their own."""
+    geometry = tuple(module.weight.shape), module.stride, module.padding, module.dilation, module.groups
+    assert ConvRule(*geometry).for_size(size).form == form
+    check(module, torch.randn(3, module.in_channels, *size), torch.float32)
 
 
 @FAST

@@ -36,7 +36,7 @@ class FunctionRule(Rule):
             return False
         return alone.shape == (out.shape[0] // batch, *out.shape[1:])
 
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         def one(d: Tensor, *xs: Tensor) -> Tensor:
             return torch.func.vjp(lambda u: self.function(u, xs), self.u)[1](d)[0]
 

@@ -2,13 +2,14 @@
 
 `x` is what the layer was given, `d` the derivative of the batch loss with respect to what it returned. With `P`
 positions a sample (pixels, tokens), the weight gradient of sample i is a sum over positions of outer products. There
-are two ways to its norm:
+are two ways to its norm, each in variants that `costs.py` chooses from:
 
-* products: form `c_i` itself, take its norm, add it to the total. Summed over samples it *is* the weight gradient, so
-  this costs no arithmetic beyond what the backward pass does anyway, only the traffic of writing and reading `c_i`.
+* form `c_i` itself, take its norm, add it to the total. Summed over samples it *is* the weight gradient, so this costs
+  no arithmetic beyond what the backward pass does anyway, only the traffic of writing and reading `c_i`.
 * Gram: `‖c_i‖² = Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`, cheaper where positions are few against channels.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -16,60 +17,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# From here on a CPU's BLAS takes a sample's norm faster than a reduction over all samples does, and more accurately.
-_LONG = 1024
-
-# One element of a per-sample gradient is written and read back a few times; that many multiply-adds take as long.
-_TRAFFIC = 8
-
-
-def norm_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What norms are accumulated in: float32 for half precision, else the type itself."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def squared_norms(samples: Tensor) -> Tensor:
-    """`[B, ...] → [B]`: the squared 2-norm of each sample."""
-    rows, dtype = samples.reshape(samples.shape[0], -1), norm_dtype(samples.dtype)
-    if samples.device.type == "cpu" and rows.shape[1] >= _LONG:
-        rows = rows.to(dtype)
-        return torch.stack([torch.dot(row, row) for row in rows])
-    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()
-
-
-def add_samples_(total: Tensor, samples: Tensor) -> None:
-    """`total += Σ_i samples_i`, for `samples [B, *total.shape]`."""
-    if samples.device.type == "cpu" and samples.dtype == total.dtype:
-        rows = samples.reshape(samples.shape[0], -1)
-        total.view(-1).addmv_(rows.T, rows.new_ones(rows.shape[0]))
-    else:
-        total += samples.sum(0, dtype=total.dtype)
-
-
-def products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """`left [B, O, P]`, `right [B, P, I]` → `[B, O, I]`, in the memory of `out` if that has B samples."""
-    if out is None or out.shape[0] != left.shape[0]:
-        return torch.bmm(left, right)
-    return torch.bmm(left, right, out=out.view(left.shape[0], left.shape[1], right.shape[2]))
-
-
-def gram_is_cheaper(positions: int, inputs: int, outputs: int) -> bool:
-    """Whether the Gram form beats forming `c_i`, for `inputs × outputs` weights and `positions` a sample.
-
-    Gram: `P² (I + O)` multiply-adds more than the plain weight gradient. Products: none more, but the traffic of
-    `I · O` elements.
-    """
-    return positions * positions * (inputs + outputs) < _TRAFFIC * inputs * outputs
+from . import products
+from .reductions import norm_dtype, squared_norms
 
 
 def gram_squares(x: Tensor, d: Tensor) -> Tensor:
-    """`x [..., P, I]`, `d [..., P, O]` → `[...]`: `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`."""
-    dtype = norm_dtype(d.dtype)
-    if x.shape[-2] == 1:
+    """`x [B, P, I]`, `d [B, P, O]` → `[B]`: `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`."""
+    if x.shape[1] == 1:
+        dtype = norm_dtype(d.dtype)
         return squared_last(x, dtype) * squared_last(d, dtype)
+    return _inner(_gram(x), _gram(d))
+
+
+def pixel_gram_squares(
+    x: Tensor, d: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """`‖c_i‖²` of a convolution by the Gram form, without its windows: `x [B, C, *S]`, `d [B, O, *P]` → `[B]`.
+
+    The product of the windows at p and q is a sum over kernel taps t of products of two pixels,
+    `Σ_t ⟨x_{sp+rt}, x_{sq+rt}⟩`: along diagonals of the Gram matrix of all pixels, one axis after the other.
+    """
+    size, positions, axes = x.shape[2:], d.shape[2:], len(kernel)
+    gram = _gram(x.flatten(2).mT).view(-1, *size, *size)
+    gram = F.pad(gram, [p for p in reversed((*padding, *padding)) for _ in range(2)])
+    for axis, (k, s, r, n) in enumerate(zip(kernel, stride, dilation, positions, strict=True), start=1):
+        taps = [slice(r * t, r * t + s * (n - 1) + 1, s) for t in range(k)]
+        before, between = (slice(None),) * axis, (slice(None),) * (axes - 1)
+        gram = functools.reduce(torch.add, [gram[(*before, tap, *between, tap)] for tap in taps])
+    return _inner(gram, _gram(d.flatten(2).mT))
+
+
+def _gram(x: Tensor) -> Tensor:
+    """`[B, P, I] → [B, P, P]`: `⟨x_p, x_q⟩`."""
     # Before they are squared: with a loss scale in d, its squares leave float16's range in both directions.
-    x, d = x.to(dtype), d.to(dtype)
-    return ((x @ x.mT) * (d @ d.mT)).sum((-2, -1)).clamp_min(0)  # rounding can pass zero
+    x = x.to(norm_dtype(x.dtype))
+    return products.multiply(x, x.mT)
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """`Σ left ⊙ right` of each sample; not negative, as rounding could make it."""
+    return torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0)
 
 
 def squared_last(x: Tensor, dtype: torch.dtype) -> Tensor:

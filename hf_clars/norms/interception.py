@@ -14,7 +14,19 @@ from torch.overrides import TorchFunctionMode
 from . import traced
 from .fallback import function_rule
 from .linear_rules import LinearRule, PositionsRule
-from .marks import ENTRIES, LOOKUP, SAMPLES, SHUFFLED, Source, has_samples, is_shuffled, marked, source_of, tensors_in
+from .marks import (
+    ENTRIES,
+    LOOKUP,
+    SAMPLES,
+    SHUFFLED,
+    Source,
+    has_samples,
+    is_shuffled,
+    is_source,
+    marked,
+    source_of,
+    tensors_in,
+)
 from .operators import BROADCASTING, COPYING, OPERATORS, RETURNING, Operator
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Tap, Use
@@ -39,13 +51,21 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.norms = norms
         self.active = False
+        self.passing_by = False
         self._positions_first = False  # rows ordered by position, then by sample: the inside of attention
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
-        samples = True in [has_samples(t) for t in tensors]  # which dynamo traces, as it does no generators
-        sources = [s for s in [source_of(t) for t in tensors] if s is not None] if torch.is_grad_enabled() else []
+        tensors = tensors_in(args)
+        if kwargs:
+            tensors += tensors_in(kwargs.values())
+        samples = sources = False
+        for tensor in tensors:
+            if has_samples(tensor):
+                samples = True
+            elif is_source(tensor):
+                sources = True
+        sources = sources and torch.is_grad_enabled()
         if sources and func in OPENED:
             return self._inside(func, args, kwargs)
         if not sources:
@@ -53,13 +73,25 @@ class Interception(TorchFunctionMode):
         elif samples:
             out = self._meet(func, args, kwargs, tensors)
         else:
-            return self._compute(func, args, kwargs, sources)
-        if samples and func is Tensor.__setitem__:
-            marked(args[0], SAMPLES, True)
+            return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
         if not samples:
             return out
+        if func is Tensor.__setitem__:
+            marked(args[0], SAMPLES, True)
         out = marked(out, SAMPLES, True)
         return marked(out, SHUFFLED, True) if _shuffles(func, args, tensors) else out
+
+    def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module in which no parameter is used and no row leaves its place, without watching it."""
+        if len(args) != 1 or kwargs or not has_samples(args[0]) or is_shuffled(args[0]):
+            return forward(*args, **kwargs)
+        self.passing_by = True
+        try:
+            with torch._C.DisableTorchFunction():
+                out = forward(*args)
+        finally:
+            self.passing_by = False
+        return marked(out, SAMPLES, True)
 
     def _compute(self, func: Any, args: Any, kwargs: Any, sources: list[Source]) -> Any:
         """A function of parameters and constants."""
@@ -101,7 +133,7 @@ class Interception(TorchFunctionMode):
             copies = self._own_copies_of_operands(args, kwargs, tensors)
             if copies is not None:
                 return func(*copies[0], **copies[1])
-        if func is Tensor.expand_as and source_of(args[0]) is not None and not self._positions_first:
+        if func is Tensor.expand_as and is_source(args[0]) and not self._positions_first:
             rows = self._copies(func, args, kwargs)
             if rows is not None:
                 return rows
@@ -146,7 +178,7 @@ class Interception(TorchFunctionMode):
         ndim = max(t.ndim for t in tensors)
         rows = {t.shape[0] for t in tensors if has_samples(t) and t.ndim == ndim and t.ndim}
         batch = self.norms.batch
-        sources = [t for t in tensors if source_of(t) is not None]
+        sources = [t for t in tensors if is_source(t)]
         if len(rows) != 1 or batch is None or self._positions_first:
             return None
         (count,) = rows
@@ -157,7 +189,7 @@ class Interception(TorchFunctionMode):
 
         def replaced(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value if source_of(value) is None else self._own_copies(value, ndim, batch, count // batch)
+                return self._own_copies(value, ndim, batch, count // batch) if is_source(value) else value
             if isinstance(value, (list, tuple)):
                 return type(value)(replaced(each) for each in value)
             return value
@@ -197,7 +229,7 @@ class Interception(TorchFunctionMode):
 
     def _function(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         out = func(*args, **kwargs)
-        sources = [t for t in tensors if source_of(t) is not None]
+        sources = [t for t in tensors if is_source(t)]
         batch = self.norms.batch
         entries = _entries(*(source_of(t) for t in sources))
         if (

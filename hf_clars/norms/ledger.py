@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from . import traced
 from .part import Part, squares_together
@@ -36,7 +37,7 @@ class Entry:
         self.samples = 0  # of the gradient at hand
         self.past_samples = 0
         self.traced_uses = 0  # by compiled code, in the current forward pass
-        self._open: weakref.WeakSet[Use] = weakref.WeakSet()
+        self._open: list[weakref.ref[Use]] = []  # forward passes that nothing holds on to any more leave no use
         self._parts: list[Part] = []
         self._first: tuple[Use, int, bool] | None = None  # of the uses that share this backward pass
 
@@ -55,11 +56,14 @@ class Entry:
         if torch.compiler.is_compiling():
             self.traced_uses += 1
         else:
-            self._open.add(use)
+            self._open = [*self._others(use), weakref.ref(use)]
 
     def in_use(self) -> bool:
         """Whether a forward pass whose backward is still to come uses the parameter."""
-        return self.traced_uses > 0 or len(self._open) > 0
+        return self.traced_uses > 0 or any(ref() is not None for ref in self._open)
+
+    def _others(self, use: Use) -> list[weakref.ref[Use]]:
+        return [ref for ref in self._open if (other := ref()) is not None and other is not use]
 
     def close(self, use: Use, part: Part, squares: Tensor | None = None) -> None:
         """The backward pass reached `use`; `squares` are the part's, if they are known already."""
@@ -77,14 +81,10 @@ class Entry:
         self._parts.append(part.kept())
 
     def _is_shared(self, use: Use) -> bool:
-        """Whether other uses in the same pass have a part in the gradient too, so that `c_i` is a sum over uses.
-
-        Uses of forward passes that nothing holds on to any more have left `_open` by themselves.
-        """
-        others = any(other is not use for other in self._open)
-        self._open.discard(use)
+        """Whether other uses in the same pass have a part in the gradient too, so that `c_i` is a sum over uses."""
+        self._open = self._others(use)
         shared_before = use.shared.get(self, False)
-        use.shared[self] = shared_before or others or self._first is not None
+        use.shared[self] = shared_before or bool(self._open) or self._first is not None
         return use.shared[self]
 
     def abandon(self) -> None:
@@ -103,15 +103,9 @@ class Entry:
 
     def record(self, squares: Tensor, batch: int, new_gradient: bool) -> None:
         """Add one backward pass: `squares [m]` are `‖c_i‖²` of m of its `batch` samples."""
-        if new_gradient and self.samples:
-            self.ledger.turn(self)
-        norms = squares.sqrt()
-        self.last, self.seen = norms, True
+        self.ledger.note(self, squares, batch, turn=new_gradient and self.samples > 0)
+        self.seen = True
         self.samples += batch
-        pair = torch.stack((norms.sum(), squares.sum()))
-        if batch != squares.shape[0]:
-            pair = pair * (batch / squares.shape[0])
-        self.ledger.add(self, pair)
 
 
 class Ledger:
@@ -123,8 +117,14 @@ class Ledger:
         self._current: Tensor | None = None  # [2, K]: of the gradient at hand
         self._past: Tensor | None = None  # [2, K]: the rest, since reset()
         self._reduced: Tensor | None = None
+        self._noted: dict[Entry, tuple[Tensor, int]] = {}  # not summed up yet: squares, and of how many samples
+        self._turned: list[Entry] = []  # not done yet: their gradient began anew
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._closing: list = []
-        self.anchor = torch.zeros((), requires_grad=True)  # where a compiled pass leaves what keeps it from being cut
+        # An input of every tap: in a compiled pass it gets what keeps the measuring from being dropped as unused.
+        # And its node tells a pass for all gradients from one for some.
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor_node = get_gradient_edge(self.anchor).node
         self.key = traced.register(self)
 
     def open_entry(self, module: nn.Module, attribute: str, name: str) -> Entry:
@@ -162,21 +162,58 @@ class Ledger:
             self._past = torch.zeros_like(self._current)
         return self._current, self._past
 
-    def add(self, entry: Entry, pair: Tensor) -> None:
-        current, _ = self._sums(pair)
-        current[:, entry.index] += pair.to(current.device, current.dtype, non_blocking=True)
-        self._reduced = None
+    def note(self, entry: Entry, squares: Tensor, batch: int, turn: bool) -> None:
+        """Note `squares`, of `batch` samples, and whether a new gradient begins with them.
 
-    def turn(self, entry: Entry) -> None:
-        """The entry's gradient was cleared: what was measured of it is past."""
-        if self._current is not None and self._past is not None:
-            self._past[:, entry.index] += self._current[:, entry.index]
-            self._current[:, entry.index] = 0
+        Notes are summed up for all entries together, when sums are asked for or the next pass brings more.
+        """
+        if entry in self._noted:
+            self._sum_up()
+        self._noted[entry] = squares, batch
+        if turn:
+            self._turned.append(entry)
+            entry.past_samples += entry.samples
+            entry.samples = 0
+
+    def _sum_up(self) -> None:
+        noted, self._noted = self._noted, {}
+        turned, self._turned = self._turned, []
+        if turned and self._current is not None and self._past is not None:
+            index = self._index(turned, self._current)
+            self._past.index_add_(1, index, self._current.index_select(1, index))
+            self._current.index_fill_(1, index, 0)
+        alike: dict[Any, list[Entry]] = {}
+        for entry, (squares, batch) in noted.items():
+            alike.setdefault((squares.shape[0], squares.dtype, squares.device, batch), []).append(entry)
+        for (measured, _, _, batch), entries in alike.items():
+            squares = torch.stack([noted[entry][0] for entry in entries])
+            norms = squares.sqrt()
+            sums = torch.stack((norms.sum(1), squares.sum(1)))
+            if batch != measured:
+                sums *= batch / measured
+            current, _ = self._sums(squares)
+            sums = sums.to(current.device, current.dtype, non_blocking=True)
+            current.index_add_(1, self._index(entries, current), sums)
+            for entry, last in zip(entries, norms.unbind(), strict=True):
+                entry.last = last
+        if noted:
             self._reduced = None
-        entry.past_samples += entry.samples
-        entry.samples = 0
+
+    def _index(self, entries: list[Entry], like: Tensor) -> Tensor:
+        """Columns of the entries. Kept on the device, because bringing them there makes the host wait."""
+        columns = tuple(entry.index for entry in entries)
+        if columns not in self._indices:
+            self._indices[columns] = torch.tensor(columns, device=like.device)
+        return self._indices[columns]
+
+    def last(self) -> dict[str, Tensor]:
+        """Name → norms of the last pass, of those samples that are measured."""
+        self._sum_up()
+        return {e.name: e.last for e in self.entries if e.last is not None and not e.incomplete}
 
     def turn_all(self) -> None:
+        """All gradients were used or cleared: what was measured of them is past."""
+        self._sum_up()
         if self._current is not None and self._past is not None:
             self._past += self._current
             self._current.zero_()
@@ -187,6 +224,7 @@ class Ledger:
 
     def reset(self) -> None:
         self.begin_pass()
+        self._noted, self._turned = {}, []
         self._current = self._past = self._reduced = None
         for entry in self.entries:
             entry.samples = entry.past_samples = 0
@@ -194,6 +232,7 @@ class Ledger:
 
     def totals(self, row: int) -> dict[str, Tensor]:
         """Name → sum since reset, of this process alone."""
+        self._sum_up()
         if self._current is None or self._past is None:
             return {}
         total = self._past[row] + self._current[row]
@@ -204,6 +243,7 @@ class Ledger:
 
         A collective operation when `torch.distributed` runs: one all-reduce of 2K numbers, once per gradient.
         """
+        self._sum_up()
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if distributed:
             # A layer that this rank did not reach may still have a gradient, from the others.

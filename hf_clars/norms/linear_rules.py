@@ -1,15 +1,14 @@
-"""Rules of linear maps: matrix products, convolutions and their transposes, embeddings."""
+"""Rules of matrix products and of embeddings."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import forms
+from . import costs, forms, products
+from .reductions import norm_dtype
 from .rule import Rule, Saved
 
 
@@ -21,122 +20,40 @@ class LinearRule(Rule):
 
     unbatched_ndim = 1
 
-    def _positions(self, x: Tensor, batch: int) -> int:
-        return x.numel() // x.shape[-1] // batch
-
-    def fused(self, x: Tensor, batch: int) -> bool:
-        outputs, inputs = self.shape
-        return not forms.gram_is_cheaper(self._positions(x, batch), inputs, outputs)
-
-    def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
-        (x,) = xs
-        if not forms.gram_is_cheaper(self._positions(x, batch), *self.shape):
-            return None
-        return forms.gram_squares(x.reshape(batch, -1, x.shape[-1]), d.reshape(batch, -1, d.shape[-1]))
-
-    def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
-        return 3 * self._positions(xs[0], batch) ** 2
-
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
-        (x,) = xs
-        left, right = (x, d) if self.transposed else (d, x)
-        left, right = (t.reshape(batch, -1, t.shape[-1]) for t in (left, right))
-        return forms.products(left.mT, right, out)
-
-    def bias_samples(self, d: Tensor, batch: int) -> Tensor:
-        return d.reshape(batch, -1, d.shape[-1]).sum(1, dtype=forms.norm_dtype(d.dtype))
-
-    def merge(self, uses: list[tuple[Saved, Tensor]], batch: int) -> tuple[Saved, Tensor] | None:
-        xs = torch.cat([x.reshape(batch, -1, x.shape[-1]) for (x,), _ in uses], dim=1)
-        return (xs,), torch.cat([d.reshape(batch, -1, d.shape[-1]) for _, d in uses], dim=1)
-
-
-@dataclass(frozen=True)
-class ConvRule(Rule):
-    """Convolutions of one to three dimensions, any stride, padding, dilation and groups."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @property
-    def unbatched_ndim(self) -> int:  # type: ignore[override]
-        return len(self.shape) - 1
-
-    @property
-    def kernel(self) -> tuple[int, ...]:
-        return self.shape[2:]
-
-    @property
-    def pointwise(self) -> bool:
-        return math.prod(self.kernel) == 1 and self.groups == 1 and not any(self.padding)
-
-    @property
-    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Stride, padding, dilation of the convolution whose weight gradient this is."""
-        return self.stride, self.padding, self.dilation
-
-    def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        return x, d
-
-    def _positions(self, x: Tensor) -> int:
-        sizes = zip(x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return math.prod([(n + 2 * p - r * (k - 1) - 1) // s + 1 for n, k, s, p, r in sizes])
-
     def _gram(self, x: Tensor, batch: int) -> bool:
-        inputs, outputs = math.prod(self.shape[1:]), self.shape[0] // self.groups
-        return x.shape[0] == batch and forms.gram_is_cheaper(self._positions(x), inputs, outputs)
+        positions = x.numel() // x.shape[-1] // batch
+        return costs.gram(positions, *self.shape) < costs.products(*self.shape)
 
     def fused(self, x: Tensor, batch: int) -> bool:
         return not self._gram(x, batch)
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
-        if not self._gram(xs[0], batch):
+        (x,) = xs
+        if not self._gram(x, batch):
             return None
-        x, d = self._operands(xs[0], d)
-        columns = forms.windows(x, self.kernel, *self.geometry)
-        positions = columns.shape[-1]
-        columns = columns.reshape(batch, self.groups, -1, positions).mT
-        return forms.gram_squares(columns, d.reshape(batch, self.groups, -1, positions).mT).sum(1)
+        return forms.gram_squares(x.reshape(batch, -1, x.shape[-1]), d.reshape(batch, -1, d.shape[-1]))
 
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
-        positions = self._positions(xs[0])
-        return math.prod(self.shape[1:]) * self.groups * positions + 3 * positions**2
+        return 3 * (d.numel() // d.shape[-1] // batch) ** 2
 
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
-        x, d = self._operands(xs[0], d)
-        if self.pointwise:  # and then nothing is padded
-            for axis, stride in enumerate(self.stride, start=2):
-                x = x[(slice(None),) * axis + (slice(None, None, stride),)]
-            each = forms.products(d.flatten(2), x.flatten(2).mT, out).view(x.shape[0], *self.shape)
-        else:
-            each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
-        return each if x.shape[0] == batch else each.view(batch, -1, *self.shape).sum(1)
+    def _matrices(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i`."""
+        left, right = (xs[0], d) if self.transposed else (d, xs[0])
+        left, right = (t.reshape(batch, -1, t.shape[-1]) for t in (left, right))
+        return left.mT, right
+
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        return products.multiply(*self._matrices(xs, d, batch))
+
+    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
+        return products.multiply_and_sum(*self._matrices(xs, d, batch), total)
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
-        each = d.flatten(2).sum(2, dtype=forms.norm_dtype(d.dtype))
-        return each.view(batch, -1, each.shape[1]).sum(1)
+        return d.reshape(batch, -1, d.shape[-1]).sum(1, dtype=norm_dtype(d.dtype))
 
-
-@dataclass(frozen=True)
-class TransposedConvRule(ConvRule):
-    """Transposed convolutions: the convolution's weight gradient with input and output derivative exchanged."""
-
-    output_padding: tuple[int, ...] = ()
-
-    @property
-    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Stride, padding, dilation of the convolution whose weight gradient this is."""
-        return self.stride, (0,) * len(self.kernel), self.dilation
-
-    def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        # Padded here, so that what output_padding added leaves as many positions as the input has.
-        extra = zip(reversed(self.padding), reversed(self.output_padding), strict=True)
-        return F.pad(d, [pad for p, more in extra for pad in (p, p - more)]), x
-
-    def _positions(self, x: Tensor) -> int:
-        return math.prod(x.shape[2:])
+    def merge(self, uses: list[tuple[Saved, Tensor]], batch: int) -> tuple[Saved, Tensor] | None:
+        xs = torch.cat([x.reshape(batch, -1, x.shape[-1]) for (x,), _ in uses], dim=1)
+        return (xs,), torch.cat([d.reshape(batch, -1, d.shape[-1]) for _, d in uses], dim=1)
 
 
 @dataclass(frozen=True)
@@ -159,7 +76,7 @@ class EmbeddingRule(Rule):
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         return 2 * d.numel() // batch
 
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         ids, d = self._rows(xs, d, batch)
         each = d.new_zeros(batch, *self.shape)
         return each.scatter_add_(1, ids.unsqueeze(-1).expand_as(d), d)
@@ -176,7 +93,7 @@ class EmbeddingRule(Rule):
         x = other_xs[0].reshape(batch, -1, other_xs[0].shape[-1])
         other_d = other_d.reshape(batch, -1, other_d.shape[-1])
         picked = other_d.gather(2, ids.unsqueeze(1).expand(-1, other_d.shape[1], -1))
-        dtype = forms.norm_dtype(d.dtype)
+        dtype = norm_dtype(d.dtype)
         return ((x.to(dtype) @ d.to(dtype).mT) * picked.to(dtype)).sum((1, 2))
 
 

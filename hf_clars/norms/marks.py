@@ -39,13 +39,22 @@ class Source:
 
 def source_of(tensor: Any) -> Source | None:
     """What is to be measured of a tensor's use; None for nothing."""
-    if not isinstance(tensor, Tensor) or not tensor.requires_grad or has_samples(tensor):
+    if not is_source(tensor):
         return None
     entry = getattr(tensor, ENTRY, None)
     if entry is not None:
         return Source((entry,), None)
-    entries = getattr(tensor, ENTRIES, None)
-    return None if entries is None else Source(entries, tensor, getattr(tensor, LOOKUP, None))
+    return Source(getattr(tensor, ENTRIES), tensor, getattr(tensor, LOOKUP, None))
+
+
+def is_source(tensor: Any) -> bool:
+    """Whether something is to be measured of a tensor's use."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.requires_grad
+        and not getattr(tensor, SAMPLES, False)
+        and (hasattr(tensor, ENTRY) or hasattr(tensor, ENTRIES))
+    )
 
 
 def has_samples(tensor: Any) -> bool:
@@ -75,8 +84,10 @@ def tensors_in(values: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists and mappings."""
     found: list[Tensor] = []
     for value in values:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             found.append(value)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            continue
         elif isinstance(value, (list, tuple)):
             found += tensors_in(value)
         elif isinstance(value, Mapping):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import forms
+from .reductions import norm_dtype
 from .rule import Rule, Saved
 
 
@@ -24,13 +24,13 @@ class NormRule(Rule):
 
     def _reduce(self, values: Tensor, batch: int) -> Tensor:
         """Sum `[n, *positions, *shape]` over the positions."""
-        return values.reshape(batch, -1, *self.shape).sum(1, dtype=forms.norm_dtype(values.dtype))
+        return values.reshape(batch, -1, *self.shape).sum(1, dtype=norm_dtype(values.dtype))
 
     def operands(self, xs: Saved) -> Saved:
         # Before any sample is taken out: BatchNorm normalises the batch as a whole.
         return (self.normalised(*xs),)
 
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         return self._reduce(d * xs[0], batch)
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear_rules import ConvRule, EmbeddingRule, LinearRule, TransposedConvRule
+from .conv_rules import ConvRule, TransposedConvRule
+from .linear_rules import EmbeddingRule, LinearRule
 from .norm_rules import BatchNormRule, GroupNormRule, InstanceNormRule, LayerNormRule, RMSNormRule
 from .rule import Rule, Saved
 
@@ -79,7 +80,7 @@ def convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., 
                 return operator(F.pad(input, pads), weight, bias, stride, 0, dilation, groups)
             padding = tuple(span // 2 for span in spans) if padding == "same" else 0
         padding = _each(padding, spatial)
-        rule = ConvRule(tuple(weight.shape), stride, padding, dilation, groups)
+        rule = ConvRule(tuple(weight.shape), stride, padding, dilation, groups).for_size(input.shape[-spatial:])
         return Operator(
             rule, input, weight, bias, lambda x, w, b: function(x, w, b, stride, padding, dilation, groups), half=True
         )
@@ -101,7 +102,9 @@ def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Cal
         stride, padding, output_padding, dilation = (
             _each(value, spatial) for value in (stride, padding, output_padding, dilation)
         )
-        rule = TransposedConvRule(tuple(weight.shape), stride, padding, dilation, groups, output_padding)
+        rule = TransposedConvRule(
+            tuple(weight.shape), stride, padding, dilation, groups, output_padding=output_padding
+        ).for_size(input.shape[-spatial:])
         return Operator(
             rule, input, weight, bias,
             lambda x, w, b: function(x, w, b, stride, padding, output_padding, groups, dilation), half=True,

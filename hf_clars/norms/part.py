@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from . import forms
+from .reductions import norm_dtype, squared_norms
 from .rule import Rule, Saved
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
@@ -45,7 +45,7 @@ class Part(ABC):
 
     def squares(self) -> Tensor:
         """`‖c_i‖²`, `[batch]`."""
-        return torch.cat([forms.squared_norms(self.samples(run)) for run in self.runs()])
+        return _joined([squared_norms(self.samples(run)) for run in self.runs()])
 
 
 class FixedPart(Part):
@@ -71,30 +71,35 @@ class LayerPart(Part):
         self.rule, self.xs, self.d, self.batch, self.shape = rule, xs, d, batch, rule.shape
         self.dtype, self.device = d.dtype, d.device
 
+    def runs(self) -> list[slice]:
+        if self.rule.alone(self.d):
+            return [slice(i, i + 1) for i in range(self.batch)]
+        elements = self.rule.samples_elements(self.xs, self.d, self.batch)
+        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
+
     def samples(self, run: slice) -> Tensor:
-        return self.rule.samples(*self.rule.cut(self.xs, self.d, run, self.batch), run.stop - run.start)
+        return self.rule.samples(*self._cut(run), run.stop - run.start)
 
     def squares(self) -> Tensor:
         squares = []
         elements = self.rule.squares_elements(self.xs, self.d, self.batch)
         for run in chunks(self.batch, elements * self.d.element_size(), self.d.device):
-            part = self.rule.squares(*self.rule.cut(self.xs, self.d, run, self.batch), run.stop - run.start)
+            part = self.rule.squares(*self._cut(run), run.stop - run.start)
             if part is None:
                 return super().squares()
             squares.append(part)
-        return torch.cat(squares)
+        return _joined(squares)
 
     def squares_and_gradient(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype`."""
-        total = torch.zeros(self.shape, dtype=forms.norm_dtype(self.dtype), device=self.device)
-        squares = []
-        room: Tensor | None = None  # one run's samples; taken once, because fresh memory is slow to write to
-        for run in self.runs():
-            cut = self.rule.cut(self.xs, self.d, run, self.batch)
-            room = self.rule.samples(*cut, run.stop - run.start, out=room)
-            squares.append(forms.squared_norms(room))
-            forms.add_samples_(total, room)
-        return torch.cat(squares), total.to(dtype)
+        total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
+        squares = [self.rule.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()]
+        return _joined(squares), total.to(dtype)
+
+    def _cut(self, run: slice) -> tuple[Saved, Tensor]:
+        if run == slice(0, self.batch):
+            return self.xs, self.d
+        return self.rule.cut(self.xs, self.d, run, self.batch)
 
 
 class ThroughPart(Part):
@@ -132,11 +137,15 @@ def squares_together(parts: list[Part]) -> Tensor:
         total: Tensor | None = None
         for part in parts:
             samples = part.samples(run)
-            samples = samples.to(forms.norm_dtype(samples.dtype))
+            samples = samples.to(norm_dtype(samples.dtype))
             total = samples if total is None else total + samples
         assert total is not None
-        squares.append(forms.squared_norms(total))
-    return torch.cat(squares)
+        squares.append(squared_norms(total))
+    return _joined(squares)
+
+
+def _joined(squares: list[Tensor]) -> Tensor:
+    return squares[0] if len(squares) == 1 else torch.cat(squares)
 
 
 def _merged(parts: list[Part]) -> list[Part]:

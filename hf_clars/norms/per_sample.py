@@ -75,6 +75,7 @@ class PerSampleNorms:
         self.interception = Interception(self)
         self._handles: list[Any] = []
         self._watched: list[WatchedForward] = []
+        self._members: list[nn.Module] = []
         self.batch: int | None = None
         self._attached = False
         self.attach()
@@ -90,6 +91,7 @@ class PerSampleNorms:
         self.ledger = Ledger()
         self.untracked, self._unwarned = {}, {}
         self._attached = True
+        self._members = list(self.model.modules())
         if self.mode == "micro_batch":
             self._attach_to_parameters()
         else:
@@ -101,7 +103,7 @@ class PerSampleNorms:
         """Stop measuring and leave the model as it was found. What was measured stays readable."""
         for forward in self._watched:
             forward.restore()
-        self._watched = []
+        self._watched, self._members = [], []
         for entry in self.ledger.entries:
             entry.parameter.__dict__.pop(ENTRY, None)
         for handle in self._handles:
@@ -168,7 +170,7 @@ class PerSampleNorms:
         self.batch = first.shape[0] if first is not None else None
         if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
-            self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self.model.modules())
+            self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
@@ -190,7 +192,7 @@ class PerSampleNorms:
 
     def per_sample(self) -> dict[str, Tensor]:
         """Parameter name → `‖c_i‖` of the last backward pass, shape `[batch]` (of the measured ones in a subset)."""
-        return {e.name: e.last for e in self.ledger.entries if e.last is not None and not e.incomplete}
+        return self.ledger.last()
 
     def reset(self) -> None:
         """Forget everything measured."""

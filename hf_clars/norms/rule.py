@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import forms
+from .reductions import add_samples_, norm_dtype, squared_norms
 
 Saved = tuple[Tensor, ...]
 
@@ -46,8 +47,22 @@ class Rule(ABC):
         return 0
 
     @abstractmethod
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
-        """`c_i` of the weight, `[batch, *shape]`; in the memory of `out` where that has the size and serves."""
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        """`c_i` of the weight, `[batch, *shape]`."""
+
+    def samples_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
+        """About how many numbers `samples` holds per sample, beside its operands."""
+        return math.prod(self.shape)
+
+    def alone(self, d: Tensor) -> bool:
+        """Whether `samples` is faster for one sample at a time."""
+        return False
+
+    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
+        """`‖c_i‖²` of the weight, `[batch]`; and `total += Σ_i c_i`, in the dtype of norms."""
+        each = self.samples(xs, d, batch)
+        add_samples_(total, each)
+        return squared_norms(each)
 
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         """`c_i` of the bias, `[batch, *bias.shape]`."""
@@ -78,8 +93,8 @@ def _rows(tensor: Tensor, run: slice, batch: int) -> Tensor:
 class SpreadRule(Rule):
     """A parameter of which each sample was handed its own copy, `[batch, …]`: `c_i` is that copy's derivative."""
 
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
-        return d.reshape(batch, *self.shape).to(forms.norm_dtype(d.dtype))
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        return d.reshape(batch, *self.shape).to(norm_dtype(d.dtype))
 
     def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
         return xs, _rows(d, run, batch)
@@ -92,7 +107,7 @@ class RowsRule(Rule):
     What is kept is each sample's number.
     """
 
-    def samples(self, xs: Saved, d: Tensor, batch: int, out: Tensor | None = None) -> Tensor:
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         each = d.new_zeros(batch, *self.shape)
         each[torch.arange(batch, device=d.device), xs[0]] = d
         return each

@@ -71,7 +71,7 @@ class Use:
     def _close(self, source: Source, part: Part) -> Tensor | None:
         gradient = None
         for entry in source.entries:
-            if self.number < 0 and not _is_wanted(entry.parameter):
+            if self.number < 0 and not _is_wanted(entry):
                 continue
             if source.u is not None:
                 entry.close(self, ThroughPart(part, source.u, entry.parameter))
@@ -119,14 +119,16 @@ def _samples_first(tensor: Tensor, batch: int) -> Tensor:
     return tensor.reshape(-1, batch, tensor.shape[-1]).transpose(0, 1)
 
 
-def _is_wanted(parameter: Tensor) -> bool:
+def _is_wanted(entry: Entry) -> bool:
     """Whether this backward pass computes the parameter's gradient, rather than the input's alone.
 
     A private name, the one that FSDP and checkpointing ask; test_norms_edges.py fails if it goes.
     """
-    if not parameter.requires_grad:
+    if not entry.parameter.requires_grad:
         return False
+    if torch._C._will_engine_execute_node(entry.ledger.anchor_node):
+        return True  # the pass computes all gradients that there are
     try:
-        return torch._C._will_engine_execute_node(get_gradient_edge(parameter).node)
+        return torch._C._will_engine_execute_node(get_gradient_edge(entry.parameter).node)
     except RuntimeError:  # `torch.autograd.grad` for the parameter itself, which ends at it
         return True

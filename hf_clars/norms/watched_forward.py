@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .ledger import Entry
 from .marks import ENTRY
@@ -18,12 +20,14 @@ class WatchedForward:
     """Stands in for `module.forward`: runs it under the interception, unless an outer module's forward already does.
 
     Every module has one, because activation checkpointing calls any of them again, in the middle of the backward pass.
+    A module that surely does nothing of interest (`entries` empty, and see `is_plain`) runs without the interception.
     """
 
     def __init__(self, norms: PerSampleNorms, module: nn.Module, entries: list[tuple[str, Entry]]) -> None:
         self.norms: PerSampleNorms | None = norms
         self.module = module
         self.entries = entries
+        self.plain = not entries and is_plain(module)
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
         self.forward = module.forward
         self.__signature__ = inspect.signature(self.forward)  # Trainer reads which columns a model wants
@@ -42,6 +46,8 @@ class WatchedForward:
                 setattr(parameter, ENTRY, entry)
         interception = norms.interception
         if interception.active:
+            if self.plain and not interception.passing_by and not torch.compiler.is_compiling():
+                return interception.pass_by(self.forward, args, kwargs)
             return self.forward(*args, **kwargs)
         norms.enter(self.module, args, kwargs)
         interception.active = True
@@ -60,6 +66,17 @@ class WatchedForward:
             del self.module.forward
         else:
             self.module.forward = self.own
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module of which nothing is measured keeps each sample's rows in their places.
+
+    So do torch's own modules that hold no others, and norms of any origin, with or without an activation.
+    """
+    if any(p.ndim >= 2 for p in module.parameters()):
+        return False
+    own = type(module).__module__.startswith("torch.nn.modules.") and next(module.children(), None) is None
+    return own or isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
 
 
 class _Holder:

@@ -1,0 +1,167 @@
+"""Rules of convolutions and transposed convolutions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import costs, forms, products
+from .reductions import norm_dtype
+from .rule import Rule, Saved
+
+# On a CPU a convolution that sees one sample alone beats one that has samples as groups of fewer channels than this, if
+# it is not too small for a call of its own.
+_FEW_CHANNELS = 8
+_LARGE = 1 << 20  # multiply-adds
+
+
+@dataclass(frozen=True)
+class ConvRule(Rule):
+    """Convolutions of one to three dimensions, any stride, padding, dilation and groups.
+
+    Args:
+        form: how to measure: "products", "grouped" or "gram", see `costs.py`.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    form: str = ""
+
+    def for_size(self, size: Sequence[int]) -> ConvRule:
+        """The same, with the cheapest form for inputs of this size."""
+        choose = _for_size.__wrapped__ if torch.compiler.is_compiling() else _for_size  # which follows no caches
+        return choose(self, tuple(size))
+
+    @property
+    def unbatched_ndim(self) -> int:  # type: ignore[override]
+        return len(self.shape) - 1
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.shape[2:]
+
+    @property
+    def pointwise(self) -> bool:
+        return math.prod(self.kernel) == 1 and not any(self.padding)
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Stride, padding, dilation of the convolution whose weight gradient this is."""
+        return self.stride, self.padding, self.dilation
+
+    def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and output derivative of that convolution."""
+        return x, d
+
+    def _sizes(self, size: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Positions and pixels along each axis of that convolution, for inputs of `size`."""
+        pixels = list(size)
+        sizes = zip(pixels, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return [(n + 2 * p - r * (k - 1) - 1) // s + 1 for n, k, s, p, r in sizes], pixels
+
+    def fused(self, x: Tensor, batch: int) -> bool:
+        return not self._gram(x, batch)
+
+    def _gram(self, x: Tensor, batch: int) -> bool:
+        return self.form == "gram" and x.shape[0] == batch  # several rows of a sample have products with each other
+
+    def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
+        if not self._gram(xs[0], batch):
+            return None
+        x, d = (t.reshape(batch * self.groups, -1, *t.shape[2:]) for t in self._operands(xs[0], d))
+        if self.pointwise:
+            squares = forms.gram_squares(self._strided(x).flatten(2).mT, d.flatten(2).mT)
+        else:
+            squares = forms.pixel_gram_squares(x, d, self.kernel, *self.geometry)
+        return squares.view(batch, self.groups).sum(1)
+
+    def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
+        positions, pixels = self._sizes(xs[0].shape[2:])
+        padded = math.prod([n + 2 * p for n, p in zip(pixels, self.geometry[1], strict=True)])
+        return 2 * self.groups * (padded**2 + math.prod(positions) ** 2)
+
+    def samples_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
+        elements = math.prod(self.shape)
+        if self.form == "products" and not self.pointwise:
+            elements += math.prod(self.shape[1:]) * math.prod(self._sizes(xs[0].shape[2:])[0])
+        return elements
+
+    def alone(self, d: Tensor) -> bool:
+        if self.form != "grouped" or self.groups > 1 or self.shape[1] >= _FEW_CHANNELS or d.device.type != "cpu":
+            return False
+        return math.prod(self.shape) * d[0, 0].numel() >= _LARGE
+
+    def _strided(self, x: Tensor) -> Tensor:
+        steps = [slice(None, None, stride) for stride in self.stride]
+        return x[..., *steps]
+
+    def _matrices(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices."""
+        x, d = self._operands(xs[0], d)
+        columns = self._strided(x) if self.pointwise else forms.windows(x, self.kernel, *self.geometry).flatten(1, 2)
+        left, right = (t.flatten(2).unflatten(0, (batch, -1)) for t in (d, columns))
+        # Several rows of one sample are as good as more positions.
+        return left.transpose(1, 2).flatten(2), right.transpose(1, 2).flatten(2).mT
+
+    def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        if self.form == "products":
+            return products.multiply(*self._matrices(xs, d, batch)).view(batch, *self.shape)
+        x, d = self._operands(xs[0], d)
+        each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
+        return each if x.shape[0] == batch else each.view(batch, -1, *self.shape).sum(1)
+
+    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
+        if self.form == "products":
+            return products.multiply_and_sum(*self._matrices(xs, d, batch), total.view(self.shape[0], -1))
+        return super().squares_and_sum(xs, d, batch, total)
+
+    def bias_samples(self, d: Tensor, batch: int) -> Tensor:
+        each = d.flatten(2).sum(2, dtype=norm_dtype(d.dtype))
+        return each.view(batch, -1, each.shape[1]).sum(1)
+
+
+@dataclass(frozen=True)
+class TransposedConvRule(ConvRule):
+    """Transposed convolutions: the convolution's weight gradient with input and output derivative exchanged."""
+
+    output_padding: tuple[int, ...] = ()
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Stride, padding, dilation of the convolution whose weight gradient this is."""
+        return self.stride, (0,) * len(self.kernel), self.dilation
+
+    def _operands(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        # Padded here, so that what output_padding added leaves as many positions as the input has.
+        extra = zip(reversed(self.padding), reversed(self.output_padding), strict=True)
+        return F.pad(d, [pad for p, more in extra for pad in (p, p - more)]), x
+
+    def _sizes(self, size: Sequence[int]) -> tuple[list[int], list[int]]:
+        positions = list(size)
+        sizes = zip(positions, self.kernel, self.stride, self.dilation, strict=True)
+        return positions, [s * (n - 1) + r * (k - 1) + 1 for n, k, s, r in sizes]
+
+
+@functools.lru_cache(maxsize=4096)
+def _for_size(rule: ConvRule, size: tuple[int, ...]) -> ConvRule:
+    positions, pixels = map(math.prod, rule._sizes(size))
+    (outputs, channels, *kernel), groups = rule.shape, rule.groups
+    inputs = channels * math.prod(kernel)
+    if rule.pointwise:
+        prices = {"gram": groups * costs.gram(positions, channels, outputs // groups)}
+    else:
+        prices = {"gram": costs.gram_of_pixels(positions, pixels, groups * channels, outputs, groups, kernel)}
+    if groups > 1 or not rule.pointwise:
+        prices["grouped"] = costs.grouped(outputs * inputs)
+    if groups == 1:
+        unfolding = 0 if rule.pointwise else costs.unfolding(positions, inputs)
+        prices["products"] = costs.products(inputs, outputs) + unfolding
+    return replace(rule, form=min(prices, key=lambda form: prices[form]))

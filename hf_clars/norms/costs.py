@@ -1,0 +1,48 @@
+"""The cost rule: which form of a layer's norms is the cheapest, from shapes alone.
+
+Costs are per sample, in multiply-adds of a matrix product, beyond what the plain weight gradient costs. Forms that
+give the weight gradient too (products, grouped) replace it and pay for traffic and calls; the Gram forms come on top of
+it. `P` positions, `I` inputs to a position (channels of a group × kernel taps), `O` outputs, `S` pixels of the input,
+`C` channels, `G` groups, `k` the kernel's sides.
+
+==========  ==========================  ==================================================================
+products    4·I·O + 200,000             `c_i = d_i x_iᵀ` written, squared and added; one call for each sample
+unfolding   40·I·P                      the windows of a convolution laid out as a matrix, for products
+grouped     25·I·O                      samples as groups of one convolution, whose kernels are less efficient
+Gram        P²·(I + O)                  `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`
+of pixels   S²·C + P²·O + 10·G·P²·Σk    the same for a convolution: products of pixels, then sums over kernel taps
+==========  ==========================  ==================================================================
+
+The factors were fitted to timings of all convolutions of ResNet-18, ResNet-50, DenseNet-121 and MobileNetV2 on one
+AVX-512 core. Being off by two moves a choice only where both forms cost about the same. The same rule serves a GPU,
+where a multiply-add and an element of traffic are further apart: `recipes/benchmarks/norms.py` tells.
+"""
+
+from collections.abc import Sequence
+
+_TRAFFIC = 4
+_CALL = 200_000
+_UNFOLDING = 40
+_GROUPED = 25
+_DIAGONALS = 10  # per element and kernel tap of one axis
+
+
+def products(inputs: int, outputs: int) -> int:
+    return _TRAFFIC * inputs * outputs + _CALL
+
+
+def gram(positions: int, inputs: int, outputs: int) -> int:
+    return positions * positions * (inputs + outputs)
+
+
+def unfolding(positions: int, inputs: int) -> int:
+    return _UNFOLDING * inputs * positions
+
+
+def grouped(weights: int) -> int:
+    return _GROUPED * weights
+
+
+def gram_of_pixels(positions: int, pixels: int, channels: int, outputs: int, groups: int, kernel: Sequence[int]) -> int:
+    diagonals = _DIAGONALS * groups * positions * positions * sum(kernel)
+    return pixels * pixels * channels + positions * positions * outputs + diagonals

@@ -1,0 +1,43 @@
+"""Batches of matrix products: one operator for all of them, or a call of oneDNN for each."""
+
+import pytest
+import torch
+
+from hf_clars.norms import products
+
+SIZES = {"small": (4, 3, 5, 2), "large": (3, 130, 90, 110)}  # batch, O, P, I
+
+
+def test_one_dnn_is_there():
+    """The private operator behind large products on a CPU. If it moves, they fall back to bmm, at half the speed."""
+    assert (products._one_dnn is not None) == torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_products_and_their_sum(size, dtype, transposed):
+    batch, outputs, positions, inputs = SIZES[size]
+    left, right = torch.randn(batch, outputs, positions), torch.randn(batch, positions, inputs)
+    expected = torch.einsum("bop,bpi->boi", left.double(), right.double())
+    if transposed:  # as convolutions have them: the other dimension last in memory
+        left, right = left.mT.contiguous().mT, right.mT.contiguous().mT
+    left, right = left.to(dtype), right.to(dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    one_dnn = size == "large" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    assert products.one_by_one(left, right) == one_dnn
+
+    torch.testing.assert_close(products.multiply(left, right).double(), expected, rtol=tolerance, atol=tolerance)
+    total = torch.ones(outputs, inputs, dtype=dtype)
+    squares = products.multiply_and_sum(left, right, total)
+    truth = expected.square().sum((1, 2))
+    torch.testing.assert_close(squares.double(), truth, rtol=tolerance, atol=0)
+    torch.testing.assert_close(total.double(), 1 + expected.sum(0), rtol=tolerance, atol=10 * tolerance)
+
+
+def test_half_precision_is_summed_in_float32():
+    left, right = torch.randn(300, 2, 1).bfloat16(), torch.ones(300, 1, 2).bfloat16()
+    total = torch.zeros(2, 2)
+    squares = products.multiply_and_sum(left, right, total)
+    assert squares.dtype == torch.float32
+    torch.testing.assert_close(total, left.float().sum(0).expand(2, 2))
