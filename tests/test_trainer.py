@@ -197,6 +197,20 @@ def test_layers_are_logged(tmp_path):
     assert any("images_per_second" in entry for entry in trainer.state.log_history)
 
 
+def test_layers_are_logged_as_they_were_before_clipping(tmp_path):
+    first = []
+    for bound in (0.0, 1e-3):
+        args = arguments(
+            tmp_path / str(bound), total_batch_size=32, max_steps=1, layer_statistics_steps=1, max_grad_norm=bound
+        )
+        ClarsTrainer(seeded(), args, train_dataset=dataset(64)).train()
+        lines = (tmp_path / str(bound) / "layer_statistics.jsonl").read_text().splitlines()
+        first.append(json.loads(lines[0])["layers"])
+    for name, layer in first[0].items():
+        for statistic in ("gradient_norm", "denominator", "variance_factor"):
+            assert first[1][name][statistic] == pytest.approx(layer[statistic], rel=1e-6)
+
+
 def test_divergence_shows(tmp_path):
     trainer = ClarsTrainer(
         seeded(), arguments(tmp_path, optim="sgd", learning_rate=1e30, max_steps=6), train_dataset=dataset(64)

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,8 @@ class ConvRule(Rule):
         return math.prod(self.shape) * d[0, 0].numel() >= _LARGE
 
     def _strided(self, x: Tensor) -> Tensor:
-        steps = [slice(None, None, stride) for stride in self.stride]
-        return x[..., *steps]
+        steps: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.stride))
+        return x[steps]
 
     def _matrices(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices."""

@@ -30,7 +30,7 @@ def calling_trainer() -> Trainer:
             return owner
         frame = frame.f_back
     raise UserError(
-        "GradientStatisticsCallback works in a transformers.Trainer only: for other loops see PerSampleNorms"
+        "this callback works in a transformers.Trainer only: for other loops see PerSampleNorms"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LayerwiseOptimizer, sharded
 from ..optimizers.loss_scale import loss_scale
 from .records import LayerRecords, read_records, to_host
+from .seams import before_clipping, calling_trainer
 
 STATISTICS = {
     "weight_norm": "‖w‖",
@@ -28,8 +30,9 @@ FILE_NAME = "layer_statistics.jsonl"
 class LayerStatisticsCallback(TrainerCallback):
     """Writes the five statistics of every adapted layer to `output_dir/layer_statistics.jsonl`, and to W&B.
 
-    See `LayerRecords` for the file's lines and for W&B's scalars and panels. Statistics that a run has no notion of are
-    left out (LARS: the denominator and M_k; `norm_mode="micro_batch"`: M_k).
+    ‖g‖, the denominator and M_k are those before clipping, without the loss scale. See `LayerRecords` for the file's
+    lines and for W&B's scalars and panels. Statistics that a run has no notion of are left out (LARS: the denominator
+    and M_k; `norm_mode="micro_batch"`: M_k).
 
     Args:
         every: optimizer steps from one record to the next; the only ones at which the device is waited for.
@@ -39,27 +42,36 @@ class LayerStatisticsCallback(TrainerCallback):
         self._every = every
         self._pending: dict[str, dict[str, Tensor]] | None = None
         self._records = LayerRecords(FILE_NAME, STATISTICS)
+        self._stop: Callable[[], None] = lambda: None  # while a step is recorded
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._records.begin(args, state)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stop()  # of a step that a data set's end cut short
         optimizer = _layerwise(kwargs.get("optimizer"))
-        if optimizer is None or state.global_step % self._every:
-            return
+        if optimizer is not None and state.global_step % self._every == 0:
+            trainer = calling_trainer()
+            self._stop = before_clipping(trainer, lambda: self._measure(optimizer, trainer.accelerator.scaler))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stop()
+
+    def _measure(self, optimizer: LayerwiseOptimizer, scaler: Any) -> None:
         layers = _layers(optimizer)
         if not layers:
             return
         weight_norms = sharded.norms(list(layers.values()))
         gradient_norms = sharded.norms([w.grad for w in layers.values() if w.grad is not None])
+        scale = loss_scale(scaler, gradient_norms.device)
         self._pending = {
-            name: {"weight_norm": w, "gradient_norm": g}
+            name: {"weight_norm": w, "gradient_norm": g / scale}
             for name, w, g in zip(layers, weight_norms, gradient_norms, strict=True)
         }
         if isinstance(optimizer, CLARS) and isinstance(optimizer.norms, PerSampleNorms):
             for name, (total, squares, samples) in optimizer.norms.gradient_statistics().items():
                 if name in self._pending:
-                    scale = loss_scale(optimizer.grad_scaler, total.device)
+                    scale = loss_scale(scaler, total.device)
                     entry = self._pending[name]
                     entry["denominator"] = total / scale
                     if optimizer.norms.mode != "micro_batch":  # whose samples are micro-batches
