@@ -27,9 +27,10 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .operators import BROADCASTING, COPYING, OPERATORS, RETURNING, Operator
+from .operators import COPYING, OPERATORS, RETURNING, Operator, broadcasts
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Tap, Use
+from .watched_forward import is_recomputed_unwatched
 
 if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
@@ -129,7 +130,7 @@ class Interception(TorchFunctionMode):
         operator = take_apart(*args, **kwargs) if take_apart is not None else None
         if operator is not None and has_samples(operator.x):
             return self._operator(operator)
-        if func in BROADCASTING:
+        if broadcasts(func, args, kwargs):
             copies = self._own_copies_of_operands(args, kwargs, tensors)
             if copies is not None:
                 return func(*copies[0], **copies[1])
@@ -143,7 +144,7 @@ class Interception(TorchFunctionMode):
         rule, x = operator.rule, operator.x
         weight, bias = source_of(operator.weight), source_of(operator.bias)
         batch = self.norms.samples_in(x, rule, _entries(weight, bias), self._positions_first)
-        if batch is None or not self._traceable(weight, bias):
+        if batch is None or not self._measurable(weight, bias):
             return operator.call(x, operator.weight, operator.bias)
         if operator.half and x.is_floating_point() and x.dtype != torch.float64:
             # Autocast's cast, done here so that what backward keeps is the half as well.
@@ -182,9 +183,9 @@ class Interception(TorchFunctionMode):
         if len(rows) != 1 or batch is None or self._positions_first:
             return None
         (count,) = rows
-        if count % batch or True in [t.ndim == ndim and t.shape[0] not in (1, batch) for t in sources]:
+        if count % batch or False in [_has_rows(t, count, batch) for t in sources if t.ndim == ndim]:
             return None
-        if not self._traceable(*(source_of(t) for t in sources)):
+        if not self._measurable(*(source_of(t) for t in sources)):
             return args, kwargs
 
         def replaced(value: Any) -> Any:
@@ -201,18 +202,18 @@ class Interception(TorchFunctionMode):
         source = source_of(u)
         assert source is not None
         shape = [1] * (ndim - u.ndim) + list(u.shape)
-        copies = u.reshape(shape).expand(batch, *shape[1:])
+        copies = u.reshape(shape).expand(max(batch, shape[0]), *shape[1:])
         rule: Rule = SpreadRule(tuple(u.shape))
         saved: Saved = ()
         if source.lookup is not None:
             ids, padding = source.lookup
             rule, saved = PositionsRule(tuple(source.entries[0].parameter.shape), padding), (ids,)
             source = Source(source.entries, None)
-        elif shape[0] == batch > 1:
+        elif shape[0] in (batch, batch * folds) and shape[0] > 1:
             rule, saved = RowsRule(tuple(u.shape)), (torch.arange(batch, device=u.device),)
         use = Use(rule, source, None, batch, fused=False)
         copies = self._tap(copies, use, saved, in_place=False)
-        if folds > 1:
+        if copies.shape[0] < batch * folds:
             copies = copies.unsqueeze(1).expand(batch, folds, *shape[1:]).reshape(batch * folds, *shape[1:])
         return copies
 
@@ -222,7 +223,7 @@ class Interception(TorchFunctionMode):
         out = func(*args, **kwargs)
         if batch is None or not out.ndim or out.shape[0] != batch or (u.ndim == out.ndim and u.shape[0] != 1):
             return None
-        if not self._traceable(source_of(u)):
+        if not self._measurable(source_of(u)):
             return out
         copies = self._own_copies(u, out.ndim, batch, 1)
         return copies.repeat([n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)])
@@ -235,6 +236,7 @@ class Interception(TorchFunctionMode):
         if (
             batch is None
             or torch.compiler.is_compiling()
+            or is_recomputed_unwatched()
             or self._positions_first
             or not isinstance(out, Tensor)
             or any(out is t for t in tensors)
@@ -252,17 +254,34 @@ class Interception(TorchFunctionMode):
             out = self._tap(out if out._base is None else out.clone(), use, saved)
         return out
 
-    def _traceable(self, *sources: Source | None) -> bool:
-        """Whether these can be measured; what is computed from parameters cannot under torch.compile."""
-        through = [s for s in sources if s is not None and s.u is not None and s.lookup is None]
-        if through and torch.compiler.is_compiling():
-            self.norms.exclude(_entries(*through), "the tensor that is used is computed from it, under torch.compile")
+    def _measurable(self, *sources: Source | None) -> bool:
+        """Whether these can be measured here."""
+        if torch.compiler.is_compiling():
+            through = [s for s in sources if s is not None and s.u is not None and s.lookup is None]
+            if through:
+                reason = "the tensor that is used is computed from it, under torch.compile"
+                self.norms.exclude(_entries(*through), reason)
+            return not through
+        if is_recomputed_unwatched():
+            reason = "it is used in a checkpointed function that is not a module"
+            self.norms.exclude(_entries(*sources), reason)
             return False
         return True
 
 
 def _entries(*sources: Source | None) -> list[Any]:
     return [entry for source in sources if source is not None for entry in source.entries]
+
+
+def _has_rows(u: Tensor, count: int, batch: int) -> bool:
+    """Whether the rows of `u`, which meets `count` rows of samples, are known: one for all, or each sample's own.
+
+    As many rows as a parameter has in any dimension may as well be heads or experts.
+    """
+    if u.shape[0] in (1, batch):
+        return True
+    source = source_of(u)
+    return source is not None and u.shape[0] == count and all(count not in e.parameter.shape for e in source.entries)
 
 
 def _shuffles(func: Any, args: Any, tensors: list[Tensor]) -> bool:

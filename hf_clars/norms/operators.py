@@ -222,6 +222,25 @@ BROADCASTING = {
     if hasattr(space, name)
 }  # fmt: skip
 
+# Products of matrices that stand in the last two dimensions; those before them broadcast.
+PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm}
+
+CONCATENATING = {torch.cat, torch.concat, torch.concatenate}
+
+
+def broadcasts(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether row i of the result comes from row i of the operands, or from their only one.
+
+    Operands of fewer dimensions get leading ones.
+    """
+    if func in CONCATENATING:
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+        return dim not in (0, -args[0][0].ndim)
+    if func in PRODUCTS:
+        return all(isinstance(a, Tensor) and a.ndim > 1 for a in args) and max(a.ndim for a in args) > 2
+    return func in BROADCASTING
+
+
 # Functions that copy a tensor along its first dimension, for each sample of a batch.
 COPYING = {
     Tensor.expand,

@@ -102,12 +102,13 @@ class SpreadRule(Rule):
 
 @dataclass(frozen=True)
 class RowsRule(Rule):
-    """A tensor of which row i is sample i's, though all were computed from the same parameters: a repeated grid.
+    """A tensor whose rows `k·i … k·(i+1)−1` are sample i's, though all were computed from the same parameters.
 
     What is kept is each sample's number.
     """
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
-        each = d.new_zeros(batch, *self.shape)
-        each[torch.arange(batch, device=d.device), xs[0]] = d
-        return each
+        own = d.unflatten(0, (batch, -1))
+        each = d.new_zeros(batch, self.shape[0] // own.shape[1], *own.shape[1:])
+        each[torch.arange(batch, device=d.device), xs[0]] = own
+        return each.flatten(1, 2)

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -66,6 +67,23 @@ class WatchedForward:
             del self.module.forward
         else:
             self.module.forward = self.own
+
+
+def is_recomputed_unwatched() -> bool:
+    """Whether the innermost function that activation checkpointing will call again is not a module's forward.
+
+    Nothing can be measured in its second call, and what is saved in the first must be what is saved in the second.
+    Reentrant checkpointing does not keep the first call's graph and is not of interest.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None or hooks[0].__module__ != torch.utils.checkpoint.__name__:
+        return False
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not WatchedForward.__call__.__code__:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -29,9 +29,7 @@ def calling_trainer() -> Trainer:
         if isinstance(owner, Trainer):
             return owner
         frame = frame.f_back
-    raise UserError(
-        "this callback works in a transformers.Trainer only: for other loops see PerSampleNorms"
-    )
+    raise UserError("this callback works in a transformers.Trainer only: for other loops see PerSampleNorms")
 
 
 def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> Callable[[], None]:

@@ -1,0 +1,159 @@
+"""What a model is trained with besides plain float32 steps: the norms stay what they are."""
+
+import copy
+import shutil
+import warnings
+from contextlib import contextmanager
+
+import peft
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_clars import CLARS, PerSampleNorms
+
+from .test_norms import check_against_batch_one
+
+
+def network() -> nn.Module:
+    """A convolution of every form, train-mode BatchNorm, a linear layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16), nn.BatchNorm2d(16), nn.Hardtanh(),
+        nn.Conv2d(16, 128, 1), nn.GroupNorm(4, 128), nn.GELU(), nn.MaxPool2d(4),
+        nn.Conv2d(128, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5),
+    )  # fmt: skip
+
+
+def measured(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    with PerSampleNorms(model) as norms:
+        (model(x).square().mean() * 10).backward()
+        return norms.per_sample()
+
+
+def test_channels_last():
+    model, x = network(), torch.randn(6, 3, 16, 16)
+    expected = measured(model, x)
+    assert expected.keys() == dict(model.named_parameters()).keys()
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(measured(other, x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-6)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-6)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_algorithms_and_repeatability():
+    """The same norms to the bit, run after run, with torch's deterministic algorithms and without."""
+    model, x = network(), torch.randn(6, 3, 16, 16)
+    embedding, ids = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(28, 2)), torch.randint(9, (6, 7))
+    for measure in (lambda: measured(model, x), lambda: measured(embedding, ids)):
+        expected = measure()
+        with deterministic():
+            for _ in range(2):
+                torch.testing.assert_close(measure(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name
+def test_lora_measures_the_adapters_alone():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    model = BertForSequenceClassification(BertConfig(vocab_size=30, max_position_embeddings=12, **sizes))
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["query", "value"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(model, config).double().eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, behind which lora_A has no gradient
+            nn.init.normal_(parameter)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("lora_A" in name for name in trainable)
+    assert any("classifier" in name for name in trainable)
+    ids = torch.randint(0, 30, (4, 9))
+    frozen = {f"model.{name}" for name, _ in model.named_parameters() if name not in trainable}
+    check_against_batch_one(Logits(model), ids, unused=frozen)
+
+    norms = PerSampleNorms(model)
+    F.cross_entropy(model(ids).logits, torch.tensor([0, 1, 0, 1])).backward()
+    assert norms.per_sample().keys() == trainable
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    CLARS(model.parameters(), 1.0, norms=norms).step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in trainable)
+
+
+class Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).logits
+
+
+class Standardised(nn.Module):
+    """A checkpointed segment that is handed a tensor computed from a parameter."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+        self.head = nn.Linear(4, 2)
+        self.reentrant = reentrant
+
+    def segment(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self.head(F.linear(x, weight).tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean(1, keepdim=True)
+        if self.reentrant is None:
+            return self.segment(x, weight)
+        return checkpoint(self.segment, x, weight, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_function_is_not_disturbed(reentrant):
+    """What a function that is no module does with parameters is done again unwatched; modules it calls are measured."""
+    torch.manual_seed(0)
+    plain = Standardised(None)
+    other = copy.deepcopy(plain)
+    other.reentrant = reentrant
+    x = torch.randn(5, 3).requires_grad_()
+    expected = measured(plain, x)
+    with PerSampleNorms(other) as norms:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the weight cannot be measured
+            (other(x).square().mean() * 10).backward()
+            norms.denominators()
+        del expected["weight"]
+        torch.testing.assert_close(norms.per_sample(), expected)
+        assert set(norms.untracked) == {"weight"}
+    torch.testing.assert_close([p.grad for p in other.parameters()], [p.grad for p in plain.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own look
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_inductor(name):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    options = {"img_size": 32, "depth": 2} if name.startswith("vit") else {}
+    model, x = timm.create_model(name, num_classes=5, **options).double(), torch.randn(4, 3, 32, 32).double()
+    expected = measured(model, x)
+    gradients = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    with PerSampleNorms(model) as norms:
+        (torch.compile(model)(x).square().mean() * 10).backward()
+        assert norms.untracked == {}
+        torch.testing.assert_close(norms.per_sample(), expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
