@@ -101,6 +101,8 @@ class ConvRule(Rule):
         return math.prod(self.shape) * d[0, 0].numel() >= _LARGE
 
     def _strided(self, x: Tensor) -> Tensor:
+        if max(self.stride) == 1:
+            return x
         steps: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.stride))
         return x[steps]
 
@@ -108,9 +110,10 @@ class ConvRule(Rule):
         """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices."""
         x, d = self._operands(xs[0], d)
         columns = self._strided(x) if self.pointwise else forms.windows(x, self.kernel, *self.geometry).flatten(1, 2)
-        left, right = (t.flatten(2).unflatten(0, (batch, -1)) for t in (d, columns))
-        # Several rows of one sample are as good as more positions.
-        return left.transpose(1, 2).flatten(2), right.transpose(1, 2).flatten(2).mT
+        left, right = d.flatten(2), columns.flatten(2)
+        if x.shape[0] > batch:  # several rows of one sample are as good as more positions
+            left, right = (t.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2) for t in (left, right))
+        return left, right.mT
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         if self.form == "products":
@@ -164,5 +167,5 @@ def _for_size(rule: ConvRule, size: tuple[int, ...]) -> ConvRule:
         prices["grouped"] = costs.grouped(outputs * inputs)
     if groups == 1:
         unfolding = 0 if rule.pointwise else costs.unfolding(positions, inputs)
-        prices["products"] = costs.products(inputs, outputs) + unfolding
+        prices["products"] = costs.conv_products(inputs, outputs) + unfolding
     return replace(rule, form=min(prices, key=lambda form: prices[form]))

@@ -7,6 +7,7 @@ it. `P` positions, `I` inputs to a position (channels of a group × kernel taps)
 
 ==========  ==========================  ==================================================================
 products    4·I·O + 200,000             `c_i = d_i x_iᵀ` written, squared and added; one call for each sample
+            8·I·O + 1,000,000           the same for a convolution, whose plain weight gradient is quicker
 unfolding   40·I·P                      the windows of a convolution laid out as a matrix, for products
 grouped     25·I·O                      samples as groups of one convolution, whose kernels are less efficient
 Gram        P²·(I + O)                  `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`
@@ -20,15 +21,13 @@ where a multiply-add and an element of traffic are further apart: `recipes/bench
 
 from collections.abc import Sequence
 
-_TRAFFIC = 4
-_CALL = 200_000
-_UNFOLDING = 40
-_GROUPED = 25
-_DIAGONALS = 10  # per element and kernel tap of one axis
-
 
 def products(inputs: int, outputs: int) -> int:
-    return _TRAFFIC * inputs * outputs + _CALL
+    return 4 * inputs * outputs + 200_000
+
+
+def conv_products(inputs: int, outputs: int) -> int:
+    return 8 * inputs * outputs + 1_000_000
 
 
 def gram(positions: int, inputs: int, outputs: int) -> int:
@@ -36,13 +35,13 @@ def gram(positions: int, inputs: int, outputs: int) -> int:
 
 
 def unfolding(positions: int, inputs: int) -> int:
-    return _UNFOLDING * inputs * positions
+    return 40 * inputs * positions
 
 
 def grouped(weights: int) -> int:
-    return _GROUPED * weights
+    return 25 * weights
 
 
 def gram_of_pixels(positions: int, pixels: int, channels: int, outputs: int, groups: int, kernel: Sequence[int]) -> int:
-    diagonals = _DIAGONALS * groups * positions * positions * sum(kernel)
+    diagonals = 10 * groups * positions * positions * sum(kernel)
     return pixels * pixels * channels + positions * positions * outputs + diagonals
