@@ -93,7 +93,9 @@ def conv_samples(
     batch = x.shape[0]
     x = x.reshape(1, -1, *x.shape[2:])
     d = d.reshape(1, -1, *d.shape[2:])
-    weight = x.new_empty(()).expand(batch * shape[0], *shape[1:])  # only its shape is looked at
+    # Only its shape is looked at; but on a CPU it is made contiguous, which for an expanded number is a copy.
+    size = batch * shape[0], *shape[1:]
+    weight = x.new_empty(size) if x.device.type == "cpu" else x.new_empty(()).expand(size)
     _, gradient, _ = torch.ops.aten.convolution_backward(
         d, x, weight, None, stride, padding, dilation, False, [0] * len(stride), batch * groups, [False, True, False]
     )

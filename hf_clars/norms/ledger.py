@@ -256,7 +256,8 @@ class Ledger:
                 dist.all_reduce(self._reduced)
                 world = dist.get_world_size()
                 # Ranks average their gradients: each contribution is divided by the world size, its square twice.
-                self._reduced /= torch.tensor([[world], [world**2]], device=current.device)
+                self._reduced[0] /= world
+                self._reduced[1] /= world**2
             return self._reduced, present
         present = [e for e in self.entries if e.samples and not e.incomplete]
         return (torch.zeros(2, 0) if self._current is None else self._current), present
