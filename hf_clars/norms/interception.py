@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,9 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .operators import COPYING, OPERATORS, RETURNING, Operator, broadcasts
+from .opened import OPENED
+from .operators import COPYING, OPERATORS, Operator, broadcasts
+from .rows import has_rows, shuffles
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Tap, Use
 from .watched_forward import is_recomputed_unwatched
@@ -80,7 +81,7 @@ class Interception(TorchFunctionMode):
         if func is Tensor.__setitem__:
             marked(args[0], SAMPLES, True)
         out = marked(out, SAMPLES, True)
-        return marked(out, SHUFFLED, True) if _shuffles(func, args, tensors) else out
+        return marked(out, SHUFFLED, True) if shuffles(func, args, tensors) else out
 
     def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module in which no parameter is used and no row leaves its place, without watching it."""
@@ -183,7 +184,7 @@ class Interception(TorchFunctionMode):
         if len(rows) != 1 or batch is None or self._positions_first:
             return None
         (count,) = rows
-        if count % batch or False in [_has_rows(t, count, batch) for t in sources if t.ndim == ndim]:
+        if count % batch or False in [has_rows(t, count, batch) for t in sources if t.ndim == ndim]:
             return None
         if not self._measurable(*(source_of(t) for t in sources)):
             return args, kwargs
@@ -271,58 +272,3 @@ class Interception(TorchFunctionMode):
 
 def _entries(*sources: Source | None) -> list[Any]:
     return [entry for source in sources if source is not None for entry in source.entries]
-
-
-def _has_rows(u: Tensor, count: int, batch: int) -> bool:
-    """Whether the rows of `u`, which meets `count` rows of samples, are known: one for all, or each sample's own.
-
-    As many rows as a parameter has in any dimension may as well be heads or experts.
-    """
-    if u.shape[0] in (1, batch):
-        return True
-    source = source_of(u)
-    return source is not None and u.shape[0] == count and all(count not in e.parameter.shape for e in source.entries)
-
-
-def _shuffles(func: Any, args: Any, tensors: list[Tensor]) -> bool:
-    """Whether the rows of a result are in an order that depends on samples, as tokens routed to experts are.
-
-    Rows that are picked once by an index that depends on samples are; picked from those again, they are back in place,
-    as they are after they were added or written to rows of another tensor.
-    """
-    if func in RETURNING:
-        return is_shuffled(args[0])
-    if func is Tensor.__getitem__ and has_samples(args[0]):
-        first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
-        if has_samples(first):
-            return not is_shuffled(args[0])
-    if func in (torch.sort, Tensor.sort) and args[0].ndim == 1:
-        return True
-    return True in [is_shuffled(t) for t in tensors]
-
-
-def _opened(function: types.FunctionType) -> Callable[..., Any]:
-    """A copy of a torch function written in Python that does not hand itself to the mode, so that what it calls is."""
-    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
-    copy = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **unasked},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _never(*_: Any) -> bool:
-    return False
-
-
-OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
-    function: _opened(function)
-    for space in (F, torch.functional, Tensor)
-    for function in vars(space).values()
-    if isinstance(function, types.FunctionType)
-    and any(name.startswith("has_torch_function") for name in function.__code__.co_names)
-}

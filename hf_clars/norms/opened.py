@@ -1,0 +1,38 @@
+"""Torch functions that are written in Python, such that an interception sees what they call."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _opened(function: types.FunctionType) -> Callable[..., Any]:
+    """A copy of a torch function written in Python that does not hand itself to the mode, so that what it calls is."""
+    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
+    copy = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **unasked},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
+    function: _opened(function)
+    for space in (F, torch.functional, Tensor)
+    for function in vars(space).values()
+    if isinstance(function, types.FunctionType)
+    and any(name.startswith("has_torch_function") for name in function.__code__.co_names)
+}
