@@ -10,9 +10,10 @@ Peers are measured where they can be imported; keep them out of the environment 
 Every round runs every method once, in random order; `time` is the median over rounds of a method's seconds by the plain
 seconds of the same round. `memory` is a step's peak of tensor memory above what was there before it, by that of plain:
 torch's own count of every allocation (of its allocator on CUDA, from the profiler on a CPU), so libraries' private
-buffers are not in it. `weights` counts the parameters of two or more dimensions that have norms, of all there are;
-`error` is their largest relative difference from a slow float64 reference, over layers, as a vector over samples. In
-float32 it is up to a few 1e-3 for exact methods too: the pass itself rounds, and in float64 they are within 1e-14.
+buffers are not in it. Freed memory stays with the process. `weights` counts the parameters of two or more dimensions
+that have norms, of all there are; `error` is their largest relative difference from a slow float64 reference, over
+layers, as a vector over samples. In float32 it is up to a few 1e-3 for exact methods too: the pass itself rounds, and
+in float64 they are within 1e-14.
 
 A peer that cannot take BatchNorm in train mode is compared with plain on a model whose BatchNorm is frozen (eval mode,
 affine weights fixed), in rows marked so. Prints one table per model and writes norms.json.
@@ -20,6 +21,7 @@ affine weights fixed), in rows marked so. Prints one table per model and writes 
 
 import argparse
 import copy
+import ctypes
 import json
 import os
 import platform
@@ -224,6 +226,7 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of its start and stop
     random.seed(0)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     device = torch.device(options.device).type
     autocast = torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16")
 
@@ -242,6 +245,15 @@ def main() -> None:
         results[name] = {"rows": rows, "notes": notes}
         # After every model, so that an interrupted run keeps what it has.
         Path(options.json).write_text(json.dumps({"options": vars(options), **about, "models": results}, indent=1))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory, as allocators for training do: page faults would add up to a tenth of noise."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
 
 
 def _error(norms: Norms, exact: Norms) -> float | None:
