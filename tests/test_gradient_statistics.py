@@ -200,6 +200,21 @@ def test_in_clars_trainer(tmp_path):
             assert layer["gradient_variance_factor"] == pytest.approx(factor, rel=1e-6)
 
 
+def test_beside_layer_statistics_at_other_steps(tmp_path):
+    """Both look at gradients before they are clipped; each at its own steps, and nothing is left behind."""
+    args = ClarsTrainingArguments(
+        str(tmp_path), learning_rate=1.0, total_batch_size=16, per_device_train_batch_size=16, max_steps=10,
+        use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", layer_statistics_steps=2,
+    )  # fmt: skip
+    callbacks = [GradientStatisticsCallback(every=3)]
+    trainer = ClarsTrainer(classifier(), args, train_dataset=DATA, callbacks=callbacks)
+    trainer.train()
+    lines = (tmp_path / "layer_statistics.jsonl").read_text().splitlines()
+    assert [r["step"] for r in records(tmp_path)] == [3, 6, 9]
+    assert [json.loads(line)["step"] for line in lines] == [1, 3, 5, 7, 9]
+    assert "clip_grad_norm_" not in vars(trainer.accelerator)
+
+
 def test_a_loss_normalised_over_the_whole_step(tmp_path):
     def loss(outputs, labels, num_items_in_batch=None):
         return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch

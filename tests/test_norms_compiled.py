@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
@@ -32,12 +33,62 @@ def gpt2() -> tuple[nn.Module, torch.Tensor]:
     return GPT2LMHeadModel(config).eval(), torch.randint(0, 50, (4, 12))
 
 
+class Computed(nn.Module):
+    """Weights and tables that are computed from parameters; padding, which dynamo hides."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.rand(6, 1, 1, 1))
+        self.table, self.head = nn.Parameter(torch.randn(9, 2)), nn.Linear(6, 4)
+        self.register_buffer("index", torch.randint(9, (16,)))
+
+    def forward(self, x):
+        flat = self.weight.reshape(1, 6, -1)
+        scale = (self.gain * 0.7).view(-1)
+        weight = F.batch_norm(flat, None, None, weight=scale, training=True, momentum=0.0).reshape_as(self.weight)
+        x = F.conv2d(F.pad(x, (0, 1, 1, 0)), weight)
+        heads = x.unflatten(1, (2, 3)).flatten(3)  # [batch, heads, 3, positions]
+        bias = self.table[self.index].view(4, 4, 2).permute(2, 0, 1).contiguous().unsqueeze(0)
+        mixed = ((heads.mT @ heads).softmax(-1)[..., :4, :4] + bias).softmax(-1)
+        pooled = (heads[..., :4] @ mixed).flatten(1, 2).mean(-1)
+        return self.head(pooled * (1 + self.table.mean().sigmoid()))
+
+
+def computed() -> tuple[nn.Module, torch.Tensor]:
+    return Computed().double(), torch.randn(5, 3, 6, 6).double()
+
+
+def timm_model(name: str, **options: object):
+    def build() -> tuple[nn.Module, torch.Tensor]:
+        model = timm.create_model(name, num_classes=3, **options)
+        return model.double().eval(), torch.randn(3, 3, 32, 32).double()
+
+    build.__name__ = name
+    return build
+
+
 @pytest.mark.parametrize(
     ("build", "mode"),
     [
         (convolutional, "per_sample"),
         (convolutional, "subset"),
         pytest.param(vit, "per_sample", marks=pytest.mark.slow),
+        (computed, "per_sample"),
+        pytest.param(computed, "subset", marks=pytest.mark.slow),
+        pytest.param(
+            timm_model(
+                "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=8, depths=(2, 1), num_heads=(1, 2)
+            ),
+            "per_sample",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(timm_model("nf_resnet26"), "per_sample", marks=pytest.mark.slow),
+        pytest.param(
+            timm_model("beit_base_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2),
+            "per_sample",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(timm_model("tf_efficientnet_b0"), "per_sample", marks=pytest.mark.slow),
         (bert, "per_sample"),
         pytest.param(bert, "subset", marks=pytest.mark.slow),
         (gpt2, "per_sample"),

@@ -86,6 +86,8 @@ class ConvRule(Rule):
 
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         positions, pixels = self._sizes(xs[0].shape[2:])
+        if self.pointwise:
+            return 2 * self.groups * math.prod(positions) ** 2
         padded = math.prod([n + 2 * p for n, p in zip(pixels, self.geometry[1], strict=True)])
         return 2 * self.groups * (padded**2 + math.prod(positions) ** 2)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import traced
@@ -16,6 +16,8 @@ from .linear_rules import LinearRule, PositionsRule
 from .marks import (
     ENTRIES,
     LOOKUP,
+    RECIPE,
+    ROWS,
     SAMPLES,
     SHUFFLED,
     Source,
@@ -26,9 +28,10 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .opened import OPENED
-from .operators import COPYING, OPERATORS, Operator, broadcasts
-from .rows import has_rows, shuffles
+from .opened import opened
+from .operators import CONVOLUTIONS, COPYING, OPERATORS, Operator, broadcasts
+from .recipes import recipe
+from .rows import copies_rows, has_rows, shuffles
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Tap, Use
 from .watched_forward import is_recomputed_unwatched
@@ -67,9 +70,12 @@ class Interception(TorchFunctionMode):
                 samples = True
             elif is_source(tensor):
                 sources = True
+            elif torch.compiler.is_compiling() and self._lost_its_mark(func, tensor):
+                marked(tensor, SAMPLES, True)
+                samples = True
         sources = sources and torch.is_grad_enabled()
-        if sources and func in OPENED:
-            return self._inside(func, args, kwargs)
+        if sources and (inside := opened(func)) is not None:
+            return self._inside(func, inside, args, kwargs)
         if not sources:
             out = func(*args, **kwargs)
         elif samples:
@@ -82,6 +88,17 @@ class Interception(TorchFunctionMode):
             marked(args[0], SAMPLES, True)
         out = marked(out, SAMPLES, True)
         return marked(out, SHUFFLED, True) if shuffles(func, args, tensors) else out
+
+    def _lost_its_mark(self, func: Any, tensor: Tensor) -> bool:
+        """Whether a tensor depends on samples though it does not say so.
+
+        F.pad is a function that dynamo does not show to a mode. What has a gradient and does not depend on parameters
+        alone depends on samples; and so do as many images or sequences as there are samples.
+        """
+        if isinstance(tensor, nn.Parameter):
+            return False
+        images = func in CONVOLUTIONS and tensor.ndim > 2 and tensor.shape[0] == self.norms.batch
+        return tensor.requires_grad or images
 
     def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module in which no parameter is used and no row leaves its place, without watching it."""
@@ -106,19 +123,23 @@ class Interception(TorchFunctionMode):
         for source in sources:
             entries += [entry for entry in source.entries if entry not in entries]
         out = marked(out, ENTRIES, tuple(entries))
+        if isinstance(out, Tensor) and self.norms.batch and copies_rows(func, args, kwargs, out, self.norms.batch):
+            marked(out, ROWS, True)
+        if torch.compiler.is_compiling() and isinstance(out, Tensor):
+            marked(out, RECIPE, recipe(func, args, kwargs))
         if func is torch.embedding and sources[0].u is None:
             marked(out, LOOKUP, (args[1], args[2] if len(args) > 2 else -1))
         elif func is Tensor.to and sources[0].lookup is not None:
             marked(out, LOOKUP, sources[0].lookup)
         return out
 
-    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _inside(self, func: Any, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function that is written in Python, and see what it calls."""
         outer = self._positions_first
         self._positions_first = outer or func is F.multi_head_attention_forward
         try:
             with self:
-                return OPENED[func](*args, **kwargs)
+                return inside(*args, **kwargs)
         finally:
             self._positions_first = outer
 
@@ -131,8 +152,8 @@ class Interception(TorchFunctionMode):
         operator = take_apart(*args, **kwargs) if take_apart is not None else None
         if operator is not None and has_samples(operator.x):
             return self._operator(operator)
-        if broadcasts(func, args, kwargs):
-            copies = self._own_copies_of_operands(args, kwargs, tensors)
+        if broadcasts(func, tensors, args, kwargs):
+            copies = self._own_copies_of_operands(func, args, kwargs, tensors)
             if copies is not None:
                 return func(*copies[0], **copies[1])
         if func is Tensor.expand_as and is_source(args[0]) and not self._positions_first:
@@ -173,9 +194,12 @@ class Interception(TorchFunctionMode):
         use.opened()
         if torch.compiler.is_compiling():
             use.number, use.ledger = traced.number_of(use), self.norms.ledger.key
+            saved = (*saved, *traced.constants_of(use))
         return Tap.apply(y, weight, self.norms.ledger.anchor, use, in_place, *saved)
 
-    def _own_copies_of_operands(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> tuple[Any, Any] | None:
+    def _own_copies_of_operands(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]
+    ) -> tuple[Any, Any] | None:
         """The arguments with each source replaced by one copy a sample; None where rows are not known by sample."""
         ndim = max(t.ndim for t in tensors)
         rows = {t.shape[0] for t in tensors if has_samples(t) and t.ndim == ndim and t.ndim}
@@ -184,7 +208,7 @@ class Interception(TorchFunctionMode):
         if len(rows) != 1 or batch is None or self._positions_first:
             return None
         (count,) = rows
-        if count % batch or False in [has_rows(t, count, batch) for t in sources if t.ndim == ndim]:
+        if count % batch or False in [has_rows(func, t, ndim, count, batch) for t in sources]:
             return None
         if not self._measurable(*(source_of(t) for t in sources)):
             return args, kwargs
@@ -258,7 +282,9 @@ class Interception(TorchFunctionMode):
     def _measurable(self, *sources: Source | None) -> bool:
         """Whether these can be measured here."""
         if torch.compiler.is_compiling():
-            through = [s for s in sources if s is not None and s.u is not None and s.lookup is None]
+            through = [
+                s for s in sources if s is not None and s.u is not None and s.lookup is None and s.recipe is None
+            ]
             if through:
                 reason = "the tensor that is used is computed from it, under torch.compile"
                 self.norms.exclude(_entries(*through), reason)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .tap import Use
 
 
+_INDICES = 64  # kept; a model that drops layers at random asks for ever others
+
+
 class Entry:
     """One parameter's page in the ledger."""
 
@@ -175,6 +178,9 @@ class Ledger:
             entry.past_samples += entry.samples
             entry.samples = 0
 
+    # Whoever asks in inference mode, the sums are changed outside of it, too.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _sum_up(self) -> None:
         noted, self._noted = self._noted, {}
         turned, self._turned = self._turned, []
@@ -203,6 +209,8 @@ class Ledger:
         """Columns of the entries. Kept on the device, because bringing them there makes the host wait."""
         columns = tuple(entry.index for entry in entries)
         if columns not in self._indices:
+            if len(self._indices) >= _INDICES:
+                self._indices.clear()
             self._indices[columns] = torch.tensor(columns, device=like.device)
         return self._indices[columns]
 

@@ -14,10 +14,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .ledger import Entry
+    from .recipes import Recipe
 
 ENTRY = "_hf_clars_entry"  # on a parameter: its page in the ledger
 ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not on samples: their pages
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices
+RECIPE = "_hf_clars_recipe"  # on such a tensor under torch.compile: how it is computed
+ROWS = "_hf_clars_rows"  # on such a tensor: rows k·i … k·(i+1)−1 were made for sample i, by repetition or by constants
 SAMPLES = "_hf_clars_samples"  # on a tensor that depends on samples: True
 SHUFFLED = "_hf_clars_shuffled"  # on such a tensor whose rows were picked by what depends on samples: True
 
@@ -30,11 +33,13 @@ class Source:
         entries: the parameters' pages.
         u: the tensor; None for a parameter itself, which FSDP may exchange.
         lookup: indices and padding index, if `u` is rows of a table.
+        recipe: how `u` is computed, if that is known.
     """
 
     entries: tuple[Entry, ...]
     u: Tensor | None
     lookup: tuple[Tensor, int] | None = None
+    recipe: Recipe | None = None
 
 
 def source_of(tensor: Any) -> Source | None:
@@ -44,7 +49,7 @@ def source_of(tensor: Any) -> Source | None:
     entry = getattr(tensor, ENTRY, None)
     if entry is not None:
         return Source((entry,), None)
-    return Source(getattr(tensor, ENTRIES), tensor, getattr(tensor, LOOKUP, None))
+    return Source(getattr(tensor, ENTRIES), tensor, getattr(tensor, LOOKUP, None), getattr(tensor, RECIPE, None))
 
 
 def is_source(tensor: Any) -> bool:
@@ -59,6 +64,10 @@ def is_source(tensor: Any) -> bool:
 
 def has_samples(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and getattr(tensor, SAMPLES, False)
+
+
+def has_own_rows(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and getattr(tensor, ROWS, False)
 
 
 def is_shuffled(tensor: Any) -> bool:

@@ -29,10 +29,22 @@ def _never(*_: Any) -> bool:
     return False
 
 
-OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
-    function: _opened(function)
-    for space in (F, torch.functional, Tensor)
-    for function in vars(space).values()
-    if isinstance(function, types.FunctionType)
-    and any(name.startswith("has_torch_function") for name in function.__code__.co_names)
-}
+def _openable(space: Any) -> dict[Callable[..., Any], Callable[..., Any]]:
+    return {
+        function: _opened(function)
+        for function in vars(space).values()
+        if isinstance(function, types.FunctionType)
+        and any(name.startswith("has_torch_function") for name in function.__code__.co_names)
+    }
+
+
+FUNCTIONS = _openable(F) | _openable(torch.functional)
+METHODS = _openable(Tensor)
+
+
+def opened(func: Any) -> Callable[..., Any] | None:
+    """The function to call in place of `func` to see what that calls; None if it is no Python."""
+    if func in FUNCTIONS:
+        return FUNCTIONS[func]
+    # Dynamo does not recognise methods that are written in Python, and needs not see into them.
+    return METHODS.get(func) if not torch.compiler.is_compiling() else None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .conv_rules import ConvRule, TransposedConvRule
 from .linear_rules import EmbeddingRule, LinearRule
+from .marks import is_source
 from .norm_rules import BatchNormRule, GroupNormRule, InstanceNormRule, LayerNormRule, RMSNormRule
 from .rule import Rule, Saved
 
@@ -187,14 +188,18 @@ def norm_with_statistics(
     return operator
 
 
+def mm(input: Tensor, mat2: Tensor) -> Operator | None:
+    return matmul(input, mat2)
+
+
 OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
     F.linear: linear,
     torch.addmm: addmm,
     torch.matmul: matmul,
     Tensor.matmul: matmul,
     Tensor.__matmul__: matmul,
-    torch.mm: matmul,
-    Tensor.mm: matmul,
+    torch.mm: mm,
+    Tensor.mm: mm,
     torch.conv1d: convolution(1, torch.conv1d),
     torch.conv2d: convolution(2, torch.conv2d),
     torch.conv3d: convolution(3, torch.conv3d),
@@ -209,6 +214,8 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
     torch.instance_norm: norm_with_statistics(InstanceNormRule, torch.instance_norm),
 }
 
+CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+
 # Functions that broadcast: a parameter among their operands may as well be one copy for each sample.
 BROADCASTING = {
     getattr(space, name)
@@ -222,24 +229,30 @@ BROADCASTING = {
     if hasattr(space, name)
 }  # fmt: skip
 
-# Products of matrices that stand in the last two dimensions; those before them broadcast.
-PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm}
+# Products of matrices that stand in the last two dimensions; those before them broadcast, but not for bmm.
+MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__}
+PRODUCTS = MATMUL | {torch.bmm, Tensor.bmm}
 
 CONCATENATING = {torch.cat, torch.concat, torch.concatenate}
 
 
-def broadcasts(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Whether row i of the result comes from row i of the operands, or from their only one.
+def broadcasts(func: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether row i of the result comes from row i of the operands; where they broadcast, from their only one.
 
-    Operands of fewer dimensions get leading ones.
+    Operands of fewer dimensions then get leading ones.
     """
     if func in CONCATENATING:
         dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-        return dim not in (0, -args[0][0].ndim)
+        return dim not in (0, -tensors[0].ndim)
+    if func is F.scaled_dot_product_attention:  # of which the mask broadcasts
+        return not any(is_source(t) for t in (*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))))
     if func in PRODUCTS:
-        return all(isinstance(a, Tensor) and a.ndim > 1 for a in args) and max(a.ndim for a in args) > 2
+        return min([t.ndim for t in tensors]) > 1 and max([t.ndim for t in tensors]) > 2
     return func in BROADCASTING
 
+
+# Functions that leave the rows of their first argument where they are.
+KEEPING = {Tensor.to, Tensor.contiguous, Tensor.float, Tensor.type_as, Tensor.clone, Tensor.mT.__get__}  # type: ignore[attr-defined]
 
 # Functions that copy a tensor along its first dimension, for each sample of a batch.
 COPYING = {

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .recipes import cook
 from .reductions import norm_dtype, squared_norms
 from .rule import Rule, Saved
+
+if TYPE_CHECKING:
+    from .ledger import Entry
+    from .recipes import Recipe
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
 # between being formed and being summed; on an accelerator what fills it.
@@ -120,6 +126,30 @@ class ThroughPart(Part):
         each = self.part.samples(run).reshape(-1, *self.u.shape).to(self.u.dtype)
         (through,) = torch.autograd.grad(self.u, self.parameter, each, retain_graph=True, is_grads_batched=True)
         return through
+
+
+class RecipePart(Part):
+    """The same where a recipe stands for the graph from `u` to `w`."""
+
+    def __init__(self, part: Part, recipe: Recipe, entry: Entry) -> None:
+        self.part, self.recipe, self.entry = part, recipe, entry
+        self.batch, self.shape, self.dtype, self.device = part.batch, entry.parameter.shape, part.dtype, part.device
+
+    def runs(self) -> list[slice]:
+        elements = self.entry.parameter.numel() + torch.Size(self.part.shape).numel()
+        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
+
+    def kept(self) -> Part:
+        return FixedPart(self.samples(slice(0, self.batch)))
+
+    def samples(self, run: slice) -> Tensor:
+        def made(parameter: Tensor) -> Tensor:
+            return cook(self.recipe.steps, self.recipe.constants, self.entry.ledger, self.entry.index, parameter)
+
+        made_at = torch.func.vjp(made, self.entry.parameter.detach())
+        u, back = made_at[0], made_at[1]
+        each = self.part.samples(run).reshape(-1, *u.shape).to(u.dtype)
+        return torch.func.vmap(back)(each)[0]
 
 
 def squares_together(parts: list[Part]) -> Tensor:

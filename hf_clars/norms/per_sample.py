@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from ..errors import UserError
 from .interception import Interception
 from .ledger import Entry, Ledger
-from .marks import ENTRY, SAMPLES, marked, tensors_in
+from .marks import ENTRY, SAMPLES, is_source, marked, tensors_in
 from .rule import Rule
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
@@ -177,6 +177,8 @@ class PerSampleNorms:
         if self.batch is None:
             self.batch = next((t.shape[0] for t in tensors_in((*args, *kwargs.values())) if t.ndim), None)
         for tensor in tensors_in((*args, *kwargs.values())):
+            if is_source(tensor):
+                continue  # a weight that is handed to a checkpointed module
             if module is self.model or (tensor.ndim and self.batch and tensor.shape[0] % self.batch == 0):
                 marked(tensor, SAMPLES, True)
 
@@ -261,6 +263,8 @@ class PerSampleNorms:
             self.exclude(entries, f"its layer saw an input without a batch dimension for a batch of {self.batch}")
             return None
         rows = x.shape[0] if x.ndim else 0
+        if x.numel() == 0:
+            return None  # no samples, no contributions
         batch = self.batch or rows
         if positions_first:
             rows = x.shape[1] if x.ndim == 3 else rows

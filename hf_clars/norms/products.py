@@ -10,7 +10,7 @@ from .reductions import add_samples_, squared_norms
 
 # From so many multiply-adds a product on, a call of oneDNN for each costs less than MKL's loop over all: on AMD's
 # processors with AVX-512 it is twice as fast, on Intel's about as fast.
-_LARGE = 1 << 20
+_LARGE_PRODUCT = 1 << 20
 _LARGE_RESULT = 1 << 13  # elements; below, it is the other way round
 
 # A private operator, which torch.compile's code calls for linear layers; test_norms_products.py fails if it goes.
@@ -49,7 +49,7 @@ def one_by_one(left: Tensor, right: Tensor) -> bool:
         and left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
         and left.shape[1] * right.shape[2] >= _LARGE_RESULT
-        and left.shape[1] * left.shape[2] * right.shape[2] >= _LARGE
+        and left.shape[1] * left.shape[2] * right.shape[2] >= _LARGE_PRODUCT
     )
 
 

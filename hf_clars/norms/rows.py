@@ -5,21 +5,50 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .marks import has_samples, is_shuffled, source_of
-from .operators import RETURNING
+from .marks import has_own_rows, has_samples, is_shuffled, is_source, tensors_in
+from .operators import BROADCASTING, CONCATENATING, COPYING, KEEPING, MATMUL, PRODUCTS, RETURNING
 
 
-def has_rows(u: Tensor, count: int, batch: int) -> bool:
-    """Whether the rows of `u`, which meets `count` rows of samples, are known: one for all, or each sample's own.
+def has_rows(func: Any, u: Tensor, ndim: int, count: int, batch: int) -> bool:
+    """Whether it is known which rows of `u` belong to which sample, where `func` joins it with `count` rows of samples.
 
-    As many rows as a parameter has in any dimension may as well be heads or experts.
+    Args:
+        ndim: of the operands with samples. With fewer dimensions, `u` is the same for all.
     """
-    if u.shape[0] in (1, batch):
-        return True
-    source = source_of(u)
-    return source is not None and u.shape[0] == count and all(count not in e.parameter.shape for e in source.entries)
+    if func in CONCATENATING or func in PRODUCTS:
+        # As many rows as samples may be heads or experts, whose products have a matrix each.
+        if u.ndim == ndim and u.shape[0] == count and has_own_rows(u):
+            return True
+        return func in MATMUL and (u.ndim < ndim or u.shape[0] == 1)
+    return u.ndim < ndim or u.shape[0] in (1, batch) or (u.shape[0] == count and has_own_rows(u))
+
+
+def copies_rows(func: Any, args: Any, kwargs: Any, out: Tensor, batch: int) -> bool:
+    """Whether the rows of `out`, which depends on no sample, were made for the samples, one after the other.
+
+    So does repeating something as a whole, or joining it with a constant that has so many rows. Parameters' own rows,
+    and views of them, are something else: heads, experts, positions.
+    """
+    if not out.ndim or out.shape[0] < 2 or out.shape[0] % batch:
+        return False
+    tensors = tensors_in((*args, *kwargs.values()))
+    if func in COPYING:
+        u = args[0]
+        rows = u.shape[0] if u.ndim == out.ndim else 1
+        return rows > 0 and (out.shape[0] // rows) % batch == 0 and out.shape[0] > rows
+    if func is Tensor.transpose:
+        return has_own_rows(args[0]) and 0 not in [dim % out.ndim for dim in args[1:]]
+    if func in KEEPING:
+        return has_own_rows(args[0])
+    if func is torch.embedding:
+        return not is_source(args[1]) and args[1].ndim > 1
+    if func in BROADCASTING or func is F.linear:
+        alike = [t for t in tensors if t.ndim == out.ndim and t.shape[0] == out.shape[0]]
+        return len(alike) > 0 and False not in [has_own_rows(t) or not is_source(t) for t in alike]
+    return False
 
 
 def shuffles(func: Any, args: Any, tensors: list[Tensor]) -> bool:

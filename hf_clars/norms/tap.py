@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from . import traced
-from .part import FixedPart, LayerPart, Part, ThroughPart
+from .part import FixedPart, LayerPart, Part, RecipePart, ThroughPart
 
 if TYPE_CHECKING:
     from .ledger import Entry
@@ -73,7 +74,9 @@ class Use:
         for entry in source.entries:
             if self.number < 0 and not _is_wanted(entry):
                 continue
-            if source.u is not None:
+            if source.recipe is not None:
+                entry.close(self, RecipePart(part, source.recipe, entry))
+            elif source.u is not None:
                 entry.close(self, ThroughPart(part, source.u, entry.parameter))
             elif self.fused and isinstance(part, LayerPart) and source is self.weight:
                 squares, gradient = part.squares_and_gradient(self.dtype)
@@ -112,7 +115,14 @@ class Tap(torch.autograd.Function):
         if torch.compiler.is_compiling():
             gradient, token = traced.close(list(xs), d, use.ledger, use.number, use.batch)
             return (d, gradient if use.fused else None, token, None, None, *(None for _ in xs))
-        return (d, use.close(xs, d), None, None, None, *(None for _ in xs))
+        with _without_autocast(d.device.type):
+            gradient = use.close(xs, d)
+        return (d, gradient, None, None, None, *(None for _ in xs))
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """`backward()` may have been called under autocast, and norms are taken in float32."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _samples_first(tensor: Tensor, batch: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, library
 
 from .marks import Source
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -42,30 +43,61 @@ def number_of(use: Use) -> int:
     """A number for everything about a use that does not change from one pass to the next, but for its batch size."""
     rule = use.rule
     fields = tuple(getattr(rule, name) for name in rule.__dataclass_fields__)
-    weight = -1 if use.weight is None else use.weight.entries[0].index
-    bias = -1 if use.bias is None else use.bias.entries[0].index
+    weight, bias = _facts(use.weight), _facts(use.bias)
     subset = None if use.subset is None else (use.subset.start, use.subset.stop, use.subset.step)
     layout = use.fused, use.unbatched, use.positions_first
     return _number_of(type(rule), fields, weight, bias, layout, subset, use.dtype)
 
 
-def _use(number: int, ledger: Ledger, batch: int) -> Use:
+def _facts(source: Source | None) -> tuple[Any, ...] | None:
+    """Indices of the parameters; and of a tensor computed from them the steps and the number of constants."""
+    if source is None:
+        return None
+    made = None if source.recipe is None else (source.recipe.steps, len(source.recipe.constants))
+    return tuple([entry.index for entry in source.entries]), made
+
+
+def constants_of(use: Use) -> tuple[Tensor, ...]:
+    """What recipes need besides parameters: saved behind what the rule needs."""
+    made = [s.recipe.constants for s in (use.weight, use.bias) if s is not None and s.recipe is not None]
+    return tuple([constant for constants in made for constant in constants])
+
+
+def _source(facts: tuple[Any, ...] | None, ledger: Ledger, constants: list[Tensor]) -> Source | None:
+    """What `_facts` was told of; takes its constants off the front of the list."""
+    if facts is None:
+        return None
+    indices, made = facts
+    recipe = None
+    if made is not None:
+        steps, count = made
+        recipe = Recipe(steps, tuple(constants[:count]))
+        del constants[:count]
+    return Source(tuple(ledger.entries[i] for i in indices), None, recipe=recipe)
+
+
+def _use(number: int, ledger: Ledger, batch: int, saved: list[Tensor]) -> tuple[Use, tuple[Tensor, ...]]:
+    """The use of that number, and which of the saved tensors are its rule's."""
     from .tap import Use
 
     kind, fields, weight, bias, layout, subset, dtype = _uses[number]
-    entries = {i: ledger.entries[i] for i in (weight, bias) if i >= 0}
-    of_weight, of_bias = (Source((entries[i],), None) if i >= 0 else None for i in (weight, bias))
+    made = [facts[1][1] for facts in (weight, bias) if facts is not None and facts[1] is not None]
+    of_rule = len(saved) - sum(made)
+    constants = saved[of_rule:]
+    of_weight, of_bias = _source(weight, ledger, constants), _source(bias, ledger, constants)
     fused, unbatched, positions_first = layout
     which = None if subset is None else slice(*subset)
     use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, positions_first, which, dtype)
     use.number = number
-    use.shared = {entry: entry.traced_uses > 1 for entry in entries.values()}
-    return use
+    entries = [entry for source in (of_weight, of_bias) if source is not None for entry in source.entries]
+    use.shared = {entry: entry.traced_uses > 1 for entry in entries}
+    return use, tuple(saved[:of_rule])
 
 
 @library.custom_op("hf_clars::close", mutates_args=())
 def close(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> tuple[Tensor, Tensor]:
-    gradient = _use(number, _ledgers[ledger], batch).close(tuple(xs), d)
+    use, saved = _use(number, _ledgers[ledger], batch, xs)
+    gradient = use.close(saved, d)
     return torch.empty(0, device=d.device) if gradient is None else gradient, torch.zeros(())
 
 

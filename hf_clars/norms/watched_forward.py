@@ -29,6 +29,7 @@ class WatchedForward:
         self.module = module
         self.entries = entries
         self.plain = not entries and is_plain(module)
+        self.parts = [part for part in module.modules() if part is not module] if self.plain else []
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
         self.forward = module.forward
         self.__signature__ = inspect.signature(self.forward)  # Trainer reads which columns a model wants
@@ -47,7 +48,7 @@ class WatchedForward:
                 setattr(parameter, ENTRY, entry)
         interception = norms.interception
         if interception.active:
-            if self.plain and not interception.passing_by and not torch.compiler.is_compiling():
+            if self.plain and not interception.passing_by and not torch.compiler.is_compiling() and self._is_alone():
                 return interception.pass_by(self.forward, args, kwargs)
             return self.forward(*args, **kwargs)
         norms.enter(self.module, args, kwargs)
@@ -57,6 +58,12 @@ class WatchedForward:
                 return self.forward(*args, **kwargs)
         finally:
             interception.active = False
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else looks into the module: no hooks on its parts, no other mode."""
+        return torch._C._len_torch_function_stack() == 1 and not any(
+            part._forward_hooks or part._forward_pre_hooks for part in self.parts
+        )
 
     def restore(self) -> None:
         """Give the module its forward back; one that was wrapped since stays wrapped, without effect."""
@@ -76,7 +83,7 @@ def is_recomputed_unwatched() -> bool:
     Reentrant checkpointing does not keep the first call's graph and is not of interest.
     """
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is None or hooks[0].__module__ != torch.utils.checkpoint.__name__:
+    if hooks is None or getattr(hooks[0], "__module__", "") != torch.utils.checkpoint.__name__:
         return False
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not WatchedForward.__call__.__code__:
@@ -122,5 +129,6 @@ class BeginPass:
         return BeginPass, (None,)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.norms is not None:
+        # In the middle of a backward pass the model is not called for a new batch, but again by checkpointing.
+        if self.norms is not None and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             self.norms.begin_pass(args, kwargs)

@@ -36,25 +36,46 @@ def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> Callable[[
     """Call `observe()` when all gradients of a step are there, before they are unscaled and clipped.
 
     Trainer calls accelerate's `clip_grad_norm_` in every step, without a bound when it only wants the norm; its own
-    `on_pre_optimizer_step` comes after that.
+    `on_pre_optimizer_step` comes after that. (It has a way of its own for gradients on several device meshes, which
+    are then not observed.)
 
     Returns:
-        A function that undoes it; harmless when called again.
+        A function that undoes it; harmless when called again, and whatever others do to the same Trainer.
     """
     accelerator: Any = trainer.accelerator
-    own = vars(accelerator).get("clip_grad_norm_")  # someone else's, on this very object
-    clip = accelerator.clip_grad_norm_
-
-    def observed(*args: Any, **kwargs: Any) -> Any:
-        observe()
-        return clip(*args, **kwargs)
+    clip = vars(accelerator).get("clip_grad_norm_")
+    if not isinstance(clip, _ObservedClipping):
+        clip = accelerator.clip_grad_norm_ = _ObservedClipping(accelerator, clip)
+    clip.observers.append(observe)
 
     def undo() -> None:
-        if vars(accelerator).get("clip_grad_norm_") is observed:
-            if own is None:
-                del accelerator.clip_grad_norm_
-            else:
-                accelerator.clip_grad_norm_ = own
+        if observe in clip.observers:
+            clip.observers.remove(observe)
+            if not clip.observers and vars(accelerator).get("clip_grad_norm_") is clip:
+                clip.restore()
 
-    accelerator.clip_grad_norm_ = observed
     return undo
+
+
+class _ObservedClipping:
+    """Stands in for `accelerator.clip_grad_norm_` while there are observers.
+
+    Args:
+        own: somebody else's, on this very object; None for that of the class.
+    """
+
+    def __init__(self, accelerator: Any, own: Any) -> None:
+        self.accelerator, self.own = accelerator, own
+        self.clip = accelerator.clip_grad_norm_
+        self.observers: list[Callable[[], None]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for observe in list(self.observers):
+            observe()
+        return self.clip(*args, **kwargs)
+
+    def restore(self) -> None:
+        if self.own is None:
+            del self.accelerator.clip_grad_norm_
+        else:
+            self.accelerator.clip_grad_norm_ = self.own

@@ -102,6 +102,7 @@ class LayerStatisticsCallback(TrainerCallback):
         self._records.add(args, state, layers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stop()
         self._records.end(args, state)
 
 

@@ -1,0 +1,194 @@
+"""Rows that are samples', and rows that only look so: heads, experts, positions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hf_clars.norms import PerSampleNorms
+
+BATCH = 4
+
+
+class Uses(nn.Module):
+    def __init__(self, forward, *shape):
+        super().__init__()
+        self.weight, self.use = nn.Parameter(torch.randn(shape)), forward
+
+    def forward(self, x):
+        return self.use(x, self.weight)
+
+
+def check(model: nn.Module, x: torch.Tensor, measured: bool) -> None:
+    """Right, or not measured and named so."""
+    model, x = model.double(), x.double()
+    with PerSampleNorms(model) as norms:
+        output = model(x)
+        output.square().sum().backward()
+    norm_of = norms.per_sample()
+    assert set(norms.untracked) == (set() if measured else {"weight"})
+    assert ("weight" in norm_of) == measured
+    for i in range(len(x) if measured else 0):
+        (alone,) = torch.autograd.grad(model(x[i : i + 1]).square().sum(), model.weight)
+        torch.testing.assert_close(norm_of["weight"][i], alone.norm())
+
+
+@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
+@pytest.mark.parametrize("experts", [3, BATCH, 2 * BATCH])
+def test_experts_and_heads_first(experts):
+    def mixture(x, w):
+        each = x.reshape(-1, 6).repeat(len(w), 1).view(len(w), -1, 6)
+        return torch.bmm(each, w).sum(0).view(*x.shape[:2], 5)
+
+    def absorbed(x, w):
+        heads = x.view(-1, experts, 6).transpose(0, 1)
+        return torch.bmm(heads, w.view(experts, 5, 6).mT).transpose(0, 1).reshape(*x.shape[:2], -1)
+
+    check(Uses(mixture, experts, 6, 5), torch.randn(BATCH, 3, 6), measured=False)
+    check(Uses(absorbed, experts * 5, 6), torch.randn(BATCH, 3, experts * 6), measured=False)
+
+
+@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
+def test_rows_repeated_one_by_one_are_not_in_order():
+    def doubled(x, w):
+        return (torch.cat([x, x]) * (w * 1).repeat_interleave(x.shape[0], 0)).view(2, -1, 7).transpose(0, 1)
+
+    check(Uses(doubled, 2, 7), torch.randn(BATCH, 7), measured=False)
+
+
+@pytest.mark.parametrize("per_sample", [1, 2, 3])
+def test_rows_repeated_for_the_samples(per_sample):
+    def joined(x, w):
+        rows = (w - w.mean()).repeat(len(x), 1, 1)
+        products = torch.bmm(x.flatten(0, 1), rows.transpose(-1, -2))
+        return torch.cat([products.mT, rows.to(x.dtype)], -1).view(len(x), -1)
+
+    def masked(x, w):
+        windows = torch.zeros(len(x) * per_sample, 1, 1).to(x)
+        return (x.flatten(0, 1) + (w + windows)).view(len(x), -1)
+
+    x = torch.randn(BATCH, per_sample, 5, 6)
+    check(Uses(joined, per_sample, 3, 6), x, measured=True)
+    check(Uses(masked, 1, 5, 6), x, measured=True)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, w: torch.matmul(x.unsqueeze(1), w),
+        lambda x, w: torch.matmul(input=x.unsqueeze(1), other=w),
+        lambda x, w: torch.matmul(w.mT, x.unsqueeze(1)),
+        lambda x, w: torch.matmul(x, w[0]),
+        lambda x, w: torch.matmul(x, other=w[0, 0]),
+        lambda x, w: x.flatten(1).mm(mat2=w.flatten(1).mT.repeat(5, 1)[:25]),
+        lambda x, w: torch.cat(tensors=[x, w[:1].expand(len(x), -1, -1)], dim=1),
+        lambda x, w: torch.cat([x, (w[:1] * 2).expand(len(x), 5, 5)], -1),
+        lambda x, w: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=w[0]),
+    ],
+)  # fmt: skip
+def test_operands_that_broadcast(use):
+    check(Uses(use, 2, 5, 5), torch.randn(BATCH, 5, 5), measured=True)
+
+
+def test_what_torch_refuses_is_refused():
+    x = torch.randn(BATCH, 3, 6)
+    for use, shape in (
+        (lambda x, w: torch.cat([w, x], 1), (1, 1, 6)),
+        (torch.bmm, (6, 2)),
+        (torch.bmm, (1, 6, 2)),
+    ):
+        model = Uses(use, *shape)
+        with PerSampleNorms(model), pytest.raises(RuntimeError):
+            model(x)
+
+
+def test_hooks_in_a_plain_module_are_watched():
+    class Normed(nn.BatchNorm1d):
+        def __init__(self):
+            super().__init__(6, affine=False)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(super().forward(x))
+
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.weight = Normed(), nn.Parameter(torch.randn(2, 6))
+            self.norm.act.register_forward_hook(lambda module, args, out: out @ self.weight.T)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    check(Hooked().eval(), torch.randn(BATCH, 6), measured=True)
+
+
+def test_saved_tensor_hooks_of_others():
+    model = Uses(F.linear, 3, 6).double()
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, torch.Tensor.clone):
+        check(model, torch.randn(BATCH, 6), measured=True)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_whole_model_checkpointed_twice_in_one_loss(reentrant):
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(2, BATCH, 6).double().requires_grad_().unbind()
+    sums = []
+    for checkpointed in (False, True):
+        with PerSampleNorms(model) as norms:
+            call = (lambda t: checkpoint(model, t, use_reentrant=reentrant)) if checkpointed else model
+            (call(x).square().sum() + call(y).exp().sum()).backward()
+        sums.append(norms.per_sample())
+    if not reentrant:  # whose passes are separate ones
+        torch.testing.assert_close(sums[1], sums[0])
+
+
+def test_a_checkpointed_module_that_is_handed_a_weight():
+    class Handed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(BATCH, 6))
+            self.block = Block()
+
+        def forward(self, x):
+            return checkpoint(self.block, x, self.weight - self.weight.mean(), use_reentrant=False)
+
+    class Block(nn.Module):
+        def forward(self, x, w):
+            return F.linear(x, w).tanh()
+
+    check(Handed(), torch.randn(BATCH, 6), measured=True)
+
+
+def test_an_empty_batch_is_skipped():
+    model = nn.Linear(4, 2).double()
+    x = torch.randn(3, 4).double()
+    with PerSampleNorms(model) as norms:
+        model(x[:0]).sum().backward()
+        model.zero_grad()
+        model(x).sum().backward()
+        torch.testing.assert_close(norms.per_sample()["weight"], 2**0.5 * x.norm(dim=1))
+        assert norms.untracked == {}
+
+
+def test_sums_asked_for_in_inference_mode():
+    model, x = nn.Linear(4, 2), torch.randn(3, 4)
+    with PerSampleNorms(model) as norms:
+        for passes in (1, 2):
+            model(x).sum().backward()
+            with torch.inference_mode():
+                torch.testing.assert_close(norms.sums()["weight"], passes * 2**0.5 * x.norm(dim=1).sum())
+        norms.close_gradient()
+
+
+def test_backward_under_autocast():
+    model, x = nn.Linear(64, 64), torch.randn(3, 2, 64)
+    exact = []
+    for enabled in (False, True):
+        with PerSampleNorms(model) as norms:
+            loss = model(x).square().sum()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss.backward()
+        exact.append(norms.per_sample()["weight"])
+    torch.testing.assert_close(exact[1], exact[0])
