@@ -50,6 +50,16 @@ def test_experts_and_heads_first(experts):
 
 
 @pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
+@pytest.mark.parametrize("double", [lambda x: torch.cat([x, x.flip(-1)]), lambda x: x.repeat(2, 1)])
+def test_several_views_of_each_sample(double):
+    def views(x, w):
+        one, other = F.linear(double(x), w).chunk(2)
+        return torch.cat([one, other.tanh()], 1)
+
+    check(Uses(views, 3, 7), torch.randn(BATCH, 7), measured=False)
+
+
+@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
 def test_rows_repeated_one_by_one_are_not_in_order():
     def doubled(x, w):
         return (torch.cat([x, x]) * (w * 1).repeat_interleave(x.shape[0], 0)).view(2, -1, 7).transpose(0, 1)

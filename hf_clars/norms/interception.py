@@ -87,7 +87,7 @@ class Interception(TorchFunctionMode):
         if func is Tensor.__setitem__:
             marked(args[0], SAMPLES, True)
         out = marked(out, SAMPLES, True)
-        return marked(out, SHUFFLED, True) if shuffles(func, args, tensors) else out
+        return marked(out, SHUFFLED, True) if shuffles(func, args, kwargs, tensors) else out
 
     def _lost_its_mark(self, func: Any, tensor: Tensor) -> bool:
         """Whether a tensor depends on samples though it does not say so.
@@ -146,7 +146,7 @@ class Interception(TorchFunctionMode):
     def _meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         if True in [is_shuffled(t) for t in tensors]:
             entries = _entries(*[source_of(t) for t in tensors])
-            self.norms.exclude(entries, "it sees rows that were routed to it, whose samples are not known")
+            self.norms.exclude(entries, "it sees rows in an order in which their samples are not known")
             return func(*args, **kwargs)
         take_apart = OPERATORS.get(func)
         operator = take_apart(*args, **kwargs) if take_apart is not None else None

@@ -22,7 +22,7 @@ LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are t
 RECIPE = "_hf_clars_recipe"  # on such a tensor under torch.compile: how it is computed
 ROWS = "_hf_clars_rows"  # on such a tensor: rows k·i … k·(i+1)−1 were made for sample i, by repetition or by constants
 SAMPLES = "_hf_clars_samples"  # on a tensor that depends on samples: True
-SHUFFLED = "_hf_clars_shuffled"  # on such a tensor whose rows were picked by what depends on samples: True
+SHUFFLED = "_hf_clars_shuffled"  # on such a tensor whose rows stand in an order that is not known: True
 
 
 @dataclass(frozen=True)

@@ -242,13 +242,18 @@ def broadcasts(func: Callable[..., Any], tensors: list[Tensor], args: Any, kwarg
     Operands of fewer dimensions then get leading ones.
     """
     if func in CONCATENATING:
-        dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-        return dim not in (0, -tensors[0].ndim)
+        return concatenates_beside(tensors, args, kwargs)
     if func is F.scaled_dot_product_attention:  # of which the mask broadcasts
         return not any(is_source(t) for t in (*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))))
     if func in PRODUCTS:
         return min([t.ndim for t in tensors]) > 1 and max([t.ndim for t in tensors]) > 2
     return func in BROADCASTING
+
+
+def concatenates_beside(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether a concatenation leaves rows where they are, and does not put tensors one after the other."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+    return dim not in (0, -tensors[0].ndim)
 
 
 # Functions that leave the rows of their first argument where they are.
@@ -264,6 +269,8 @@ COPYING = {
     Tensor.tile,
     torch.tile,
 }
+
+REPEATING = {Tensor.repeat, Tensor.tile, torch.tile}
 
 # Functions that put rows of one tensor to their places in another, their first argument.
 RETURNING = {

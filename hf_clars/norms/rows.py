@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .marks import has_own_rows, has_samples, is_shuffled, is_source, tensors_in
-from .operators import BROADCASTING, CONCATENATING, COPYING, KEEPING, MATMUL, PRODUCTS, RETURNING
+from .operators import (
+    BROADCASTING,
+    CONCATENATING,
+    COPYING,
+    KEEPING,
+    MATMUL,
+    PRODUCTS,
+    REPEATING,
+    RETURNING,
+    concatenates_beside,
+)
 
 
 def has_rows(func: Any, u: Tensor, ndim: int, count: int, batch: int) -> bool:
@@ -51,11 +61,12 @@ def copies_rows(func: Any, args: Any, kwargs: Any, out: Tensor, batch: int) -> b
     return False
 
 
-def shuffles(func: Any, args: Any, tensors: list[Tensor]) -> bool:
-    """Whether the rows of a result are in an order that depends on samples, as tokens routed to experts are.
+def shuffles(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
+    """Whether the rows of a result stand in an order in which it is not known whose they are.
 
-    Rows that are picked once by an index that depends on samples are; picked from those again, they are back in place,
-    as they are after they were added or written to rows of another tensor.
+    Rows that are picked once by an index that depends on samples, as tokens are that are routed to experts, do; picked
+    from those again, they are back in place, as they are after they were added or written to rows of another tensor.
+    Several batches one after the other do, too: crops, views, copies.
     """
     if func in RETURNING:
         return is_shuffled(args[0])
@@ -65,4 +76,11 @@ def shuffles(func: Any, args: Any, tensors: list[Tensor]) -> bool:
             return not is_shuffled(args[0])
     if func in (torch.sort, Tensor.sort) and args[0].ndim == 1:
         return True
+    if func in CONCATENATING and len([t for t in tensors if has_samples(t) and t.ndim > 1]) > 1:
+        if not concatenates_beside(tensors, args, kwargs):
+            return True
+    elif func in REPEATING and has_samples(args[0]) and len(args) > 1:
+        times = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+        if len(times) == args[0].ndim > 1 and times[0] > 1:
+            return True
     return True in [is_shuffled(t) for t in tensors]
