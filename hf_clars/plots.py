@@ -24,7 +24,7 @@ def plot_run(output_dir: str | Path) -> list[Path]:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("plots need matplotlib: pip install 'hf_clars[plots]'") from None
+        raise UserError("plots need matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
 
     written = [_curves(json.loads(state.read_text())["log_history"], folder / "curves.png")]

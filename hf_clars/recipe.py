@@ -84,7 +84,7 @@ def run(argv: list[str]) -> dict[str, float]:
     model_kwargs = _model_kwargs(recipe)
     checkpoint = _checkpoint(args)
     if recipe.plots and importlib.util.find_spec("matplotlib") is None:
-        raise UserError("plots need matplotlib: pip install 'hf_clars[plots]', or go without by --plots false")
+        raise UserError("plots need matplotlib: pip install matplotlib, or go without by --plots false")
     train_source = _open(recipe, recipe.train_split, recipe.train_examples)
     eval_source = _open(recipe, recipe.eval_split, recipe.eval_examples)
     classes = _number_of_classes(recipe, train_source)

@@ -289,6 +289,17 @@ def test_multihead_attention(batch_first, own_dimensions):
     check_against_batch_one(Model().double(), *inputs)
 
 
+def test_layers_that_join_later_are_named():
+    model = nn.Sequential(nn.Linear(4, 3))
+    norms = PerSampleNorms(model)
+    model.append(nn.Linear(3, 2))
+    model(torch.randn(5, 4)).sum().backward()
+    with pytest.warns(UserWarning, match=r"1\.weight: it joined the model after"):
+        norms.denominators()
+    assert set(norms.untracked) == {"1.weight"}
+    assert set(norms.sums()) == {"0.weight", "0.bias"}
+
+
 def test_double_backward_is_refused_not_wrong():
     model = nn.Linear(3, 1)
     with PerSampleNorms(model):

@@ -76,6 +76,7 @@ class PerSampleNorms:
         self._handles: list[Any] = []
         self._watched: list[WatchedForward] = []
         self._members: list[nn.Module] = []
+        self._checked = False
         self.batch: int | None = None
         self._attached = False
         self.attach()
@@ -87,11 +88,15 @@ class PerSampleNorms:
         if self._attached:
             return self
         if attached_to(self.model):
-            raise UserError("another PerSampleNorms is attached to this model: detach() it first")
+            raise UserError(
+                "another PerSampleNorms is attached to this model: detach() it first, "
+                "or call PerSampleNorms.detach_all(model)"
+            )
         self.ledger = Ledger()
         self.untracked, self._unwarned = {}, {}
         self._attached = True
         self._members = list(self.model.modules())
+        self._checked = False  # whether layers joined since
         if self.mode == "micro_batch":
             self._attach_to_parameters()
         else:
@@ -225,9 +230,22 @@ class PerSampleNorms:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed or not any(e.samples for e in self.ledger.entries):
             return  # another rank may have measured it; or nothing was measured at all
+        if not self._checked:
+            self._checked = True
+            self._notice_newcomers()
         unmeasured = [e for e in self.ledger.entries if not e.seen and e.parameter.ndim >= 2]
         reason = "its gradient did not come through a forward pass that was watched"
         self.exclude([e for e in unmeasured if e.parameter.grad is not None], reason)
+
+    def _notice_newcomers(self) -> None:
+        known = {id(entry.parameter) for entry in self.ledger.entries}
+        late = [
+            n for n, p in self.model.named_parameters() if p.ndim >= 2 and p.grad is not None and id(p) not in known
+        ]
+        new = dict.fromkeys(late, "it joined the model after PerSampleNorms was attached")
+        self.untracked.update(new)
+        self._unwarned.update(new)
+        self._warn_of_new()
 
     def exclude(self, entries: list[Entry], reason: str) -> None:
         """Part of the gradient of these cannot be measured, so none of what was measured counts."""

@@ -135,7 +135,7 @@ class ClarsTrainingArguments(TrainingArguments):
     def _scaled_learning_rate(self) -> float:
         for name in ("base_learning_rate", "base_batch_size"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name}={value!r} must be a finite number > 0")
+            if value is None or not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name}={value!r} must be a finite number > 0, unless learning_rate is given")
         assert self.total_batch_size is not None
         return self.base_learning_rate * self.total_batch_size / self.base_batch_size

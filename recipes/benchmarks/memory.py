@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 
+import timm
 import torch
 
 
@@ -73,9 +74,13 @@ def main() -> None:
     parser.add_argument("--json", default="memory.json")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
+    if options.one is not None:
         print("RESULT " + json.dumps(measure(options, options.one)))
         return
+    if min(*options.accumulation, options.micro_batch, options.image_size) < 1:
+        parser.error("--accumulation, --micro_batch and --image_size must be at least 1")
+    if not timm.is_model(options.model_name):
+        parser.error(f"--model_name {options.model_name} is no timm model")
 
     rows = []
     print(f"{options.model_name}, {options.image_size} px, micro-batch {options.micro_batch}, {options.optim}")

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import timm
 import timm.optim
 import torch
 from torch import Tensor
@@ -125,6 +126,11 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", default="optimizer_step.json")
     options = parser.parse_args()
+    if min(options.rounds, *options.threads) < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    for model in options.models:
+        if not timm.is_model(model):
+            parser.error(f"--models {model} is no timm model")
 
     random.seed(0)
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}

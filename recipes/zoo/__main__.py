@@ -12,7 +12,7 @@ on 3 samples with loss (1/3) Σ f_i, f_i being random linear plus square in samp
 parameters are measured, and the largest error of any norm against ‖∇f_i‖/3 of batches of one by
 `torch.autograd.grad`, relative to that parameter's largest norm. Weight gradients with and without measuring must
 agree to 1e-9 and outputs to 1e-12; where an output is not the same to the bit, the line says so. Ends with what is not
-measured, grouped by reason; exit status 1 if any number was wrong.
+measured, grouped by reason; exit status 1 if any number was wrong or nothing ran.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main() -> int:
         if options.json:  # each time, so that an interrupted survey leaves what it has
             Path(options.json).write_text(json.dumps({**about, "architectures": results}, indent=1) + "\n")
     print(f"\n{len(results)} architectures in {time.monotonic() - start:.0f} s\n{summary(results)}")
-    return int(any(verdict(r) for r in results))
+    return int(any(verdict(r) for r in results) or all("failed" in r for r in results))
 
 
 if __name__ == "__main__":
