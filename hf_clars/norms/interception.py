@@ -87,7 +87,7 @@ class Interception(TorchFunctionMode):
         if func is Tensor.__setitem__:
             marked(args[0], SAMPLES, True)
         out = marked(out, SAMPLES, True)
-        return marked(out, SHUFFLED, True) if shuffles(func, args, kwargs, tensors) else out
+        return marked(out, SHUFFLED, True) if shuffles(func, args, kwargs, tensors, self.norms.batch) else out
 
     def _lost_its_mark(self, func: Any, tensor: Tensor) -> bool:
         """Whether a tensor depends on samples though it does not say so.

@@ -61,7 +61,7 @@ def copies_rows(func: Any, args: Any, kwargs: Any, out: Tensor, batch: int) -> b
     return False
 
 
-def shuffles(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
+def shuffles(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], batch: int | None) -> bool:
     """Whether the rows of a result stand in an order in which it is not known whose they are.
 
     Rows that are picked once by an index that depends on samples, as tokens are that are routed to experts, do; picked
@@ -76,10 +76,15 @@ def shuffles(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
             return not is_shuffled(args[0])
     if func in (torch.sort, Tensor.sort) and args[0].ndim == 1:
         return True
-    if func in CONCATENATING and len([t for t in tensors if has_samples(t) and t.ndim > 1]) > 1:
-        if not concatenates_beside(tensors, args, kwargs):
+    if batch is None:
+        return True in [is_shuffled(t) for t in tensors]
+    if func in CONCATENATING:
+        whole = [t for t in tensors if has_samples(t) and t.ndim > 1 and t.shape[0] % batch == 0]
+        if len(whole) > 1 and not concatenates_beside(tensors, args, kwargs):
             return True
-    elif func in REPEATING and has_samples(args[0]) and len(args) > 1:
+    elif (
+        func in REPEATING and has_samples(args[0]) and len(args) > 1 and args[0].ndim and args[0].shape[0] % batch == 0
+    ):
         times = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
         if len(times) == args[0].ndim > 1 and times[0] > 1:
             return True
