@@ -118,3 +118,37 @@ def test_compiled_models_are_measured_in_one_graph(build, mode):
             torch.testing.assert_close(norms.per_sample(), norm_of)
             torch.testing.assert_close([p.grad for p in model.parameters() if p.grad is not None],
                                        [g for g in gradients if g is not None])  # fmt: skip
+
+
+class Table(nn.Module):
+    """An MLP computes a table from constants, in place: dynamo loses the marks of what an in-place function returns."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2, 6), nn.ReLU(inplace=True), nn.Linear(6, 4))
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("grid", torch.randn(*rows, 2))
+
+    def forward(self, x):
+        return self.head(x * self.mlp(self.grid).flatten(0, -2).mean(0).sigmoid())
+
+
+@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
+@pytest.mark.parametrize("rows", [(5,), (10,), (1, 7), (5, 7), (10, 7)])
+def test_what_dynamo_hides_is_right_or_not_measured(rows):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model, x = Table(rows).double(), torch.randn(5, 4).double()
+    with PerSampleNorms(model) as norms:
+        model(x).square().sum().backward()
+        exact = norms.per_sample()
+    model.zero_grad()
+    with PerSampleNorms(model) as norms:
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
+        compiled = norms.per_sample()
+        norms.denominators()
+    assert {"head.weight", "head.bias"} <= compiled.keys()
+    for name, value in compiled.items():
+        torch.testing.assert_close(value, exact[name])
+    weights = {name for name, p in model.named_parameters() if p.ndim >= 2}
+    assert weights <= compiled.keys() | norms.untracked.keys()

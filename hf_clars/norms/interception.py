@@ -57,6 +57,7 @@ class Interception(TorchFunctionMode):
         self.norms = norms
         self.active = False
         self.passing_by = False
+        self._computed: list[tuple[int, ...]] = []  # under torch.compile: shapes of what depends on parameters alone
         self._positions_first = False  # rows ordered by position, then by sample: the inside of attention
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,13 +93,18 @@ class Interception(TorchFunctionMode):
     def _lost_its_mark(self, func: Any, tensor: Tensor) -> bool:
         """Whether a tensor depends on samples though it does not say so.
 
-        F.pad is a function that dynamo does not show to a mode. What has a gradient and does not depend on parameters
-        alone depends on samples; and so do as many images or sequences as there are samples.
+        F.pad is a function that dynamo does not show to a mode, so its result has no mark. It is known again as a whole
+        batch that has a gradient, or that a convolution is given. What an in-place function returns has lost its marks
+        too; if it was computed from parameters alone, there was a tensor of its shape that said so.
         """
-        if isinstance(tensor, nn.Parameter):
+        if isinstance(tensor, nn.Parameter) or tensor.ndim < 3 or tuple(tensor.shape) in self._computed:
             return False
-        images = func in CONVOLUTIONS and tensor.ndim > 2 and tensor.shape[0] == self.norms.batch
-        return tensor.requires_grad or images
+        return tensor.shape[0] == self.norms.batch and (tensor.requires_grad or func in CONVOLUTIONS)
+
+    def leave(self) -> None:
+        """The outermost forward is over."""
+        self.active = False
+        self._computed = []
 
     def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module in which no parameter is used and no row leaves its place, without watching it."""
@@ -126,6 +132,7 @@ class Interception(TorchFunctionMode):
         if isinstance(out, Tensor) and self.norms.batch and copies_rows(func, args, kwargs, out, self.norms.batch):
             marked(out, ROWS, True)
         if torch.compiler.is_compiling() and isinstance(out, Tensor):
+            self._computed.append(tuple(out.shape))
             marked(out, RECIPE, recipe(func, args, kwargs))
         if func is torch.embedding and sources[0].u is None:
             marked(out, LOOKUP, (args[1], args[2] if len(args) > 2 else -1))

@@ -76,16 +76,16 @@ def shuffles(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], batch: in
             return not is_shuffled(args[0])
     if func in (torch.sort, Tensor.sort) and args[0].ndim == 1:
         return True
-    if batch is None:
-        return True in [is_shuffled(t) for t in tensors]
+    if batch is not None and _puts_batches_in_line(func, args, kwargs, tensors, batch):
+        return True
+    return True in [is_shuffled(t) for t in tensors]
+
+
+def _puts_batches_in_line(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], batch: int) -> bool:
     if func in CONCATENATING:
         whole = [t for t in tensors if has_samples(t) and t.ndim > 1 and t.shape[0] % batch == 0]
-        if len(whole) > 1 and not concatenates_beside(tensors, args, kwargs):
-            return True
-    elif (
-        func in REPEATING and has_samples(args[0]) and len(args) > 1 and args[0].ndim and args[0].shape[0] % batch == 0
-    ):
+        return len(whole) > 1 and not concatenates_beside(tensors, args, kwargs)
+    if func in REPEATING and len(args) > 1 and has_samples(args[0]):
         times = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-        if len(times) == args[0].ndim > 1 and times[0] > 1:
-            return True
-    return True in [is_shuffled(t) for t in tensors]
+        return len(times) == args[0].ndim > 1 and times[0] > 1 and args[0].shape[0] % batch == 0
+    return False

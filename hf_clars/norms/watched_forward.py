@@ -57,7 +57,7 @@ class WatchedForward:
             with interception:
                 return self.forward(*args, **kwargs)
         finally:
-            interception.active = False
+            interception.leave()
 
     def _is_alone(self) -> bool:
         """Whether nobody else looks into the module: no hooks on its parts, no other mode."""
