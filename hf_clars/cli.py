@@ -5,11 +5,15 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import NoReturn
 
-from .errors import UserError
+from .errors import Preempted, TrainingFailedError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `hf-clars`; returns the exit status: 0, or 2 for what the user can mend."""
+    """Entry point of `hf-clars`; returns the exit status.
+
+    0; 2 for what the user can mend before the training; 1 for what ended it; 75 when it was asked to end (SIGTERM,
+    SIGUSR1) and left a checkpoint; 130 after Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:  # the recipe has flags by the hundred, and parses them itself
         return train(argv[1:])
@@ -46,12 +50,22 @@ def _guarded(work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as error:
-        # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
-        print(
-            f"error: {str(error).strip().splitlines()[-1].removeprefix('hf_clars.errors.UserError: ')}", file=sys.stderr
-        )
-        return 2
+        return _say(error, 2)
+    except TrainingFailedError as error:
+        return _say(error, 1)
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return stop.EXIT_STATUS
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
     return 0
+
+
+def _say(error: object, status: int) -> int:
+    # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
+    message = str(error).strip().splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
+    print(f"error: {message}", file=sys.stderr)
+    return status
 
 
 def _version() -> str:

@@ -1,8 +1,22 @@
-"""The one exception that means "the user can fix this"."""
+"""What ends a training early, other than a mistake of ours. Command-line entry points print the message alone."""
 
 
 class UserError(ValueError):
-    """Bad input: one line that says what was wrong, which value, and what to do.
+    """Bad input: one line that says what was wrong, which value, and what to do. Exit status 2."""
 
-    Command-line entry points print the message alone and exit with status 2; everywhere else it is a `ValueError`.
-    """
+
+class TrainingFailedError(RuntimeError):
+    """What a training could not survive, in one line: what happened and how to go on. Exit status 1."""
+
+
+class Preempted(SystemExit):
+    """Asked to end by SIGTERM or SIGUSR1, after a checkpoint. Uncaught, it ends Python with status 75, no traceback."""
+
+    EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.EXIT_STATUS)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from .configuration import parse
@@ -21,13 +20,14 @@ from .data import (
     TrainStream,
     eval_transform,
     open_source,
-    steps_per_epoch,
     train_transform,
 )
 from .errors import UserError
 from .models import build_model
 from .plots import plot_run
-from .training import ClarsTrainer, ClarsTrainingArguments
+from .preflight import summary
+from .processes import once
+from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
 from .training.metrics import accuracies, best_classes
 from .training.tracking import wandb_line
 
@@ -52,7 +52,7 @@ class RecipeArguments:
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by default."})
     num_classes: int | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
     train_examples: int | None = field(
-        default=None, metadata={"help": "Examples in one epoch, for a stream that does not say; or to shorten one."}
+        default=None, metadata={"help": "Examples in one epoch, to shorten it; all by default."}
     )
     eval_examples: int | None = field(default=None, metadata={"help": "Examples to evaluate on, likewise."})
     image_size: int = field(default=224, metadata={"help": "Side of the square images the model sees."})
@@ -61,7 +61,9 @@ class RecipeArguments:
     )
     min_scale: float = field(default=0.08, metadata={"help": "Smallest share of the area that a random crop takes."})
     eval_crop: float = field(default=0.875, metadata={"help": "Share of the shorter side that evaluation crops."})
-    shuffle_buffer: int = field(default=2048, metadata={"help": "Examples among which each worker shuffles."})
+    shuffle_buffer: int = field(
+        default=8192, metadata={"help": "Examples from which each process draws; their encoded images are in memory."}
+    )
     plots: bool = field(default=True, metadata={"help": "Draw curves.png and layers.png at the end."})
 
 
@@ -82,7 +84,8 @@ def run(argv: list[str]) -> dict[str, float]:
 
     _check(args)
     model_kwargs = _model_kwargs(recipe)
-    checkpoint = _checkpoint(args)
+    wanted = str(args.resume_from_checkpoint or "")
+    once(lambda: checkpoints.find(wanted, Path(str(args.output_dir))))  # a mistake shows before anything is read
     if recipe.plots and importlib.util.find_spec("matplotlib") is None:
         raise UserError("plots need matplotlib: pip install matplotlib, or go without by --plots false")
     train_source = _open(recipe, recipe.train_split, recipe.train_examples)
@@ -90,25 +93,20 @@ def run(argv: list[str]) -> dict[str, float]:
     classes = _number_of_classes(recipe, train_source)
     for source in (train_source, eval_source):
         source.check_labels(classes)
-    if train_source.num_examples is None:
-        raise UserError(
-            f"{recipe.dataset} does not say how many examples its split {train_source.split!r} has: "
-            "state it with --train_examples"
-        )
-    steps = steps_per_epoch(train_source.num_examples, args.total_batch_size)
     stream = TrainStream(
-        train_source.stream(),
-        batches_per_epoch=steps * args.gradient_accumulation_steps,
-        batch_size=args.train_batch_size,
+        train_source.chunks,
+        total_batch_size=args.total_batch_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        tail=args.tail,
+        limit=recipe.train_examples,
         shuffle_buffer=recipe.shuffle_buffer,
-        rank=args.process_index,
-        world_size=args.world_size,
     )
     train_collator = ImageCollator(
         train_transform(recipe.image_size, recipe.augmentation, recipe.min_scale), num_classes=classes
     )
-    eval_collator = ImageCollator(eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes)
+    eval_collator = ImageCollator(
+        eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes, training=False
+    )
 
     set_seed(args.seed)
     model = build_model(recipe.model_name, classes, **model_kwargs)
@@ -116,7 +114,9 @@ def run(argv: list[str]) -> dict[str, float]:
     if train_source.class_names and len(train_source.class_names) == classes:
         model.config.id2label = dict(enumerate(train_source.class_names))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
-    _announce(recipe, args, model, steps)
+    if not args.process_index:
+        about = {"model_name": recipe.model_name, "dataset": recipe.dataset, "image_size": recipe.image_size}
+        print(summary(args, model, stream, **about), flush=True)
 
     trainer = ImageTrainer(
         model,
@@ -128,7 +128,7 @@ def run(argv: list[str]) -> dict[str, float]:
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=best_classes,
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=wanted)
     metrics = {**result.metrics, **trainer.evaluate()}
     trainer.save_model()
     trainer.save_state()
@@ -200,21 +200,6 @@ def _check(args: ClarsTrainingArguments) -> None:
         args.dataloader_persistent_workers = False
 
 
-def _checkpoint(args: ClarsTrainingArguments) -> str | None:
-    """The folder to resume from; `--resume_from_checkpoint true` stands for the last one in the output folder."""
-    given = str(args.resume_from_checkpoint or "")
-    if given.lower() in ("", "false"):
-        return None
-    folder = str(args.output_dir)
-    if given.lower() == "true":
-        given = (get_last_checkpoint(folder) if Path(folder).is_dir() else None) or ""
-        if not given:
-            raise UserError(f"resume_from_checkpoint: there is no checkpoint in {folder}")
-    if not (Path(given) / "trainer_state.json").is_file():
-        raise UserError(f"resume_from_checkpoint: {given} is not a checkpoint (it has no trainer_state.json)")
-    return given
-
-
 def _make_folder(path: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -222,21 +207,6 @@ def _make_folder(path: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"output_dir {path} cannot be written: {error.strerror or error}") from None
-
-
-def _announce(recipe: RecipeArguments, args: ClarsTrainingArguments, model: Any, steps: int) -> None:
-    if args.process_index:
-        return
-    name = args.optim_name
-    print(
-        f"{recipe.model_name} ({sum(p.numel() for p in model.parameters()):,} parameters) on {recipe.dataset}\n"
-        f"B = {args.total_batch_size:,} = {args.train_batch_size} a device × {args.gradient_accumulation_steps} "
-        f"accumulated × {args.world_size} process(es); {steps} steps an epoch\n"
-        f"{name}: γ_scale = {args.learning_rate:g}"
-        + (f", η = {args.optimizer_options().eta:g}" if name in ("clars", "lars") else "")
-        + (f", norms: {args.norm_mode}" if name == "clars" else ""),
-        flush=True,
-    )
 
 
 def _report(recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int) -> None:

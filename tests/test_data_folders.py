@@ -1,21 +1,22 @@
-"""Image folders: many mixed shards, the same labels in every split; and files that are not what they seem."""
+"""Image folders: mixed classes, the same labels in every split; and files that are not what they seem."""
 
 import pyarrow as pa
 import pytest
 
 from hf_clars import UserError
-from hf_clars.data import open_source
+from hf_clars.data import TrainStream, open_source
 
 from .test_data_sources import write_images, write_parquet
 
 
-def test_image_folders_are_dealt_into_shards_of_mixed_classes(tmp_path):
+def test_image_folders_are_read_with_all_classes_mixed(tmp_path):
     write_images(tmp_path / "train", ant=40, bee=40, cow=40)
-    stream = open_source(str(tmp_path), "train").stream()
-    assert stream.num_shards == 120
-    labels = [example["label"] for example in stream]
+    source = open_source(str(tmp_path), "train")
+    train = TrainStream(source.chunks, total_batch_size=120, seed=0, shuffle_buffer=8)
+    labels = [train[i]["label"] for i in range(120)]
     assert len(set(labels[:20])) == 3
-    assert labels == [example["label"] for example in stream]
+    assert sorted(labels) == [0] * 40 + [1] * 40 + [2] * 40
+    assert "bee" in source.chunks.name(41)
 
 
 def test_labels_are_those_of_the_training_split(tmp_path):

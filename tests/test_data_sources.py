@@ -1,7 +1,9 @@
 """Where examples come from: Parquet, image folders, WebDataset and the Hub, and what goes wrong there."""
 
 import io
+import json
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -12,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from hf_clars import UserError
@@ -63,14 +66,22 @@ def parquet(tmp_path) -> Path:
     return tmp_path
 
 
+def examples_of(source) -> list[dict]:
+    return [example for number in range(len(source.chunks.sizes)) for example in source.chunks.read(number)]
+
+
+def red(example: dict) -> int:
+    return int(decode_image(example["image"])[0, 0, 0])
+
+
 def test_parquet(parquet):
     source = open_source(str(parquet), "train")
     assert (source.num_examples, source.class_names) == (16, None)
-    stream = source.stream()
-    assert stream.num_shards == 5  # row groups, not files
-    examples = list(stream)
+    assert source.chunks.sizes.tolist() == [4, 4, 2, 4, 2]  # row groups, not files
+    examples = examples_of(source)
     assert [example["label"] for example in examples] == [*range(10), *range(6)]
-    assert decode_image(examples[9]["image"]).getpixel((0, 0)) == (9, 0, 0)
+    assert red(examples[9]) == 9
+    assert source.chunks.name(3).startswith("row group 0 of ")
     assert len(open_source(str(parquet), "validation").table()) == 3
 
 
@@ -81,25 +92,42 @@ def test_parquet_with_names_and_columns_of_its_own(tmp_path):
     with pytest.raises(UserError, match=r"no column 'kind' \(label\): it has picture, species"):
         open_source(str(tmp_path), "train", image_column="picture", label_column="kind")
     source = open_source(str(tmp_path), "train", image_column="picture", label_column="species")
-    assert [set(example) for example in source.stream()] == [{"image", "label"}] * 5
+    assert [set(example) for example in examples_of(source)] == [{"image", "label"}] * 5
 
 
 @pytest.mark.parametrize(("image", "label"), [("img", "fine_label"), ("jpg", "cls")])
 def test_usual_column_names_are_found(tmp_path, image, label):
     write_parquet(tmp_path / "train.parquet", pa.array(range(5)), image, label)
-    assert [example["label"] for example in open_source(str(tmp_path), "train").stream()] == [*range(5)]
+    assert [example["label"] for example in examples_of(open_source(str(tmp_path), "train"))] == [*range(5)]
+
+
+def test_what_datasets_can_load_is_prepared_on_disk(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    lines = []
+    for i in range(70):
+        (folder / f"{i}.png").write_bytes(png(i))
+        lines.append(json.dumps({"file_name": f"{i}.png", "label": i % 3}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    source = open_source(str(tmp_path), "train")
+    assert source.chunks.sizes.tolist() == [64, 6]
+    examples = examples_of(source)
+    assert [example["label"] for example in examples] == [i % 3 for i in (red(e) for e in examples)]
+    assert sorted(map(red, examples)) == list(range(70))
 
 
 def test_webdataset(tmp_path):
     for shard in range(3):
         write_tar(tmp_path / f"train-{shard:04d}.tar", range(5 * shard, 5 * shard + 5))
-    source = open_source(str(tmp_path), "train", num_examples=15)
-    assert source.num_examples == 15
-    assert open_source(str(tmp_path), "train").num_examples is None
-    assert source.stream().num_shards == 3
-    examples = list(source.stream())
-    assert [example["label"] for example in examples] == [number % 2 for number in range(15)]
-    assert decode_image(examples[14]["image"]).getpixel((0, 0)) == (14, 0, 0)
+    write_tar(tmp_path / "train-0003.tar", range(15, 145))
+    source = open_source(str(tmp_path), "train")
+    assert source.chunks.sizes.tolist() == [5, 5, 5, 64, 64, 2]
+    examples = examples_of(pickle.loads(pickle.dumps(source)))
+    assert [example["label"] for example in examples] == [str(number % 2) for number in range(145)]
+    assert [red(example) for example in examples] == list(range(145))
+    source.check_labels(2)
+    with pytest.raises(UserError, match="is outside the 1 classes"):
+        source.check_labels(1)
 
 
 def test_image_folders(tmp_path):
@@ -107,16 +135,17 @@ def test_image_folders(tmp_path):
     write_images(tmp_path / "val", cat=1, dog=2)
     source = open_source(str(tmp_path), "train")
     assert (source.num_examples, source.class_names) == (7, ["cat", "dog"])
-    labels = {example["image"]["path"].split(os.sep)[-2]: example["label"] for example in source.stream()}
+    examples = examples_of(source)
+    labels = {example["image"]["path"].split(os.sep)[-2]: example["label"] for example in examples}
     assert labels == {"cat": 0, "dog": 1}
-    assert len(list(source.stream())) == 7
+    assert len(examples) == 7
     assert [row["label"] for row in open_source(str(tmp_path), "validation").table()] == [0, 1, 1]
 
 
 def test_the_bundled_images(fashion_mnist):
     source = open_source(str(fashion_mnist), "train")
     source.check_labels(10)
-    assert (source.num_examples, len(source.class_names), source.stream().num_shards) == (12_000, 10, 6)
+    assert (source.num_examples, len(source.class_names), len(source.chunks.sizes)) == (12_000, 10, 6)
 
 
 def test_real_sets(shared_data):
@@ -124,7 +153,7 @@ def test_real_sets(shared_data):
         source = open_source(str(shared_data / name), "train")
         source.check_labels(classes)
         assert (source.num_examples, len(source.class_names)) == (examples, classes)
-        assert decode_image(next(iter(source.stream()))["image"]).mode == "RGB"
+        assert decode_image(source.chunks.read(0)[0]["image"]).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("label", [-1, 10, None])

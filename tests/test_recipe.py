@@ -190,8 +190,8 @@ def test_one_clear_line_for_files_and_flags(tmp_path, images, capfd):
         assert message in error
     (tmp_path / "file").touch()
     for flags, message in (
-        (["--resume_from_checkpoint", "true"], "there is no checkpoint in"),
-        (["--resume_from_checkpoint", str(tmp_path)], "is not a checkpoint"),
+        (["--resume_from_checkpoint", "true"], "there is no whole checkpoint in"),
+        (["--resume_from_checkpoint", str(tmp_path)], "is not a whole checkpoint (it has no trainer_state.json)"),
         (["--output_dir", str(tmp_path / "file")], "cannot be written"),
     ):
         assert train([*config(tmp_path, images), *flags]) == 2, flags

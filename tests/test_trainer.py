@@ -92,13 +92,29 @@ def test_an_unfinished_accumulation_does_not_leak_into_the_next_pass(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_ragged_last_step_of_a_sized_data_set_is_a_smaller_batch(tmp_path):
-    trainer = ClarsTrainer(
-        seeded(), arguments(tmp_path, total_batch_size=32, num_train_epochs=1), train_dataset=dataset(40)
-    )
+@pytest.mark.parametrize(("examples", "size"), [(40, 8), (60, 8), (100, 5), (32, 32)])
+def test_every_step_of_a_sized_data_set_has_the_whole_batch(tmp_path, examples, size):
+    seen = []
+
+    class Counting(ClarsTrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.append(len(inputs["labels"]))
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    total = 32 if size != 5 else 35
+    args = arguments(tmp_path, total_batch_size=total, per_device_train_batch_size=size, num_train_epochs=2)
+    trainer = Counting(seeded(), args, train_dataset=dataset(examples))
     trainer.train()
-    assert trainer.state.global_step == 2
-    assert all(math.isfinite(e["loss"]) for e in trainer.state.log_history if "loss" in e)
+    assert trainer.state.global_step == 2 * (examples // total)
+    assert seen == [size] * (2 * (examples // total) * (total // size))
+
+
+def test_fewer_examples_than_a_batch_are_an_error(tmp_path):
+    trainer = ClarsTrainer(seeded(), arguments(tmp_path, total_batch_size=64), train_dataset=dataset(40))
+    with pytest.raises(
+        UserError, match="the training data has 40 examples, fewer than one batch of total_batch_size=64"
+    ):
+        trainer.train()
 
 
 @pytest.mark.parametrize("optim", ["clars", "lars", "sgd"])

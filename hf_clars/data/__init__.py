@@ -1,19 +1,23 @@
 """Labelled images from the Hub or from disk to uint8 batches on the device."""
 
-from .batches import ImageCollator, TrainStream
+from .batches import SKIP_REASONS, ImageCollator
+from .order import TAILS
 from .sources import ImageSource, open_source
-from .steps import accumulation_steps, steps_per_epoch
+from .steps import accumulation_steps, nearest_batch_size
+from .stream import TrainStream
 from .transforms import AUGMENTATIONS, decode_image, eval_transform, train_transform
 
 __all__ = [
     "AUGMENTATIONS",
+    "SKIP_REASONS",
+    "TAILS",
     "ImageCollator",
     "ImageSource",
     "TrainStream",
     "accumulation_steps",
     "decode_image",
     "eval_transform",
+    "nearest_batch_size",
     "open_source",
-    "steps_per_epoch",
     "train_transform",
 ]

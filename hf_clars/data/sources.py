@@ -1,8 +1,4 @@
-"""A data set on the Hub or in a folder → raw, undecoded examples: a stream to train on, a table to evaluate on.
-
-Undecoded because dealing examples out to ranks and workers then costs next to nothing; decoding happens in the
-collator, in the worker that makes the batch.
-"""
+"""A data set on the Hub or in a folder → raw, undecoded examples: chunks to train on, a table to evaluate on."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,18 @@ import datasets
 import fsspec
 import pyarrow.parquet as pq
 from accelerate import PartialState
-from datasets import ClassLabel, Image, IterableDataset, load_dataset_builder
+from datasets import ClassLabel, Image, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError
 
 from ..errors import UserError
-from .folders import class_folders, folder_stream, folder_table, list_images, split_folders
+from ..processes import once
+from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
+from .folders import FileChunks, class_folders, folder_table, list_images, split_folders
+from .tars import TarChunks
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 _SAME_SPLIT = ("validation", "val", "valid", "test")  # what people call the split that is not trained on
-_ENOUGH_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,23 @@ class ImageSource:
     _builder: Any
     _features: datasets.Features
 
-    def stream(self) -> IterableDataset:
-        """Examples `{"image": {"bytes", "path"}, "label": int}` as they are read, in enough shards for many workers."""
+    @cached_property
+    def chunks(self) -> Chunks:
+        """Where the examples lie. Called by all processes; the first one looks at what is far away for all."""
+        files = [str(file) for file in self._builder.config.data_files[self.split]]
+        kind = _loader_name(self._builder)
+        columns = (self.image_column, self.label_column)
         with _clear_errors(self.name):
-            stream = self._builder.as_streaming_dataset(split=self.split)
-            if stream.num_shards < _ENOUGH_SHARDS:
-                stream = stream.reshard()  # into row groups, where the files are Parquet
-            return self._raw(stream)
+            if kind == "parquet":
+                known = once(lambda: self._row_groups(files)) if any(map(is_remote, files)) else None
+                return ParquetChunks(files, *columns, known)
+            if kind == "webdataset":
+                return TarChunks(files, *columns)
+        return TableChunks(self.table())
+
+    def _row_groups(self, files: list[str]) -> list[list[int]]:
+        with _clear_errors(self.name):
+            return ParquetChunks(files, self.image_column, self.label_column).row_groups
 
     def table(self) -> datasets.Dataset:
         """The same examples, stored on this machine (in the cache of `datasets`) and open to random access."""
@@ -94,7 +103,9 @@ class ImageSource:
                 yield path.name, pq.read_table(path, columns=[self.label_column]).column(0).to_pylist()
             return
         with _clear_errors(self.name):
-            first = [example["label"] for example in self.stream().take(16)]
+            chunks = self.chunks
+            number = next((i for i, size in enumerate(chunks.sizes) if size), None)
+            first = [] if number is None else [example["label"] for example in chunks.read_patiently(number)][:16]
         if not first:
             raise UserError(f"{self.name}: split {self.split!r} is empty")
         yield f"split {self.split!r}", first
@@ -113,9 +124,9 @@ class FolderSource(ImageSource):
 
     _images: list[tuple[str, int]] = field(default_factory=list, repr=False)
 
-    def stream(self) -> IterableDataset:
-        assert self.class_names is not None
-        return folder_stream(self._images, self.class_names)
+    @cached_property
+    def chunks(self) -> Chunks:
+        return FileChunks(self._images)
 
     def table(self) -> datasets.Dataset:
         assert self.class_names is not None

@@ -1,4 +1,4 @@
-"""How many micro-batches make one step, and how many steps make one epoch."""
+"""How many micro-batches make one step."""
 
 from __future__ import annotations
 
@@ -34,23 +34,13 @@ def accumulation_steps(total_batch_size: int, per_device_batch_size: int, world_
     return steps
 
 
-def steps_per_epoch(num_examples: int, total_batch_size: int) -> int:
-    """Whole steps in one pass over `num_examples`; the incomplete last one is not taken.
-
-    Raises:
-        UserError: not one whole step.
-    """
-    steps = num_examples // total_batch_size
-    if steps < 1:
-        raise UserError(
-            f"the split has {num_examples} examples, fewer than one batch of total_batch_size={total_batch_size}: "
-            f"use a total_batch_size of at most {num_examples}"
-        )
-    return steps
+def nearest_batch_size(total_batch_size: int, at_most: int, world_size: int) -> int:
+    """The largest per-device batch size up to `at_most` from which accumulation reaches `total_batch_size`."""
+    return _nearest_divisors(total_batch_size // world_size, at_most)[0]
 
 
 def _nearest_divisors(number: int, near: int) -> list[int]:
-    """The largest divisor of `number` below `near` and the smallest above it, where there is one."""
+    """The largest divisor of `number` up to `near` and the smallest above it, where there is one."""
     below = next(n for n in range(min(near, number), 0, -1) if number % n == 0)
     above = next((n for n in range(near, number + 1) if number % n == 0), None)
     return [below] if above is None else [below, above]

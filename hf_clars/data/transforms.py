@@ -1,12 +1,15 @@
 """From image bytes to uint8 tensors `[3, image_size, image_size]`; normalising is the model's, on its device.
 
-The cheap steps are Pillow's own rather than torchvision's transforms: on 28×28 images the wrappers of `v2.Compose` and
-its parts would cost more than decoding does.
+Measured on photos of ImageNet's size on one core: a JPEG takes about 0.8 ms to decode, with torchcodec a tenth less
+than with Pillow, and bit for bit the same. Resizing takes a sixth of that for uint8 tensors with torch, and half of it
+with Pillow. Decoding at a lower resolution seldom applies to crops of 224 pixels.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +26,18 @@ from ..errors import UserError
 AUGMENTATIONS = ("random_resized_crop", "random_crop", "flip", "none")
 
 
-def decode_image(example_image: dict[str, Any]) -> Image.Image:
-    """The image of `{"bytes": bytes | None, "path": str | None}` in mode RGB and upright.
+class ImageTooLargeError(ValueError):
+    """More pixels than Pillow's limit against decompression bombs."""
+
+
+def decode_image(example_image: dict[str, Any]) -> Tensor:
+    """The image of `{"bytes": bytes | None, "path": str | None}`, upright and in RGB: uint8 `[3, H, W]`.
 
     Bytes win over the path, which may be a local file or any address fsspec opens (`hf://...`). Orientation tags are
     applied; CMYK, grey, palette and 16-bit images become 8-bit RGB; transparency is dropped.
 
-    Raises what Pillow raises for what is no image or a broken one, and `OSError` for what cannot be read.
+    Raises what Pillow raises for what is no image or a broken one, `OSError` for what cannot be read, and
+    `ImageTooLargeError` beyond `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     data, path = example_image["bytes"], example_image["path"]
     if data is None:
@@ -37,7 +45,36 @@ def decode_image(example_image: dict[str, Any]) -> Image.Image:
             raise ValueError("it has neither bytes nor a path")
         with fsspec.open(path, "rb") as file:
             data = file.read()
-    image: Image.Image = Image.open(io.BytesIO(data))
+    image = _opened(data)
+    decode_jpeg = _torchcodec()
+    if image.format == "JPEG" and decode_jpeg is not None:
+        try:
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        except RuntimeError:
+            pass  # what it cannot decode, Pillow may, or says what is wrong
+    return torch.from_numpy(np.array(_upright_rgb(image))).permute(2, 0, 1)
+
+
+def _opened(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():  # Pillow warns from its limit on, and refuses from twice the limit on
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(io.BytesIO(data))
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ImageTooLargeError(str(error).partition(",")[0]) from error
+
+
+@functools.cache
+def _torchcodec() -> Callable[[Tensor], Tensor] | None:
+    """torchcodec's JPEG decoder, where it is installed: `pip install 'hf_clars[fast]'`."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError, RuntimeError):  # not there, or made for another torch
+        return None
+    return decode_jpeg  # type: ignore[return-value]
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB":
@@ -49,10 +86,8 @@ def decode_image(example_image: dict[str, Any]) -> Image.Image:
     return image.convert("RGB")
 
 
-def train_transform(
-    image_size: int, augmentation: str = "random_resized_crop", min_scale: float = 0.08
-) -> Callable[[Image.Image], Tensor]:
-    """PIL image → uint8 `[3, image_size, image_size]`, augmented at random with torch's generator.
+def train_transform(image_size: int, augmentation: str = "random_resized_crop", min_scale: float = 0.08) -> Transform:
+    """uint8 `[3, H, W]` → uint8 `[3, image_size, image_size]`, augmented at random with torch's generator.
 
     Args:
         image_size: side of the result.
@@ -71,36 +106,41 @@ def train_transform(
         raise UserError(f"min_scale={min_scale} must be above 0 and at most 1")
     if augmentation == "random_resized_crop":
         _check_size(image_size)
-        return _Steps(v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0), antialias=True), _random_flip)
+        crop = v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0), antialias=True)
+        return Transform(image_size, crop, _random_flip)
     fit = _Fit(image_size, crop_fraction=1.0)
-    return {
-        "random_crop": _Steps(fit, _random_shift, _random_flip),
-        "flip": _Steps(fit, _random_flip),
-        "none": _Steps(fit),
-    }[augmentation]
+    further = {"random_crop": (_random_shift, _random_flip), "flip": (_random_flip,), "none": ()}
+    return Transform(image_size, fit, *further[augmentation])
 
 
-def eval_transform(image_size: int, crop_fraction: float = 0.875) -> Callable[[Image.Image], Tensor]:
-    """PIL image → uint8 `[3, image_size, image_size]`: shorter side to `image_size / crop_fraction`, then the centre.
+def eval_transform(image_size: int, crop_fraction: float = 0.875) -> Transform:
+    """uint8 `[3, H, W]` → uint8 `[3, image_size, image_size]`: shorter side to `image_size / crop_fraction`, then the
+    centre.
 
     An image that has the target size already is taken as it is: resizing it up only to cut it would lose its border.
 
     Raises:
         UserError: `image_size` below 1 or `crop_fraction` outside (0, 1].
     """
-    return _Steps(_Fit(image_size, crop_fraction))
+    return Transform(image_size, _Fit(image_size, crop_fraction))
 
 
-class _Steps:
-    """Image steps one after the other, then the tensor. Picklable, as workers may be started afresh."""
+class Transform:
+    """Steps that an image takes one after the other. Picklable, as workers may be started afresh.
 
-    def __init__(self, *steps: Callable[[Image.Image], Image.Image]) -> None:
+    Args:
+        size: side of the result.
+        steps: from a uint8 tensor to another.
+    """
+
+    def __init__(self, size: int, *steps: Callable[[Tensor], Tensor]) -> None:
+        self.size = size
         self.steps = steps
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         for step in self.steps:
             image = step(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # v2's PILToTensor, at a third of its cost
+        return image
 
 
 class _Fit:
@@ -113,22 +153,21 @@ class _Fit:
         self.size = image_size
         self.shorter_side = round(image_size / crop_fraction)
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if image.size == (self.size, self.size):
+    def __call__(self, image: Tensor) -> Tensor:
+        if tuple(image.shape[-2:]) == (self.size, self.size):
             return image
         return F.center_crop(F.resize(image, [self.shorter_side], antialias=True), [self.size])
 
 
-def _random_shift(image: Image.Image) -> Image.Image:
-    """Padding and cropping in one go: what Pillow's crop takes from beyond the border is black."""
-    width, height = image.size
-    reach = width // 8
+def _random_shift(image: Tensor) -> Tensor:
+    """Padding and cropping in one go: what lies beyond the border is black."""
+    reach = image.shape[-1] // 8
     left, top = torch.randint(-reach, reach + 1, (2,)).tolist()
-    return image.crop((left, top, left + width, top + height))
+    return torch.nn.functional.pad(image, (-left, left, -top, top))
 
 
-def _random_flip(image: Image.Image) -> Image.Image:
-    return ImageOps.mirror(image) if torch.rand(()).item() < 0.5 else image
+def _random_flip(image: Tensor) -> Tensor:
+    return image.flip(-1) if torch.rand(()).item() < 0.5 else image
 
 
 def _check_size(image_size: int) -> None:

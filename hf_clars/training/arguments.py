@@ -1,4 +1,4 @@
-"""`ClarsTrainingArguments`: TrainingArguments whose defaults suit large batches, and seven fields of its own."""
+"""`ClarsTrainingArguments`: TrainingArguments whose defaults suit large batches, and fields of its own."""
 
 import difflib
 import math
@@ -8,6 +8,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from ..data.order import TAILS
 from ..data.steps import accumulation_steps
 from ..errors import UserError
 from .options import OPTIMIZERS, OptimizerOptions, parse_optim_args, refuse_deepspeed
@@ -33,6 +34,12 @@ class ClarsTrainingArguments(TrainingArguments):
         vectors: learning rate of biases and norm weights, see `CLARS`.
         decay_in_denominator: add `λ‖w‖` to the denominator.
         layer_statistics_steps: every how many optimizer steps the layers' norms, γ_k and M_k are logged; 0 for never.
+        tail: what becomes of the examples that are left when a pass has no whole batch of B any more: `"drop"` leaves
+            them out, others in every epoch; `"carry"` (a `TrainStream` alone) begins the next epoch with them.
+        max_skipped_share: share of an epoch's examples that may be skipped because they cannot be used; more end the
+            training.
+        max_nonfinite_steps: so many optimizer steps in a row whose gradient has NaN or infinite values end the
+            training; fewer are skipped. 0 to look at no gradient.
 
     Raises:
         UserError: values out of range, batch sizes that do not divide, or DeepSpeed.
@@ -67,6 +74,15 @@ class ClarsTrainingArguments(TrainingArguments):
     )
     decay_in_denominator: bool = field(default=False, metadata={"help": "Add weight_decay × ‖w‖ to the denominator."})
     layer_statistics_steps: int = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
+    tail: str = field(
+        default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
+    )
+    max_skipped_share: float = field(
+        default=0.01, metadata={"help": "End if more than this share of an epoch's examples cannot be used."}
+    )
+    max_nonfinite_steps: int = field(
+        default=20, metadata={"help": "End after so many steps in a row without a finite gradient; 0 for no check."}
+    )
 
     def __post_init__(self) -> None:
         names = [member.value for member in OptimizerNames]
@@ -79,6 +95,16 @@ class ClarsTrainingArguments(TrainingArguments):
         given = self.learning_rate
         if given is not None and not (math.isfinite(given) and given >= 0):
             raise UserError(f"learning_rate={given!r} must be a finite number ≥ 0")
+        if given is not None and (self.base_learning_rate, self.base_batch_size) != (0.1, 128):
+            raise UserError(
+                f"learning_rate={given!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
+            )
+        if self.tail not in TAILS:
+            raise UserError(f"tail={self.tail!r} is unknown: choose {' or '.join(TAILS)}")
+        if not 0 <= self.max_skipped_share <= 1:
+            raise UserError(f"max_skipped_share={self.max_skipped_share!r} must lie in [0, 1]")
+        if self.max_nonfinite_steps < 0:
+            raise UserError(f"max_nonfinite_steps={self.max_nonfinite_steps!r} must be at least 0")
         self._keep_batches_local()
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 2.0}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,31 +14,49 @@ from accelerate.data_loader import DataLoaderShard
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 
-from ..data import TrainStream
-from ..errors import UserError
+from ..data import TrainStream, accumulation_steps, nearest_batch_size
+from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
+from ..processes import once
+from . import checkpoints
 from .arguments import ClarsTrainingArguments
+from .checkpointing import AtomicCheckpoints
+from .health import StepHealth
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
+from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
+from .signals import listening
 from .statistics import LayerStatisticsCallback
-from .tracking import keep_wandb_offline_without_login
+from .tracking import begin_wandb, keep_wandb_offline_without_login
 
 
-class ClarsTrainer(Trainer):
-    """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation.
+class ClarsTrainer(AtomicCheckpoints, Trainer):
+    """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation, and for runs of days.
 
-    What it changes, and nothing else: micro-batches are fetched one at a time instead of all before the first forward
-    pass; gradients of an accumulation that a data set's end left unfinished are dropped instead of leaking into the
-    next pass; weight decay is decided by module type and dimension; `images_per_second` is logged; layers' norms,
-    γ_k and M_k are logged every `layer_statistics_steps`; W&B without a login is offline. Measuring ends with
-    `train()`, so the model comes back as it was.
+    What it changes, and nothing else:
+
+    - Every step has B samples. Micro-batches are fetched one at a time instead of all before the first forward pass;
+      an epoch is as many whole steps as one pass over the data allows; with `auto_find_batch_size` the accumulation is
+      chosen anew, so that B stays.
+    - Checkpoints are whole or not there (`AtomicCheckpoints`), and one that cannot be written does not end the
+      training. `resume_from_checkpoint` takes `"auto"`, too: the newest whole checkpoint if there is one. A resumed
+      training is the uninterrupted one (`ResumePoint`); with a `TrainStream` nothing is read that was read before.
+    - SIGTERM and SIGUSR1 make all processes write a checkpoint after the step under way and raise `Preempted`.
+    - A step whose gradient is not finite is skipped, and so are examples of a `TrainStream` that cannot be used; both
+      are counted and logged, and too many end the training (`StepHealth`).
+    - Weight decay is decided by module type and dimension; `images_per_second` is logged; layers' norms, γ_k and M_k
+      are logged every `layer_statistics_steps`; W&B without a login or network is offline; evaluation draws random
+      numbers of its own. Measuring ends with `train()`, so the model comes back as it was.
 
     Takes what `Trainer` takes, with `ClarsTrainingArguments`.
 
     Raises:
-        UserError: several devices in one process (`nn.DataParallel`).
+        UserError: several devices in one process (`nn.DataParallel`); no whole step in the data.
+        TrainingFailedError: from `train()`, see above; or a data worker that was killed.
+        Preempted: from `train()`, see above; a `SystemExit` with status 75.
     """
 
     args: ClarsTrainingArguments
@@ -50,6 +70,11 @@ class ClarsTrainer(Trainer):
         refuse_data_parallel(args)
         keep_wandb_offline_without_login(args.report_to)
         super().__init__(model, args, *rest, **kwargs)
+        if args.tail == "carry" and not isinstance(self.train_dataset, TrainStream):
+            raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
+        self.steps_per_epoch = 0
+        self.examples_per_epoch = 0
+        self._smallest_tried: int | None = None
         self._log_mark: tuple[int, float] | None = None
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -58,6 +83,10 @@ class ClarsTrainer(Trainer):
         self.add_callback(_DropUnfinishedStep(self))
         if args.layer_statistics_steps > 0:
             self.add_callback(LayerStatisticsCallback(args.layer_statistics_steps))
+        self.health = StepHealth(self, args.max_nonfinite_steps, args.max_skipped_share)
+        self.add_callback(self.health)
+        self.resume_point = ResumePoint(self)
+        self.add_callback(self.resume_point)
 
     # --- optimizer -----------------------------------------------------------------------------------------------
 
@@ -78,15 +107,58 @@ class ClarsTrainer(Trainer):
         decayed = [g for g in parameter_groups(model, 1.0) if g["weight_decay"]]
         return [name for group in decayed for name, _ in group["params"]]
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; `resume_from_checkpoint="auto"` resumes where there is something to resume."""
+        wanted, run_dir = str(resume_from_checkpoint or ""), Path(str(self.args.output_dir))
+        checkpoint = once(lambda: checkpoints.find(wanted, run_dir))
+        saved = {} if checkpoint is None else saved_values(checkpoint)
+        if checkpoint is not None:
+            tell_differences(saved, self.train_dataset, self.args.world_size)
+        if self.is_world_process_zero() and kwargs.get("trial") is None:
+            begin_wandb(self.args, saved.get("wandb_run_id"))
         if self.norms is not None:  # a second call: the first one detached
             self.norms.attach()
-        self._log_mark = None
+        self._log_mark = self._smallest_tried = None
         try:
-            return super().train(*args, **kwargs)
+            with listening() as self.health.stop_request:
+                result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
         finally:
             if self.norms is not None:
                 self.norms.detach()
+        if self.health.stopped_by is not None:
+            raise Preempted(
+                f"stopped by {self.health.stopped_by.name} after step {self.state.global_step}"
+                + (", without a new checkpoint" if self.last_checkpoint_failed else " with a checkpoint")
+                + f" in {run_dir}: go on with resume_from_checkpoint=auto"
+            )
+        return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, without influence on the random numbers of the training."""
+        with same_randomness_afterwards():
+            return super().evaluate(*args, **kwargs)
+
+    def _inner_training_loop(  # type: ignore[override]
+        self, batch_size: int | None = None, args: ClarsTrainingArguments | None = None, **kwargs: Any
+    ) -> Any:
+        # What auto_find_batch_size tries next: transformers would keep the accumulation, and so change B.
+        if args is not None and args.auto_find_batch_size and batch_size is not None:
+            if self._smallest_tried is not None:
+                batch_size = min(batch_size, self._smallest_tried - 1)
+            if batch_size < 1:
+                raise UserError("auto_find_batch_size: not even one sample a device fits into its memory")
+            assert args.total_batch_size is not None
+            batch_size = nearest_batch_size(args.total_batch_size, batch_size, args.world_size)
+            self._smallest_tried = batch_size
+            args.gradient_accumulation_steps = accumulation_steps(args.total_batch_size, batch_size, args.world_size)
+        return super()._inner_training_loop(batch_size, args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.health.observe_gradient(norm)
+        return norm
 
     # --- data ----------------------------------------------------------------------------------------------------
 
@@ -99,19 +171,39 @@ class ClarsTrainer(Trainer):
         return DataLoaderShard(
             self.train_dataset,
             device=self.accelerator.device,
-            batch_size=self._train_batch_size,
+            batch_sampler=self.train_dataset.batches(
+                self._train_batch_size, rank=args.process_index, world_size=args.world_size, workers=workers
+            ),
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=args.dataloader_pin_memory and self.accelerator.device.type != "cpu",
             persistent_workers=args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
+            generator=torch.Generator(),  # the global one's numbers belong to the training
             _non_blocking=self.accelerator.non_blocking,
         )
 
-    def num_examples(self, dataloader: DataLoader) -> int:
-        share = super().num_examples(dataloader)
-        return share * self.args.world_size if isinstance(self.train_dataset, TrainStream) else share
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+        """As `Trainer`'s, with whole steps alone."""
+        loader: Any = dataloader
+        steps = 0
+        if has_length(dataloader):
+            size = self.get_total_train_batch_size(args)
+            steps = self.num_examples(dataloader) // size
+            if steps < 1:
+                raise UserError(
+                    f"the training data has {self.num_examples(dataloader)} examples, fewer than one batch of "
+                    f"total_batch_size={size}"
+                )
+            if args.max_steps < 0 and isinstance(self.train_dataset, TrainStream) and args.tail == "carry":
+                args = copy.copy(args)
+                args.max_steps = self.train_dataset.steps_of(args.num_train_epochs)
+            loader = _WholeSteps(dataloader, steps * args.gradient_accumulation_steps)
+        values = super().set_initial_training_values(args, loader)
+        self.steps_per_epoch = steps
+        self.examples_per_epoch = steps * self.get_total_train_batch_size(args)
+        return values
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -121,9 +213,28 @@ class ClarsTrainer(Trainer):
         Losses that are normalised by the number of items of the whole step (a `compute_loss_func`, a language model)
         need all micro-batches first; for them it is as in `Trainer`.
         """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # resumed from a checkpoint of the last step, which Trainer would go beyond
+        batches = self._watched(epoch_iterator)
         if self.model_accepts_loss_kwargs or self.compute_loss_func is not None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        return _MicroBatches(epoch_iterator, num_batches), None
+            return super().get_batch_samples(batches, num_batches, device)
+        return _MicroBatches(batches, num_batches), None
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, without what the collator reports of skipped examples."""
+        try:
+            for batch in batches:
+                if isinstance(self.train_dataset, TrainStream) and "skipped" in batch:
+                    self.health.observe_skipped(batch.pop("skipped"))
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).rpartition(" killed by signal: ")[2].partition(".")[0]
+            raise TrainingFailedError(
+                f"a data worker ended ({reason}) after step {self.state.global_step}; where memory ran out, lower "
+                "dataloader_num_workers or shuffle_buffer. Go on with resume_from_checkpoint=auto"
+            ) from error
 
     # --- logging -------------------------------------------------------------------------------------------------
 
@@ -134,7 +245,22 @@ class ClarsTrainer(Trainer):
                 images = (step - self._log_mark[0]) * (self.args.total_batch_size or 0)
                 logs["images_per_second"] = images / (now - self._log_mark[1])
             self._log_mark = (step, now)
+            self.health.report(logs, step)
+        if "train_loss" in logs:  # of the whole training, whatever part of it is this call's
+            steps = step - self.resume_point.loss_since - self.health.skipped_steps
+            logs["train_loss"] = self._total_loss_scalar / max(1, steps)
         super().log(logs, start_time)
+
+
+class _WholeSteps:
+    """A data loader to which its first `length` batches are all there are. Only asked, never iterated."""
+
+    def __init__(self, dataloader: DataLoader, length: int) -> None:
+        self.dataset = getattr(dataloader, "dataset", None)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
 
 
 class _MicroBatches:

@@ -1,0 +1,156 @@
+"""Examples where they lie, in chunks: what one read brings at least."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+from fsspec.utils import get_protocol
+
+from .order import Ints
+
+Example = dict[str, Any]
+
+_ATTEMPTS = 6
+_FIRST_WAIT = 1.0  # seconds, doubled each time: half a minute in all
+_AT_ONCE = 16
+
+
+class Chunks(ABC):
+    """All examples of a split. Picklable: each worker reads with a copy of its own.
+
+    Attributes:
+        sizes: examples of each chunk, `[n]`.
+    """
+
+    sizes: Ints
+
+    @abstractmethod
+    def read(self, number: int) -> Sequence[Example]:
+        """The examples `{"image": {"bytes", "path"}, "label"}` of one chunk; raises whatever its reader raises."""
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """What a user calls the chunk: its file, above all."""
+
+    def read_patiently(self, number: int) -> Sequence[Example]:
+        """`read`, tried several times with growing pauses where the trouble may pass: a busy server, a lost connection.
+
+        Raises:
+            OSError, ValueError: the trouble did not pass, or is of a kind that does not.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self.read(number)
+            except Exception as error:
+                if attempt == _ATTEMPTS - 1 or not self._may_pass(number, error):
+                    raise
+                time.sleep(_FIRST_WAIT * 2**attempt)
+        raise AssertionError
+
+    def _may_pass(self, number: int, error: Exception) -> bool:
+        return False
+
+
+class ParquetChunks(Chunks):
+    """The row groups of Parquet files.
+
+    Args:
+        files: paths or addresses that fsspec opens.
+        image, label: names of the two columns.
+        row_groups: rows of each row group of each file, where they are known; otherwise the footers are read.
+    """
+
+    def __init__(self, files: Sequence[str], image: str, label: str, row_groups: list[list[int]] | None = None) -> None:
+        self.files = list(files)
+        self._columns = (image, label)
+        self.row_groups = row_groups if row_groups is not None else _row_groups(self.files)
+        self._where = [(file, group) for file, groups in enumerate(self.row_groups) for group in range(len(groups))]
+        self.sizes = np.array([rows for groups in self.row_groups for rows in groups], np.int64)
+        self._metadata: dict[int, pq.FileMetaData] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_metadata": {}}
+
+    def read(self, number: int) -> Sequence[Example]:
+        file, group = self._where[number]
+        with _opened(self.files[file]) as opened:
+            parquet = pq.ParquetFile(opened, metadata=self._metadata.get(file), pre_buffer=True)
+            self._metadata[file] = parquet.metadata
+            table = parquet.read_row_group(group, columns=list(self._columns))
+        if len(table) != self.sizes[number]:
+            raise ValueError(f"it has {len(table)} rows instead of {self.sizes[number]}")
+        return _Rows(table, *self._columns)
+
+    def name(self, number: int) -> str:
+        file, group = self._where[number]
+        return f"row group {group} of {self.files[file]}"
+
+    def _may_pass(self, number: int, error: Exception) -> bool:
+        if not is_remote(self.files[self._where[number][0]]) or isinstance(error, (FileNotFoundError, PermissionError)):
+            return False
+        self._metadata.pop(self._where[number][0], None)
+        return True
+
+
+class TableChunks(Chunks):
+    """A table of `datasets` with columns `image` and `label`, which is on disk and mapped into memory."""
+
+    _ROWS = 64
+
+    def __init__(self, table: datasets.Dataset) -> None:
+        self._table = table
+        whole, rest = divmod(len(table), self._ROWS)
+        self.sizes = np.array([self._ROWS] * whole + [rest] * bool(rest), np.int64)
+
+    def read(self, number: int) -> Sequence[Example]:
+        start = number * self._ROWS
+        rows = self._table[start : start + int(self.sizes[number])]
+        return [{"image": image, "label": label} for image, label in zip(rows["image"], rows["label"], strict=True)]
+
+    def name(self, number: int) -> str:
+        return f"rows {number * self._ROWS} to {number * self._ROWS + int(self.sizes[number]) - 1} of the table"
+
+
+class _Rows(Sequence[Example]):
+    """Rows of an Arrow table as examples, made when they are asked for: a table in memory is one block."""
+
+    def __init__(self, table: Any, image: str, label: str) -> None:
+        self._images, self._labels = table.column(image), table.column(label)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, row: Any) -> Any:
+        image = self._images[row].as_py()
+        if isinstance(image, bytes):
+            image = {"bytes": image, "path": None}
+        elif isinstance(image, str):
+            image = {"bytes": None, "path": image}
+        return {"image": image, "label": self._labels[row].as_py()}
+
+
+def is_remote(file: str) -> bool:
+    return get_protocol(file) not in ("file", "local", "memory")
+
+
+def _opened(file: str) -> Any:
+    # The block cache of fsspec would fetch what pyarrow's coalesced requests have no use for.
+    return fsspec.open(file, "rb", **({"cache_type": "none"} if file.startswith("hf://") else {})).open()
+
+
+def _row_groups(files: Sequence[str]) -> list[list[int]]:
+    def of(file: str) -> list[int]:
+        with fsspec.open(file, "rb") as opened:
+            metadata = pq.ParquetFile(opened).metadata
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(of, files))

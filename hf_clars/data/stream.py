@@ -1,0 +1,236 @@
+"""The training examples as one endless data set of which any micro-batch can be asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+from torch.utils.data import BatchSampler, Dataset
+
+from ..errors import UserError
+from .chunks import Chunks, Example
+from .order import Order, Window
+
+logger = logging.getLogger(__name__)
+
+
+class TrainStream(Dataset):
+    """Raw training examples in the order of an `Order`; item `epoch × U + i` is example i of an epoch.
+
+    Nothing is kept from one item to the next but what reading ahead needs, so a training goes on at any position
+    without reading what comes before it, but for the windows (see `Order`) it stops in. Each example carries a `"draw"`
+    from which its augmentation follows, as reproducible as the order. An example that could not be read, after several
+    attempts where that may help, is `{"skip": reason}`.
+
+    A process reads windows: one of each of its lanes is in memory, and the next one is read in the background from the
+    middle of the one before it. That is up to twice `shuffle_buffer` encoded images for each rank.
+
+    Args:
+        chunks: where examples lie.
+        total_batch_size, seed, tail, limit: see `Order`.
+        shuffle_buffer: examples from which each rank draws, all its workers together.
+
+    Raises:
+        UserError: see `Order`.
+    """
+
+    def __init__(
+        self,
+        chunks: Chunks,
+        *,
+        total_batch_size: int,
+        seed: int,
+        tail: str = "drop",
+        limit: int | None = None,
+        shuffle_buffer: int = 8192,
+    ) -> None:
+        if shuffle_buffer < 1:
+            raise UserError(f"shuffle_buffer={shuffle_buffer} must be at least 1")
+        self.chunks = chunks
+        self.shuffle_buffer = shuffle_buffer
+        self._first = Order(chunks.sizes, total_batch_size, seed, tail, limit, window=shuffle_buffer)
+        self.order = self._first  # until processes are known
+        self._unfinished: tuple[int, Order] | None = None
+        self._reader: _Reader | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}
+
+    def __len__(self) -> int:
+        """U, the examples of an epoch over all ranks."""
+        return len(self._first)
+
+    def steps_of(self, epochs: float) -> int:
+        """Whole optimizer steps of so many passes over the data."""
+        return int(epochs * self._first.examples / self._first.total_batch_size + 1e-9)
+
+    def batches(self, batch_size: int, *, rank: int, world_size: int, workers: int) -> RankBatches:
+        """Lay the order out for these processes; returns the micro-batches of one of them."""
+        self.order = self._first.laid_out(
+            batch_size=batch_size, world_size=world_size, workers=workers, shuffle_buffer=self.shuffle_buffer
+        )
+        return RankBatches(len(self), batch_size, rank, world_size)
+
+    # --- what a checkpoint keeps ---------------------------------------------------------------------------------
+
+    def state(self, epoch: int) -> dict[str, int | str]:
+        """How the order of an epoch was laid out, to finish that epoch after a checkpoint."""
+        order = self._order_of(epoch)
+        return {
+            "epoch": epoch, "lanes": order.lanes, "piece": order.piece, "window": order.window, "seed": order.seed,
+            "tail": order.tail, "total_batch_size": order.total_batch_size, "data": self._fingerprint(),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> list[str]:
+        """Finish the epoch of a checkpoint in the order in which it began, whatever processes there are now.
+
+        Later epochs are in the order that suits these processes. Before the first item is asked for.
+
+        Returns:
+            What is not as it was, one line each; then the epoch goes on in another order, and examples of its rest may
+            be repeated, and others left out.
+        """
+        changed = [
+            f"{what} was {state.get(key)!r} and is {now!r}"
+            for key, what, now in (
+                ("seed", "the seed of the data", self._first.seed),
+                ("tail", "tail", self._first.tail),
+                ("total_batch_size", "total_batch_size", self._first.total_batch_size),
+            )
+            if state.get(key) != now
+        ]
+        if state.get("data") != self._fingerprint():
+            changed.append("the training data are not those of the checkpoint")
+        if not changed:
+            order = replace(self._first, lanes=state["lanes"], piece=state["piece"], window=state["window"])
+            self._unfinished = (state["epoch"], order)
+        return changed
+
+    def _order_of(self, epoch: int) -> Order:
+        if self._unfinished is not None and self._unfinished[0] == epoch:
+            return self._unfinished[1]
+        return self.order
+
+    def _fingerprint(self) -> str:
+        return f"{len(self.chunks.sizes)} chunks {zlib.crc32(self.chunks.sizes.tobytes()):08x}"
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        if self._reader is None:  # one for each worker
+            self._reader = _Reader(self.chunks)
+        examples = []
+        for index in indices:
+            epoch, position = divmod(index, len(self))
+            example = self._reader.example(self._order_of(epoch), epoch, position)
+            examples.append({**example, "draw": _draw(self._first.seed, epoch, position)})
+        return examples
+
+
+class RankBatches(BatchSampler):
+    """The micro-batches of one rank, of an epoch that `set_epoch` chooses: every `world_size`-th, from `rank` on."""
+
+    def __init__(self, epoch_length: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.batch_size = batch_size
+        self.drop_last = True
+        self._epoch_length = epoch_length
+        self._rank, self._world_size = rank, world_size
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._start = epoch * self._epoch_length
+
+    def __len__(self) -> int:
+        return self._epoch_length // (self.batch_size * self._world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self._start + self._rank * self.batch_size
+        for number in range(len(self)):
+            first = start + number * self._world_size * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+class _Reader:
+    """Windows in memory, and the next ones under way."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._windows: dict[int, tuple[tuple[int, int], _Loaded]] = {}  # lane → (epoch, number), window
+        self._ahead: dict[int, tuple[tuple[int, int], Future[_Loaded]]] = {}
+        self._shared: WeakValueDictionary[int, _Chunk] = WeakValueDictionary()  # chunks that windows have in common
+        self._pool = ThreadPoolExecutor(1)
+
+    def example(self, order: Order, epoch: int, position: int) -> Example:
+        lane, number, place = order.place(position)
+        key = (epoch, number)
+        if lane not in self._windows or self._windows[lane][0] != key:
+            self._windows[lane] = (key, self._load_or_wait(order, lane, key))
+        window = self._windows[lane][1]
+        if 2 * place >= len(window) and number + 1 < order.windows(lane):
+            self._read_ahead(order, lane, (epoch, number + 1))
+        return window[place]
+
+    def _load_or_wait(self, order: Order, lane: int, key: tuple[int, int]) -> _Loaded:
+        ahead = self._ahead.pop(lane, None)
+        if ahead is not None and ahead[0] == key:
+            return ahead[1].result()
+        return self._load(order.window_at(key[0], lane, key[1]))
+
+    def _read_ahead(self, order: Order, lane: int, key: tuple[int, int]) -> None:
+        if lane not in self._ahead or self._ahead[lane][0] != key:
+            self._ahead[lane] = (key, self._pool.submit(lambda: self._load(order.window_at(key[0], lane, key[1]))))
+
+    def _load(self, window: Window) -> _Loaded:
+        loaded = {}
+        for number in np.unique(window.chunks).tolist():
+            chunk = self._shared.get(number)
+            if chunk is None:
+                chunk = self._shared[number] = _Chunk(self._chunks, number)
+            loaded[number] = chunk
+        return _Loaded(window, loaded)
+
+
+class _Chunk:
+    """A chunk's examples; none where it cannot be read."""
+
+    def __init__(self, chunks: Chunks, number: int) -> None:
+        try:
+            self.examples: Sequence[Example] = chunks.read_patiently(number)
+        except Exception as error:  # a reader's errors are of many kinds, and one chunk does not end a run
+            self.examples = ()
+            trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            logger.warning(
+                "cannot read %s: its %d examples are skipped (%s)", chunks.name(number), chunks.sizes[number], trouble
+            )
+
+    def example(self, row: int) -> Example:
+        return self.examples[row] if self.examples else {"skip": "shard"}
+
+
+class _Loaded(Sequence[Example]):
+    def __init__(self, window: Window, chunks: dict[int, _Chunk]) -> None:
+        self._chunks, self._rows = window.chunks.tolist(), window.rows.tolist()
+        self._loaded = chunks
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._loaded[self._chunks[place]].example(self._rows[place])
+
+
+def _draw(*numbers: int) -> int:
+    """A random number that follows from the numbers alone."""
+    digest = hashlib.blake2b(struct.pack(f"{len(numbers)}Q", *numbers), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

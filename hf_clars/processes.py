@@ -1,0 +1,31 @@
+"""What the processes of a training tell each other, apart from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+
+def once(work: Callable[[], T]) -> T:
+    """`work()` of the first process, on every process; so is its `UserError`. Collective."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return work()
+    result: T | None = None
+    error: UserError | None = None
+    if state.is_main_process:
+        try:
+            result = work()
+        except UserError as e:
+            error = e
+    outcome = broadcast_object_list([result, error])
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -1,0 +1,104 @@
+"""How `ClarsTrainer` writes checkpoints. The one place that reaches into Trainer's way of writing them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from ..errors import TrainingFailedError
+from . import checkpoints
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+
+class AtomicCheckpoints(_Base):
+    """A mix-in for `Trainer`: a folder `checkpoint-N` is a whole checkpoint, and earlier ones survive what happens.
+
+    Trainer writes into `unfinished-checkpoint/`. When all processes are done, and everything is on disk with its
+    checksum in `manifest.json`, the folder gets its name; only then older checkpoints are deleted. If anything cannot
+    be written (no space left), that is said, the old checkpoints stay, and the training goes on. Under FSDP it ends:
+    there, writing is a collective operation, which cannot go on without a process.
+    """
+
+    resume_point: Any
+    last_checkpoint_failed = False
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        args, state = self.args, self.state
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        self.resume_point.gather()
+        trouble = self._write(model, trial, run_dir)
+        if not any(self._of_all(trouble)):
+            trouble = self._finish(run_dir, name)
+        failures = [t for t in self._of_all(trouble) if t]
+        self.last_checkpoint_failed = bool(failures)
+        if failures:
+            message = f"checkpoint of step {state.global_step} could not be written: {failures[0]}"
+            if self.is_fsdp_enabled:
+                raise TrainingFailedError(f"{message}. Go on with resume_from_checkpoint=auto")
+            if self.is_world_process_zero():
+                logger.warning("%s; the training goes on, and earlier checkpoints stay", message)
+            return
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+        if args.should_save:
+            rotate_checkpoints(str(run_dir), args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
+
+    def _write(self, model: Any, trial: Any, run_dir: Path) -> str:
+        """Let Trainer write into the staging folder; returns what went wrong, if anything did."""
+        args, state = self.args, self.state
+        # What Trainer does with a finished checkpoint has to wait, and its barrier may not be reached after an error.
+        postponed = args.push_to_hub, args.save_total_limit, state.best_global_step
+        args.push_to_hub, args.save_total_limit, state.best_global_step = False, None, None
+        try:
+            # Ranks of one node may not delete what another has begun to write: the first one empties the folder.
+            trouble = _attempt(lambda: checkpoints.begin(run_dir)) if args.should_save else ""
+            self._of_all(trouble)
+            self._staging = run_dir / checkpoints.STAGING
+            return trouble or _attempt(lambda: super(AtomicCheckpoints, self)._save_checkpoint(model, trial))
+        finally:
+            self._staging = None
+            args.push_to_hub, args.save_total_limit, state.best_global_step = postponed
+
+    def _finish(self, run_dir: Path, name: str) -> str:
+        state = self.state
+        if state.best_global_step:
+            best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if best.name == name or best.exists():
+                state.best_model_checkpoint = str(best)
+        if not self.args.should_save:
+            return ""
+        written = run_dir / checkpoints.STAGING / name
+
+        def finish() -> None:
+            state.save_to_json(str(written / "trainer_state.json"))  # with the best checkpoint
+            checkpoints.finish(written, run_dir / name)
+
+        return _attempt(finish)
+
+    def _of_all(self, trouble: str) -> list[str]:
+        return gather_object([trouble])
+
+
+def _attempt(work: Any) -> str:
+    """What kept the disk from taking something; empty where nothing did. torch's writer raises RuntimeErrors."""
+    try:
+        work()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return ""

@@ -1,0 +1,138 @@
+"""Checkpoints that are whole or not there: written beside, checked, and only then given their name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..errors import UserError
+
+MANIFEST = "manifest.json"
+STAGING = "unfinished-checkpoint"
+_STATE = "trainer_state.json"
+_BLOCK = 2**20
+
+logger = logging.getLogger(__name__)
+
+
+def begin(run_dir: Path) -> Path:
+    """An empty folder for the next checkpoint; what an interrupted one left is gone."""
+    staging = run_dir / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def finish(written: Path, final: Path) -> None:
+    """Put a checkpoint that was written below `begin`'s folder in its place, with a list of its files and checksums.
+
+    Everything is on disk before the folder gets its name, so a loss of power leaves a whole checkpoint or none.
+    """
+    files = {str(f.relative_to(written)): _synced(f) for f in sorted(written.rglob("*")) if f.is_file()}
+    manifest = written / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1))
+    _synced(manifest)
+    for folder in (*(f for f in written.rglob("*") if f.is_dir()), written):
+        _sync_folder(folder)
+    if final.exists():  # of a training that had come this far before it went on from an earlier checkpoint
+        old = written.parent / "replaced"
+        os.replace(final, old)
+    os.replace(written, final)
+    _sync_folder(final.parent)
+    shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def what_is_wrong(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if it can. One without a manifest is judged by what Trainer writes last."""
+    try:
+        json.loads((checkpoint / _STATE).read_text())
+    except FileNotFoundError:
+        return f"it has no {_STATE}"
+    except (OSError, ValueError):
+        return f"its {_STATE} cannot be read"
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError):
+        return f"its {MANIFEST} cannot be read"
+    for name, (size, checksum) in listed.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _checksum(file) != checksum:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The newest checkpoint that can be used. Those after it that cannot are named, and put out of the way."""
+    for checkpoint in sorted(_all(run_dir), key=_step, reverse=True):
+        trouble = what_is_wrong(checkpoint)
+        if trouble is None:
+            return checkpoint
+        aside = checkpoint.with_name(f"broken-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
+        logger.warning("%s is broken (%s): trying the one before it; it is now %s", checkpoint, trouble, aside.name)
+    return None
+
+
+def find(wanted: str, run_dir: Path) -> Path | None:
+    """What `resume_from_checkpoint` stands for: a folder; `true`, the newest one; `auto`, the same if there is one.
+
+    Raises:
+        UserError: no such checkpoint, or a broken one.
+    """
+    if wanted.lower() in ("", "false", "none"):
+        return None
+    if wanted.lower() in ("true", "auto"):
+        checkpoint = newest(run_dir) if run_dir.is_dir() else None
+        if checkpoint is None and wanted.lower() == "true":
+            raise UserError(f"resume_from_checkpoint: there is no whole checkpoint in {run_dir}")
+        return checkpoint
+    checkpoint = Path(wanted)
+    trouble = what_is_wrong(checkpoint) if checkpoint.is_dir() else "no such folder"
+    if trouble is not None:
+        raise UserError(f"resume_from_checkpoint: {wanted} is not a whole checkpoint ({trouble})")
+    return checkpoint
+
+
+def _all(run_dir: Path) -> list[Path]:
+    return [p for p in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir() and _step(p) >= 0]
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(number) if number.isdecimal() else -1
+
+
+def _synced(file: Path) -> tuple[int, int]:
+    """Size and checksum of a file that is now on disk."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+    return file.stat().st_size, _checksum(file)
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as opened:
+        while block := opened.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""What all processes of a training must agree on once in every optimizer step, and what follows from it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..data.batches import SKIP_REASONS
+from ..errors import TrainingFailedError
+from .signals import SIGNALS, StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+class StepHealth(TrainerCallback):
+    """Is the gradient finite, does a process want to end, how many examples were skipped?
+
+    One all-reduce of a few numbers and one wait for the device in every optimizer step, before the update.
+
+    - A gradient that is not finite is thrown away, with what the step did to the running statistics of normalisation
+      layers. The step counts as one (its examples are gone) but changes no weight. So many of them in a row end the
+      training. Under a `GradScaler`, whose business it is, such steps are only counted.
+    - A process that got SIGTERM or SIGUSR1 makes all of them write a checkpoint and end.
+    - Too large a share of skipped examples in an epoch ends the training.
+
+    Args:
+        trainer: whose steps.
+        max_nonfinite_steps: in a row; 0 to leave gradients alone.
+        max_skipped_share: of an epoch's examples.
+    """
+
+    def __init__(self, trainer: Any, max_nonfinite_steps: int, max_skipped_share: float) -> None:
+        self._trainer = trainer
+        self._max_nonfinite = max_nonfinite_steps
+        self._max_share = max_skipped_share
+        self.stop_request = StopRequest()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.stopped_by: signal.Signals | None = None
+        self.skipped_examples = dict.fromkeys(SKIP_REASONS, 0)  # of the whole run and all processes
+        self.skipped_steps = 0
+        self.logged_at = self.unlogged_skipped_steps = 0
+        self._in_a_row = 0
+        self._in_epoch = 0
+        self._gradient_norm: Tensor | None = None
+        self._skipped: Tensor | None = None
+        self._before: _BeforeStep | None = None
+
+    # --- what is observed during a step --------------------------------------------------------------------------
+
+    def observe_gradient(self, norm: Any) -> None:
+        self._gradient_norm = norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
+
+    def observe_skipped(self, counts: Tensor) -> None:
+        self._skipped = counts if self._skipped is None else self._skipped + counts
+
+    # --- callbacks -----------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begin()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._in_epoch = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._max_nonfinite:
+            self._before = self._before or _BeforeStep(self._trainer)
+            self._before.remember()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        nonfinite, stop, skipped = self._agree(args.device)
+        if nonfinite:
+            self._skip_step(state)
+        else:
+            self._in_a_row = 0
+        if stop is not None:
+            self.stopped_by = stop
+        self._count(skipped)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped_by is not None:
+            control.should_save = control.should_training_stop = True
+
+    # --- consequences --------------------------------------------------------------------------------------------
+
+    def _agree(self, device: torch.device) -> tuple[bool, signal.Signals | None, list[int]]:
+        norm, self._gradient_norm = self._gradient_norm, None
+        skipped, self._skipped = self._skipped, None
+        values = torch.tensor([0, *(self.stop_request.signal == s for s in SIGNALS), *(0 for _ in SKIP_REASONS)])
+        values = values.to(device, non_blocking=True)
+        if norm is not None and self._max_nonfinite:
+            values[0] = ~norm.isfinite()
+        if skipped is not None:
+            values[-len(SKIP_REASONS) :] = skipped
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(values)
+        nonfinite, *rest = values.tolist()
+        wishes, counts = rest[: len(SIGNALS)], rest[len(SIGNALS) :]
+        return bool(nonfinite), next((s for s, wish in zip(SIGNALS, wishes, strict=True) if wish), None), counts
+
+    def _skip_step(self, state: Any) -> None:
+        self.skipped_steps += 1
+        self.unlogged_skipped_steps += 1
+        self._in_a_row += 1
+        if self._before is not None:
+            self._before.restore()
+        scaler = self._trainer.accelerator.scaler
+        if scaler is None or not scaler.is_enabled():
+            self._trainer.model_wrapped.zero_grad()
+        if self._in_a_row >= self._max_nonfinite:
+            raise TrainingFailedError(
+                f"the gradients of {self._in_a_row} steps in a row, up to step {state.global_step + 1}, were not "
+                "finite: the training has diverged. Lower learning_rate (γ_scale) or eta, and resume from a checkpoint "
+                "before it"
+            )
+
+    def _count(self, skipped: list[int]) -> None:
+        for reason, count in zip(SKIP_REASONS, skipped, strict=True):
+            self.skipped_examples[reason] += count
+        self._in_epoch += sum(skipped)
+        length = self._trainer.examples_per_epoch
+        if length and self._in_epoch > self._max_share * length:
+            raise TrainingFailedError(
+                f"{self._in_epoch} of {length} examples of an epoch were skipped ({self.skipped_text()}), more than "
+                f"max_skipped_share={self._max_share:g} allows: mend the data, or allow more"
+            )
+
+    def report(self, logs: dict[str, float], step: int) -> None:
+        """Complete what is logged: counts of what was skipped so far, and the mean loss of the steps that were not."""
+        steps, done = step - self.logged_at, step - self.logged_at - self.unlogged_skipped_steps
+        if self.unlogged_skipped_steps:
+            logs["loss"] = logs["loss"] * steps / done if done else math.nan
+        if self.skipped_steps:
+            logs["skipped_steps"] = self.skipped_steps
+        logs.update({f"skipped_{reason}": count for reason, count in self.skipped_examples.items() if count})
+        self.logged_at, self.unlogged_skipped_steps = step, 0
+
+    def skipped_text(self) -> str:
+        return ", ".join(f"{reason} {count}" for reason, count in self.skipped_examples.items() if count)
+
+
+class _BeforeStep:
+    """Running statistics and the loss to be logged as they were before a step."""
+
+    def __init__(self, trainer: Any) -> None:
+        values = [b for m in trainer.model.modules() for b in _running_statistics(m)] + [trainer._tr_loss]
+        kinds = {(value.dtype, value.device) for value in values}
+        self._values = [[v for v in values if (v.dtype, v.device) == kind] for kind in kinds]
+        self._copies = [[torch.empty_like(v) for v in alike] for alike in self._values]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        for copies, values in zip(self._copies, self._values, strict=True):
+            torch._foreach_copy_(copies, values)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for copies, values in zip(self._copies, self._values, strict=True):
+            torch._foreach_copy_(values, copies)
+
+
+def _running_statistics(module: nn.Module) -> list[Tensor]:
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return [value for name in names if isinstance(value := getattr(module, name, None), Tensor)]

@@ -1,0 +1,128 @@
+"""What a checkpoint of `ClarsTrainer` holds beyond Trainer's own, so that a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import nested_gather
+
+from ..data import TrainStream
+from .tracking import wandb_run_id
+
+logger = logging.getLogger(__name__)
+
+
+class ResumePoint(TrainerCallback, ExportableState):
+    """The loss that is not logged yet, what was skipped, the order of an unfinished epoch, and W&B's run.
+
+    Also: a checkpoint at the last step of an epoch is written when the epoch is over. Before that it would lack the
+    evaluation that follows, which a resumed training, beginning with the next epoch, would never make.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._values: dict[str, Any] = {}
+        self._save_at_epoch_end = False
+        self.loss_since = 0  # the step from which on the total loss counts
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": self._values}
+
+    def gather(self) -> None:
+        """Collect what is to be saved. Collective."""
+        trainer = self._trainer
+        losses = nested_gather(trainer._tr_loss, trainer.args.parallel_mode)
+        self._values = {
+            "loss": losses.view(-1).tolist(),  # float32 values, which JSON keeps exactly
+            "total_loss": trainer._total_loss_scalar,
+            "last_logged": trainer._globalstep_last_logged,
+            "skipped_examples": trainer.health.skipped_examples,
+            "skipped_steps": trainer.health.skipped_steps,
+            "unlogged_skipped_steps": trainer.health.unlogged_skipped_steps,
+            "wandb_run_id": wandb_run_id(),
+            "world_size": trainer.args.world_size,
+        }
+        if isinstance(trainer.train_dataset, TrainStream):
+            epoch = trainer.state.global_step // trainer.steps_per_epoch
+            self._values["stream"] = trainer.train_dataset.state(epoch)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Trainer fails at its next checkpoint when the one it resumed from knows no such callback.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        trainer = self._trainer
+        self.loss_since = 0 if saved else state.global_step
+        trainer.health.logged_at = state.global_step
+        if not state.global_step or not saved:
+            return
+        losses = saved["loss"]
+        same = len(losses) == args.world_size
+        trainer._tr_loss.fill_(losses[args.process_index] if same else sum(losses) / len(losses))
+        trainer._total_loss_scalar = saved["total_loss"]
+        trainer._globalstep_last_logged = trainer.health.logged_at = saved["last_logged"]
+        trainer.health.skipped_examples = {**trainer.health.skipped_examples, **saved["skipped_examples"]}
+        trainer.health.skipped_steps = saved["skipped_steps"]
+        trainer.health.unlogged_skipped_steps = saved["unlogged_skipped_steps"]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        ends_epoch = self._trainer.steps_per_epoch and state.global_step % self._trainer.steps_per_epoch == 0
+        self._save_at_epoch_end = bool(ends_epoch and control.should_save)
+        if self._save_at_epoch_end:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._save_at_epoch_end:
+            self._save_at_epoch_end, control.should_save = False, True
+        elif self._trainer.health.stopped_by is not None:  # amid an epoch, whose end is the resumed training's
+            control.should_save = control.should_evaluate = control.should_log = False
+
+
+def saved_values(checkpoint: Path) -> dict[str, Any]:
+    """What `ResumePoint` left in a checkpoint; nothing in those of other Trainers."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state.get("stateful_callbacks", {}).get(ResumePoint.__name__, {}).get("attributes", {})
+
+
+def tell_differences(saved: dict[str, Any], stream: Any, world_size: int) -> None:
+    """Lay out the unfinished epoch of a checkpoint as it was, and say where the training cannot go on exactly."""
+    if not saved:
+        logger.warning("the checkpoint is not one of ClarsTrainer: the order of the unfinished epoch is not known")
+        return
+    if saved["world_size"] != world_size:
+        logger.warning(
+            "the checkpoint is of %d processes and there are %d: sums are rounded in another order, and random numbers "
+            "on the devices (dropout) are others",
+            saved["world_size"],
+            world_size,
+        )
+    if isinstance(stream, TrainStream):
+        changed = stream.restore(saved.get("stream", {}))
+        if changed:
+            logger.warning(
+                "%s: the unfinished epoch goes on in another order, so that some of its examples come again and as "
+                "many do not come",
+                "; ".join(changed),
+            )
+
+
+@contextmanager
+def same_randomness_afterwards() -> Iterator[None]:
+    """Whatever happens inside draws random numbers of its own."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
