@@ -1,0 +1,108 @@
+"""Trainings in real processes that can be watched and killed: `hf-clars train` with one process or several.
+
+A fork server imports everything once, so that a process costs a fraction of a second; what it runs is the program.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+PHASES = ("starting", "training", "evaluating", "writing a checkpoint")
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["hf_clars.recipe", "hf_clars.cli", "tests.processes"])
+
+
+class Training:
+    """One run of the program, by `world_size` processes with the variables that Slurm's and torch's launchers set."""
+
+    def __init__(self, argv: list[str], log: Path, world_size: int = 1, **environment: str) -> None:
+        self.phase: Any = _context.Value("i", 0)
+        self.log = log
+        port = _free_port()
+        self.processes = []
+        for rank in range(world_size):
+            variables = {"OMP_NUM_THREADS": "1", **environment}
+            if world_size > 1:
+                variables |= {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+                    "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                }  # fmt: skip
+            process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit statuses; negative for signals, as `multiprocessing` has them."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        hanging = [p for p in self.processes if p.is_alive()]
+        if hanging:
+            self.kill()
+            raise AssertionError(f"{len(hanging)} process(es) still ran after {seconds} s:\n{self.output()}")
+        return [p.exitcode for p in self.processes]
+
+    def wait_for(self, condition, seconds: float = 60) -> bool:
+        """Until `condition()` holds; False if the program ended before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if not all(p.is_alive() for p in self.processes):
+                return False
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.002)
+        return True
+
+    def kill(self, number: int = signal.SIGKILL, ranks: list[int] | None = None) -> None:
+        """Send a signal to the programs and, for SIGKILL, to all that they have started."""
+        for rank, process in enumerate(self.processes):
+            if process.is_alive() and (ranks is None or rank in ranks):
+                (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def errors(self) -> list[str]:
+        return [line for line in self.output().splitlines() if line.startswith("error: ")]
+
+
+def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any) -> None:
+    os.setpgid(0, 0)
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+    import torch
+
+    from hf_clars.cli import train
+    from hf_clars.training import ClarsTrainer
+
+    torch.set_num_threads(1)
+    if environment.get("RANK", "0") == "0":
+        _tell(ClarsTrainer, "training_step", phase, 1)
+        _tell(ClarsTrainer, "evaluate", phase, 2)
+        _tell(ClarsTrainer, "_save_checkpoint", phase, 3)
+    status = train(argv)
+    raise SystemExit(status)
+
+
+def _tell(kind: type, name: str, phase: Any, number: int) -> None:
+    method = getattr(kind, name)
+
+    def told(self, *args, **kwargs):
+        phase.value = number
+        return method(self, *args, **kwargs)
+
+    setattr(kind, name, told)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

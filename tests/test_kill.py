@@ -1,0 +1,98 @@
+"""SIGKILL at random moments, again and again: the run that goes on is the run that was never cut off."""
+
+import json
+import random
+import time
+from collections import Counter
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .processes import PHASES, Training
+from .test_recipe import config, write_parquet
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_parquet(tmp_path_factory.mktemp("images"), {"train": 100, "validation": 30})
+
+
+OPTIONS = {
+    "augmentation": "random_resized_crop", "dataloader_num_workers": 2, "dataloader_persistent_workers": True,
+    "num_train_epochs": 24, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+    "save_total_limit": 2, "logging_steps": 3, "shuffle_buffer": 16, "total_batch_size": 32,
+    "per_device_train_batch_size": 8, "resume_from_checkpoint": "auto", "layer_statistics_steps": 5,
+    "model_kwargs": {"channels": [4, 4, 4, 4], "stem_width": 4, "drop_rate": 0.2},
+}  # fmt: skip
+TIMES = ("runtime", "per_second", "flos")
+
+
+def result(folder) -> tuple[dict[str, torch.Tensor], list[dict], list[str]]:
+    """Weights, everything logged but times, and the layer statistics."""
+    run = folder / "run"
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    logged = [{k: v for k, v in entry.items() if not any(t in k for t in TIMES)} for entry in history]
+    return load_file(run / "model.safetensors"), logged, (run / "layer_statistics.jsonl").read_text().splitlines()
+
+
+def assert_same(a, b) -> None:
+    assert all(torch.equal(a[0][name], b[0][name]) for name in a[0])
+    assert a[1] == b[1]
+    assert a[2] == b[2]
+
+
+def newest(folder) -> int:
+    return max((int(p.name.partition("-")[2]) for p in (folder / "run").glob("checkpoint-*")), default=0)
+
+
+def run(folder, images, world_size: int = 1, **changes) -> Training:
+    folder.mkdir(exist_ok=True)
+    return Training(config(folder, images, **{**OPTIONS, **changes}), folder / "log", world_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_again_and_again(tmp_path, images, world_size):
+    """At least 20 kills in each, in every phase; weights and the log are bit for bit those of the uninterrupted run."""
+    whole = run(tmp_path / "whole", images, world_size)
+    assert whole.wait() == [0] * world_size, whole.output()
+    dice = random.Random(world_size)
+    hit: Counter[str] = Counter()
+    reached = set()
+    for attempt in range(200):
+        training = run(tmp_path / "cut", images, world_size)
+        if sum(hit.values()) >= 24 and len(hit) == len(PHASES):
+            break
+        aim = attempt % 4  # wait for a phase, then strike at random
+        if training.wait_for(lambda aim=aim, training=training: training.phase.value == aim, 60):
+            time.sleep(dice.random() * (0.6 if aim == 0 else 0.15))
+            phase = PHASES[training.phase.value]
+            if all(p.is_alive() for p in training.processes):
+                hit[phase] += 1
+                reached.add(newest(tmp_path / "cut"))
+            training.kill()
+        training.wait()
+    assert training.wait() == [0] * world_size, training.output()
+    assert sum(hit.values()) >= 20, hit
+    assert set(hit) == set(PHASES), hit
+    assert len(reached) >= 6, reached  # the training went on from many places
+    assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
+
+
+def test_killed_twice(tmp_path, images):
+    """The same in short: once while a checkpoint is written, once amid an epoch."""
+    options = {"num_train_epochs": 5}
+    assert run(tmp_path / "whole", images, **options).wait() == [0]
+    for phase, step in ((3, 2), (1, 8)):
+        training = run(tmp_path / "cut", images, **options)
+        assert training.wait_for(
+            lambda training=training, phase=phase, step=step: (
+                newest(tmp_path / "cut") >= step and training.phase.value == phase
+            )
+        )
+        training.kill()
+        training.wait()
+    last = run(tmp_path / "cut", images, **options)
+    assert last.wait() == [0], last.output()
+    assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
