@@ -4,7 +4,7 @@ Importing this package makes `optim="clars"` and `optim="lars"` known to `transf
 """
 
 from . import theory
-from .errors import UserError
+from .errors import Preempted, TrainingFailedError, UserError
 from .models import TimmForImageClassification, build_model
 from .norms import PerSampleNorms
 from .optimizers import CLARS, LARS
@@ -20,7 +20,9 @@ __all__ = [
     "ClarsTrainingArguments",
     "GradientStatisticsCallback",
     "PerSampleNorms",
+    "Preempted",
     "TimmForImageClassification",
+    "TrainingFailedError",
     "UserError",
     "build_model",
     "gradient_variance",

@@ -1,5 +1,6 @@
 """`hf-clars`: train from a YAML file, and draw a finished run."""
 
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -54,7 +55,8 @@ def _guarded(work: Callable[[], None]) -> int:
     except TrainingFailedError as error:
         return _say(error, 1)
     except Preempted as stop:
-        print(stop, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes stop, and one says so
+            print(stop, file=sys.stderr)
         return stop.EXIT_STATUS
     except KeyboardInterrupt:
         return _say("interrupted", 130)

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from .errors import UserError
 
 T = TypeVar("T")
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Whether a collective operation failed because a process is gone; gloo says so in plain RuntimeErrors."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    gloo = any(sign in str(error) for sign in ("gloo", "Connection closed by peer", "Connection reset by peer"))
+    return isinstance(error, dist.DistError) or gloo
 
 
 def once(work: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -22,7 +23,7 @@ from .data import (
     open_source,
     train_transform,
 )
-from .errors import UserError
+from .errors import TrainingFailedError, UserError
 from .models import build_model
 from .plots import plot_run
 from .preflight import summary
@@ -130,9 +131,15 @@ def run(argv: list[str]) -> dict[str, float]:
     )
     result = trainer.train(resume_from_checkpoint=wanted)
     metrics = {**result.metrics, **trainer.evaluate()}
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("all", metrics, combined=False)
+    try:
+        trainer.save_model()
+        trainer.save_state()
+        trainer.save_metrics("all", metrics, combined=False)
+    except (OSError, SafetensorError) as error:
+        raise TrainingFailedError(
+            f"the trained model cannot be written to {args.output_dir}: {' '.join(str(error).split())}. Make room, and "
+            "run this again with --resume_from_checkpoint auto: no step is made twice that a checkpoint holds"
+        ) from error
     if trainer.is_world_process_zero():
         _report(recipe, args, metrics, trainer.state.global_step)
     return metrics

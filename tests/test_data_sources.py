@@ -41,11 +41,11 @@ def write_parquet(path: Path, labels: pa.Array, image: str = "image", label: str
     pq.write_table(pa.table({image: images, label: labels}), path, row_group_size=4)
 
 
-def write_tar(path: Path, labels: range) -> None:
+def write_tar(path: Path, labels: range, label=lambda number: str(number % 2)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for row, label in enumerate(labels):
-            for name, data in ((f"{row:04d}.png", png(label)), (f"{row:04d}.cls", str(label % 2).encode())):
+        for row, number in enumerate(labels):
+            for name, data in ((f"{row:04d}.png", png(number)), (f"{row:04d}.cls", label(number).encode())):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))

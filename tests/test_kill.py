@@ -66,7 +66,7 @@ def test_killed_again_and_again(tmp_path, images, world_size):
             break
         aim = attempt % 4  # wait for a phase, then strike at random
         if training.wait_for(lambda aim=aim, training=training: training.phase.value == aim, 60):
-            time.sleep(dice.random() * (0.6 if aim == 0 else 0.15))
+            time.sleep(dice.random() * (0.6 if aim < 2 else 0.15))
             phase = PHASES[training.phase.value]
             if all(p.is_alive() for p in training.processes):
                 hit[phase] += 1

@@ -20,7 +20,7 @@ from ..data import TrainStream, accumulation_steps, nearest_batch_size
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
-from ..processes import once
+from ..processes import lost_a_process, once
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
 from .checkpointing import AtomicCheckpoints
@@ -124,6 +124,13 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
         try:
             with listening() as self.health.stop_request:
                 result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        except RuntimeError as error:
+            if not lost_a_process(error):
+                raise
+            raise TrainingFailedError(
+                f"lost the connection to another process after step {self.state.global_step}: it ended or was killed, "
+                "and may have said why. Go on with resume_from_checkpoint=auto"
+            ) from error
         finally:
             if self.norms is not None:
                 self.norms.detach()
@@ -235,6 +242,10 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
                 f"a data worker ended ({reason}) after step {self.state.global_step}; where memory ran out, lower "
                 "dataloader_num_workers or shuffle_buffer. Go on with resume_from_checkpoint=auto"
             ) from error
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop("skipped", None)  # of a collator that serves training, too
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     # --- logging -------------------------------------------------------------------------------------------------
 
