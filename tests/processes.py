@@ -83,6 +83,7 @@ def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any) -> 
     from hf_clars.cli import train
     from hf_clars.training import ClarsTrainer
 
+    multiprocessing.set_start_method("fork", force=True)  # as in a program that nobody forked
     torch.set_num_threads(1)
     if environment.get("RANK", "0") == "0":
         _tell(ClarsTrainer, "training_step", phase, 1)

@@ -107,9 +107,9 @@ def test_the_last_one_is_stood_in_for_by_the_first(caplog):
     assert skipped(batch) == {"label": 2}
 
 
-def test_examples_of_a_shard_that_is_gone(caplog):
-    batch = collator()([{"skip": "shard", "draw": 1}, GOOD])
-    assert batch["labels"].tolist() == [3, 3]
+def test_examples_that_stand_in_for_a_shard_that_is_gone(caplog):
+    batch = collator()([{**GOOD, "label": 7, "skip": "shard", "draw": 1}, GOOD])
+    assert batch["labels"].tolist() == [7, 3]
     assert skipped(batch) == {"shard": 1}
     assert not caplog.messages  # said once, by who read the shard
 

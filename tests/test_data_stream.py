@@ -242,12 +242,20 @@ class Failing(Numbered):
         return isinstance(error, ConnectionError)
 
 
+def test_nothing_can_be_read(monkeypatch):
+    train = stream(4, 4)
+    train.chunks.read = lambda number: (_ for _ in ()).throw(FileNotFoundError("gone"))
+    with pytest.raises(UserError, match=r"chunk [01] cannot be read, nor can the 8 chunks after it"):
+        train[0]
+
+
 def test_what_may_pass_is_tried_again_and_what_is_gone_is_skipped(monkeypatch, caplog):
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
     train = TrainStream(Failing(4, 4, 4, 4), total_batch_size=16, seed=0)
     examples = [train[i] for i in range(16)]
     assert Counter(example.get("skip") for example in examples) == {None: 12, "shard": 4}
+    assert sorted(labels(examples)) == sorted([*range(4), *range(8, 12), *range(8, 16)])  # the next chunk stands in
     assert waits == [1.0, 2.0]
     assert train.chunks.attempts[1] == 1
     assert caplog.messages == ["cannot read chunk 1: its 4 examples are skipped (FileNotFoundError: gone)"]

@@ -1,6 +1,7 @@
 """Labelled images from the Hub or from disk to uint8 batches on the device."""
 
 from .batches import SKIP_REASONS, ImageCollator
+from .handover import SharedBatches
 from .order import TAILS
 from .sources import ImageSource, open_source
 from .steps import accumulation_steps, nearest_batch_size
@@ -13,6 +14,7 @@ __all__ = [
     "TAILS",
     "ImageCollator",
     "ImageSource",
+    "SharedBatches",
     "TrainStream",
     "accumulation_steps",
     "decode_image",

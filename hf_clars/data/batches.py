@@ -47,27 +47,30 @@ class ImageCollator:
         self.training = training
         self._named = 0
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: list[dict[str, Any]], out: Tensor | None = None) -> dict[str, Tensor]:
+        """One batch; its images in `out`, where that is given."""
         skipped = torch.zeros(len(SKIP_REASONS), dtype=torch.int64)
         usable: list[tuple[Tensor, int] | None] = []
         for example in examples:
+            if "skip" in example:
+                skipped[SKIP_REASONS.index(example["skip"])] += 1
             try:
                 usable.append(self._use(example))
             except _SkippedError as skip:
                 usable.append(None)
-                skipped[SKIP_REASONS.index(skip.reason)] += 1
+                if "skip" not in example:
+                    skipped[SKIP_REASONS.index(skip.reason)] += 1
                 self._name(skip)
         filled = self._filled(usable) if self.training else self._blanked(usable)
+        images = [pixels for pixels, _ in filled]
         batch = {
             # default_collate stacks right into the shared memory that a worker hands over
-            "pixel_values": default_collate([pixels for pixels, _ in filled]),
+            "pixel_values": default_collate(images) if out is None else torch.stack(images, out=out),
             "labels": torch.tensor([label for _, label in filled], dtype=torch.int64),
         }
         return {**batch, "skipped": skipped} if self.training else batch
 
     def _use(self, example: dict[str, Any]) -> tuple[Tensor, int]:
-        if "skip" in example:
-            raise _SkippedError(example["skip"], "")
         label = self._label(example)
         with _randomness_of(example):
             return self._pixels(example), label
@@ -98,7 +101,10 @@ class ImageCollator:
     def _filled(self, usable: list[tuple[Tensor, int] | None]) -> list[tuple[Tensor, int]]:
         standing_in = next((item for item in usable if item is not None), None)
         if standing_in is None:
-            raise UserError(f"none of {len(usable)} examples of a micro-batch can be used: see the lines before")
+            raise UserError(
+                f"none of {len(usable)} examples of a micro-batch can be used: see the lines before; a "
+                "larger per_device_train_batch_size would find others to stand in"
+            )
         filled = []
         for item in reversed(usable):
             standing_in = item or standing_in
@@ -110,7 +116,7 @@ class ImageCollator:
         return [item or (torch.zeros(3, size, size, dtype=torch.uint8), IGNORED_LABEL) for item in usable]
 
     def _name(self, skip: _SkippedError) -> None:
-        if str(skip) and self._named < _NAMED:
+        if self._named < _NAMED:
             self._named += 1
             logger.warning("skipped: %s%s", skip, "; no more are named" if self._named == _NAMED else "")
 

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.utils import get_protocol
 
@@ -142,6 +143,8 @@ def is_remote(file: str) -> bool:
 
 
 def _opened(file: str) -> Any:
+    if not is_remote(file):
+        return pa.OSFile(file)
     # The block cache of fsspec would fetch what pyarrow's coalesced requests have no use for.
     return fsspec.open(file, "rb", **({"cache_type": "none"} if file.startswith("hf://") else {})).open()
 

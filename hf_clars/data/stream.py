@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import struct
@@ -19,6 +20,8 @@ from ..errors import UserError
 from .chunks import Chunks, Example
 from .order import Order, Window
 
+_STAND_INS = 8  # chunks that are tried in place of one that cannot be read
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,8 +30,8 @@ class TrainStream(Dataset):
 
     Nothing is kept from one item to the next but what reading ahead needs, so a training goes on at any position
     without reading what comes before it, but for the windows (see `Order`) it stops in. Each example carries a `"draw"`
-    from which its augmentation follows, as reproducible as the order. An example that could not be read, after several
-    attempts where that may help, is `{"skip": reason}`.
+    from which its augmentation follows, as reproducible as the order. Where a chunk cannot be read, after several
+    attempts where that may help, examples of another one stand in, with `"skip": "shard"`.
 
     A process reads windows: one of each of its lanes is in memory, and the next one is read in the background from the
     middle of the one before it. That is up to twice `shuffle_buffer` encoded images for each rank.
@@ -202,20 +205,35 @@ class _Reader:
 
 
 class _Chunk:
-    """A chunk's examples; none where it cannot be read."""
+    """A chunk's examples. Where it cannot be read, those of the next one stand in, marked as such."""
 
     def __init__(self, chunks: Chunks, number: int) -> None:
+        self._instead: _Chunk | None = None
+        self._examples: Sequence[Example] = ()
         try:
-            self.examples: Sequence[Example] = chunks.read_patiently(number)
+            self._examples = chunks.read_patiently(number)
         except Exception as error:  # a reader's errors are of many kinds, and one chunk does not end a run
-            self.examples = ()
             trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
             logger.warning(
                 "cannot read %s: its %d examples are skipped (%s)", chunks.name(number), chunks.sizes[number], trouble
             )
 
+            self._instead = self._next(chunks, number)
+
+    def _next(self, chunks: Chunks, number: int) -> _Chunk:
+        for step in range(1, _STAND_INS + 1):
+            other = (number + step) % len(chunks.sizes)
+            if chunks.sizes[other]:
+                with contextlib.suppress(Exception):
+                    chunk = _Chunk.__new__(_Chunk)
+                    chunk._instead, chunk._examples = None, chunks.read(other)
+                    return chunk
+        raise UserError(f"{chunks.name(number)} cannot be read, nor can the {_STAND_INS} chunks after it")
+
     def example(self, row: int) -> Example:
-        return self.examples[row] if self.examples else {"skip": "shard"}
+        if self._instead is not None:
+            return {**self._instead.example(row), "skip": "shard"}
+        return self._examples[row % len(self._examples)]
 
 
 class _Loaded(Sequence[Example]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 import wandb
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Layers = Mapping[str, Mapping[str, float]]
 
@@ -46,8 +49,12 @@ class LayerRecords:
             return
         record = {"step": state.global_step, "epoch": state.epoch, **rest, "layers": layers}
         self._history.append(record)
-        with open(Path(args.output_dir) / self._file_name, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        path = Path(args.output_dir) / self._file_name
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:  # a full disk does not end a training
+            logger.warning("step %d is not in %s: %s", state.global_step, path, error.strerror or error)
         if _wandb_runs(args):
             self._log_to_wandb(record)
 
@@ -82,10 +89,15 @@ class LayerRecords:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of such a file; none if there is no file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()  # a run that was killed while it wrote
-    return [json.loads(line) for line in lines]
+    records = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # cut short, by a kill or a full disk; what was written next stands on the same line
+            start = line.rfind('{"step"')
+            if start > 0 and line.endswith("\n"):
+                records.append(json.loads(line[start:]))
+    return records
 
 
 def to_host(values: Sequence[Tensor]) -> list[float]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from ..data import TrainStream, accumulation_steps, nearest_batch_size
+from ..data import ImageCollator, SharedBatches, TrainStream, accumulation_steps, nearest_batch_size
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
@@ -74,6 +74,7 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
             raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
         self.steps_per_epoch = 0
         self.examples_per_epoch = 0
+        self._shared: SharedBatches | None = None
         self._smallest_tried: int | None = None
         self._log_mark: tuple[int, float] | None = None
         if not args.disable_tqdm:
@@ -125,11 +126,12 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
             with listening() as self.health.stop_request:
                 result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
         except RuntimeError as error:
-            if not lost_a_process(error):
+            reason = _what_was_lost(error)
+            if reason is None:
                 raise
+            step = self.state.global_step
             raise TrainingFailedError(
-                f"lost the connection to another process after step {self.state.global_step}: it ended or was killed, "
-                "and may have said why. Go on with resume_from_checkpoint=auto"
+                f"{reason} (after step {step}). Go on with resume_from_checkpoint=auto"
             ) from error
         finally:
             if self.norms is not None:
@@ -175,20 +177,29 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
             return super().get_train_dataloader()
         args = self.args
         workers = args.dataloader_num_workers
+        pin_memory = args.dataloader_pin_memory and self.accelerator.device.type != "cpu"
+        collator = self.data_collator
+        if workers and isinstance(collator, ImageCollator):
+            collator = self._shared = SharedBatches(
+                collator,
+                batch_size=self._train_batch_size,
+                workers=workers,
+                prefetch_factor=args.dataloader_prefetch_factor or 2,
+            )
         return DataLoaderShard(
             self.train_dataset,
             device=self.accelerator.device,
             batch_sampler=self.train_dataset.batches(
                 self._train_batch_size, rank=args.process_index, world_size=args.world_size, workers=workers
             ),
-            collate_fn=self.data_collator,
+            collate_fn=collator,
             num_workers=workers,
-            pin_memory=args.dataloader_pin_memory and self.accelerator.device.type != "cpu",
+            pin_memory=pin_memory,
             persistent_workers=args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
             generator=torch.Generator(),  # the global one's numbers belong to the training
-            _non_blocking=self.accelerator.non_blocking,
+            _non_blocking=pin_memory,  # copies then wait for nobody, and nobody for them
         )
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
@@ -228,20 +239,13 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
         return _MicroBatches(batches, num_batches), None
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, without what the collator reports of skipped examples."""
-        try:
-            for batch in batches:
-                if isinstance(self.train_dataset, TrainStream) and "skipped" in batch:
-                    self.health.observe_skipped(batch.pop("skipped"))
-                yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = str(error).rpartition(" killed by signal: ")[2].partition(".")[0]
-            raise TrainingFailedError(
-                f"a data worker ended ({reason}) after step {self.state.global_step}; where memory ran out, lower "
-                "dataloader_num_workers or shuffle_buffer. Go on with resume_from_checkpoint=auto"
-            ) from error
+        """The same batches, received and without what the collator reports of skipped examples."""
+        for batch in batches:
+            if self._shared is not None:
+                batch = self._shared.received(batch, self.accelerator.device)
+            if isinstance(self.train_dataset, TrainStream) and "skipped" in batch:
+                self.health.observe_skipped(batch.pop("skipped"))
+            yield batch
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs.pop("skipped", None)  # of a collator that serves training, too
@@ -261,6 +265,20 @@ class ClarsTrainer(AtomicCheckpoints, Trainer):
             steps = step - self.resume_point.loss_since - self.health.skipped_steps
             logs["train_loss"] = self._total_loss_scalar / max(1, steps)
         super().log(logs, start_time)
+
+
+def _what_was_lost(error: RuntimeError) -> str | None:
+    """Which process is gone, where that is what the error is about. DataLoader may raise anywhere, from a signal."""
+    if lost_a_process(error):
+        return "lost the connection to another process: it ended or was killed, and may have said why"
+    message = str(error)
+    if "DataLoader worker" not in message:
+        return None
+    how = message.partition(" killed by signal: ")[2].partition(".")[0] or "unexpectedly"
+    return (
+        f"a data worker ended ({how}): where memory ran out (a Bus error: /dev/shm), lower dataloader_num_workers or "
+        "shuffle_buffer"
+    )
 
 
 class _WholeSteps:
