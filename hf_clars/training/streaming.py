@@ -1,0 +1,160 @@
+"""How `ClarsTrainer` takes its data: B samples in every step, one micro-batch at a time."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.data_loader import DataLoaderShard
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import has_length
+
+from ..data import ImageCollator, SharedBatches, TrainStream, accumulation_steps, nearest_batch_size
+from ..errors import UserError
+from .health import StepHealth
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class StreamedBatches(_Base):
+    """A mix-in for `Trainer`: every step has B samples, and memory does not grow with their number."""
+
+    args: Any
+    health: StepHealth
+    steps_per_epoch = 0
+    examples_per_epoch = 0
+    _smallest_tried: int | None = None
+    _shared: SharedBatches | None = None
+
+    def _inner_training_loop(  # type: ignore[override]
+        self, batch_size: int | None = None, args: Any = None, **kwargs: Any
+    ) -> Any:
+        # What auto_find_batch_size tries next: transformers would keep the accumulation, and so change B.
+        if args is not None and args.auto_find_batch_size and batch_size is not None:
+            if self._smallest_tried is not None:
+                batch_size = min(batch_size, self._smallest_tried - 1)
+            if batch_size < 1:
+                raise UserError("auto_find_batch_size: not even one sample a device fits into its memory")
+            assert args.total_batch_size is not None
+            batch_size = nearest_batch_size(args.total_batch_size, batch_size, args.world_size)
+            self._smallest_tried = batch_size
+            args.gradient_accumulation_steps = accumulation_steps(args.total_batch_size, batch_size, args.world_size)
+        return super()._inner_training_loop(batch_size, args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer`'s; a `TrainStream` already yields this rank's share and is not divided again."""
+        if not isinstance(self.train_dataset, TrainStream):
+            return super().get_train_dataloader()
+        args = self.args
+        workers = args.dataloader_num_workers
+        pin_memory = args.dataloader_pin_memory and self.accelerator.device.type != "cpu"
+        collator: Any = self.data_collator
+        self._shared = None
+        if workers and isinstance(collator, ImageCollator):
+            collator = self._shared = SharedBatches(
+                collator,
+                batch_size=self._train_batch_size,
+                workers=workers,
+                prefetch_factor=args.dataloader_prefetch_factor or 2,
+            )
+        return DataLoaderShard(
+            self.train_dataset,
+            device=self.accelerator.device,
+            batch_sampler=self.train_dataset.batches(
+                self._train_batch_size, rank=args.process_index, world_size=args.world_size, workers=workers
+            ),
+            collate_fn=collator,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
+            generator=torch.Generator(),  # the global one's numbers belong to the training
+            _non_blocking=pin_memory,  # copies then wait for nobody, and nobody for them
+        )
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+        """As `Trainer`'s, with whole steps alone."""
+        loader: Any = dataloader
+        steps = 0
+        if has_length(dataloader):
+            size = self.get_total_train_batch_size(args)
+            steps = self.num_examples(dataloader) // size
+            if steps < 1:
+                raise UserError(
+                    f"the training data has {self.num_examples(dataloader)} examples, fewer than one batch of "
+                    f"total_batch_size={size}"
+                )
+            if args.max_steps < 0 and isinstance(self.train_dataset, TrainStream) and args.tail == "carry":
+                args = copy.copy(args)
+                args.max_steps = self.train_dataset.steps_of(args.num_train_epochs)
+            loader = _WholeSteps(dataloader, steps * args.gradient_accumulation_steps)
+        values = super().set_initial_training_values(args, loader)
+        self.steps_per_epoch = steps
+        self.examples_per_epoch = steps * self.get_total_train_batch_size(args)
+        return values
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[Any, torch.Tensor | int | None]:
+        """The micro-batches of one step, fetched one by one, so that memory does not grow with their number.
+
+        Losses that are normalised by the number of items of the whole step (a `compute_loss_func`, a language model)
+        need all micro-batches first; for them it is as in `Trainer`.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # resumed from a checkpoint of the last step, which Trainer would go beyond
+        batches = self._watched(epoch_iterator)
+        if self.model_accepts_loss_kwargs or self.compute_loss_func is not None:
+            return super().get_batch_samples(batches, num_batches, device)
+        return _MicroBatches(batches, num_batches), None
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, received and without what the collator reports of skipped examples."""
+        for batch in batches:
+            if self._shared is not None:
+                batch = self._shared.received(batch, self.accelerator.device)
+            if isinstance(self.train_dataset, TrainStream) and "skipped" in batch:
+                self.health.observe_skipped(batch.pop("skipped"))
+            yield batch
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop("skipped", None)  # of a collator that serves training, too
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+
+class _WholeSteps:
+    """A data loader to which its first `length` batches are all there are. Only asked, never iterated."""
+
+    def __init__(self, dataloader: DataLoader, length: int) -> None:
+        self.dataset = getattr(dataloader, "dataset", None)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+
+class _MicroBatches:
+    """The next `number` batches of an iterator, taken when they are needed. Iterated once.
+
+    The first one is taken at once: Trainer restores the random state of a checkpoint after it asked for batches, and
+    what beginning to iterate draws from it must come before.
+    """
+
+    def __init__(self, iterator: Iterator[Any], number: int) -> None:
+        first = list(itertools.islice(iterator, 1))
+        self._batches = itertools.chain(first, itertools.islice(iterator, number - 1))
+        self._number = number if first else 0
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
