@@ -3,9 +3,12 @@
 launch.py OUTPUT OPTIM PER_DEVICE_BATCH [fsdp]
 """
 
+import json
 import sys
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments
@@ -21,10 +24,26 @@ def main(output: str, optim: str, per_device: str) -> None:
         logging_steps=1, layer_statistics_steps=1,
     )  # fmt: skip
     trainer = ClarsTrainer(Classifier(), args, train_dataset=Ordered(320))
+    calls = counted_all_reduces()
     trainer.train()
     if PartialState().is_main_process:
+        Path(f"{output}/world_size").write_text(str(PartialState().num_processes))
+        Path(f"{output}/all_reduces.json").write_text(json.dumps(calls))
         model = trainer.accelerator.unwrap_model(trainer.model)
         torch.save(model.state_dict(), f"{output}/weights.pt")
+
+
+def counted_all_reduces() -> list[list[int]]:
+    """Sizes of the tensors that this process reduces from here on, but for those that DDP reduces in C++."""
+    calls: list[list[int]] = []
+    all_reduce = dist.all_reduce
+
+    def counting(tensor, *args, **kwargs):
+        calls.append([tensor.numel()])
+        return all_reduce(tensor, *args, **kwargs)
+
+    dist.all_reduce = counting
+    return calls
 
 
 class Ordered(torch.utils.data.IterableDataset):

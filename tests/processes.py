@@ -24,7 +24,7 @@ class Training:
     def __init__(self, argv: list[str], log: Path, world_size: int = 1, **environment: str) -> None:
         self.phase: Any = _context.Value("i", 0)
         self.log = log
-        port = _free_port()
+        port = free_port()
         self.processes = []
         for rank in range(world_size):
             variables = {"OMP_NUM_THREADS": "1", **environment}
@@ -103,7 +103,7 @@ def _tell(kind: type, name: str, phase: Any, number: int) -> None:
     setattr(kind, name, told)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -9,25 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 
+from .processes import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(processes: int, *arguments: str, config: str | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    options = ["--config_file", str(ROOT / "recipes" / "accelerate" / config)] if config else ["--cpu"]
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", str(processes),
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        *arguments,
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+
+
+def launcher(processes: int, *options: str) -> list[str]:
+    """`accelerate launch`. Its --cpu would start a single process; the script itself asks for the CPU."""
+    return [
+        sys.executable, "-m", "accelerate.commands.launch", *(["--multi_gpu"] if processes > 1 else ["--cpu"]),
+        "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", *options,
+        str(ROOT / "tests" / "launch.py"),
     ]  # fmt: skip
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+
+def saved(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    assert (folder / "world_size").read_text() == str(processes)
+    return torch.load(folder / "weights.pt", weights_only=True)
 
 
 def train(folder: Path, processes: int, optim: str, per_device: int) -> dict[str, torch.Tensor]:
     folder.mkdir()
-    result = launch(processes, str(ROOT / "tests" / "launch.py"), str(folder), optim, str(per_device))
+    command = [*launcher(processes, "--num_machines", "1", "--main_process_port", "0")]
+    result = subprocess.run(
+        [*command, str(folder), optim, str(per_device)], env={**os.environ, **ENVIRONMENT}, capture_output=True,
+        text=True, timeout=120, cwd=ROOT, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(folder / "weights.pt", weights_only=True)
+    return saved(folder, processes)
 
 
 @pytest.mark.parametrize("optim", ["clars", "lars"])
@@ -45,6 +57,38 @@ def test_two_processes_are_one(tmp_path, optim):
     for a, b in zip(*records, strict=True):  # the reduced statistics are those of the whole batch, too
         for name, layer in a["layers"].items():
             assert b["layers"][name] == pytest.approx(layer, rel=1e-4)
+
+
+def test_two_nodes_are_one_process(tmp_path):
+    """Two launches with machine ranks of their own that meet over loopback, two processes each: 64 = 4 × 4 × 4."""
+    one = train(tmp_path / "one", 1, "clars", 16)
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    port = free_port()
+    nodes = []
+    for rank in range(2):
+        options = ["--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
+        command = launcher(4, *options, "--main_process_port", str(port), "--rdzv_backend", "static")
+        nodes.append(
+            subprocess.Popen(
+                [*command, str(folder), "clars", "4"], env={**os.environ, **ENVIRONMENT}, cwd=ROOT, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+    for node in nodes:
+        output, _ = node.communicate(timeout=180)
+        assert node.returncode == 0, output[-3000:]
+    four = saved(folder, 4)
+    for name, weight in one.items():
+        torch.testing.assert_close(four[name], weight, rtol=1e-5, atol=1e-7)
+
+
+def test_what_clars_communicates(tmp_path):
+    """Beside the gradient, which DDP reduces in its own way: two small vectors in each optimizer step, whatever B."""
+    train(tmp_path / "two", 2, "clars", 4)  # 64 = 4 × 8 × 2
+    calls = json.loads((tmp_path / "two" / "all_reduces.json").read_text())
+    layers = 2  # weights of two or more dimensions
+    assert calls == [[2 * layers], [7]] * 5  # Σ‖c‖ and Σ‖c‖² of each layer; StepHealth's numbers
 
 
 def test_two_fsdp2_shards_are_one_model(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.data_loader import DataLoaderShard
+from accelerate.data_loader import DataLoaderShard, IterableDatasetShard
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
@@ -86,11 +86,11 @@ class StreamedBatches(_Base):
         steps = 0
         if has_length(dataloader):
             size = self.get_total_train_batch_size(args)
-            steps = self.num_examples(dataloader) // size
+            examples = self.num_examples(dataloader)
+            steps = min(examples // size, len(dataloader) // args.gradient_accumulation_steps)
             if steps < 1:
                 raise UserError(
-                    f"the training data has {self.num_examples(dataloader)} examples, fewer than one batch of "
-                    f"total_batch_size={size}"
+                    f"the training data has {examples} examples, fewer than one batch of total_batch_size={size}"
                 )
             if args.max_steps < 0 and isinstance(self.train_dataset, TrainStream) and args.tail == "carry":
                 args = copy.copy(args)
@@ -100,6 +100,13 @@ class StreamedBatches(_Base):
         self.steps_per_epoch = steps
         self.examples_per_epoch = steps * self.get_total_train_batch_size(args)
         return values
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Of all ranks. Trainer's would give those of one where accelerate has divided a stream."""
+        dataset = getattr(dataloader, "dataset", None)
+        while isinstance(dataset, IterableDatasetShard):
+            dataset = dataset.dataset
+        return len(dataset) if has_length(dataset) else super().num_examples(dataloader)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
