@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ def summary(
     """Model, batch, data, learning rate and memory of a run."""
     order = stream.order
     parameters = sum(p.numel() for p in model.parameters())
-    steps = args.max_steps if args.max_steps > 0 else int(order.steps * args.num_train_epochs)
+    epochs = args.num_train_epochs
+    steps = stream.steps_of(epochs) if args.tail == "carry" else math.ceil(order.steps * epochs)
+    if args.max_steps > 0:
+        steps = args.max_steps
     name = args.optim_name
     rest = "is left out" if args.tail == "drop" else "begins the next one"
     rate = f"{name}: γ_scale = {args.learning_rate:g}"
@@ -53,37 +57,40 @@ def _memory(args: ClarsTrainingArguments, model: nn.Module, parameters: int, ima
     activations = activation_bytes(model, image_size, torch.bfloat16 if args.bf16 or args.fp16 else torch.float32)
     total = fixed + activations * args.train_batch_size
     return (
-        f"{_gib(fixed)} for weights, gradients and momentum + {args.train_batch_size} × "
-        f"{activations / 2**20:.1f} MiB of activations = {_gib(total)}"
+        f"{_readable(fixed)} for weights, gradients and momentum + {args.train_batch_size} × "
+        f"{_readable(activations)} of activations = {_readable(total)}"
     )
 
 
 def activation_bytes(model: nn.Module, image_size: int, dtype: torch.dtype) -> int:
-    """What a forward pass keeps for the backward pass for each image; seen by running one of two images on the CPU.
+    """What a forward pass keeps for the backward pass for each image; seen by running two and four images on the CPU.
 
-    Parameters do not count. The model is as it was afterwards.
+    What does not grow with their number (parameters, and their copies under autocast) does not count. The model is as
+    it was afterwards.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return (_kept(model, 4, image_size, dtype) - _kept(model, 2, image_size, dtype)) // 2
+
+
+def _kept(model: nn.Module, images: int, image_size: int, dtype: torch.dtype) -> int:
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    images = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+    pixels = torch.zeros(images, 3, image_size, image_size, dtype=torch.uint8)
     was_training = model.training
     low = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
     with same_randomness_afterwards(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), low:
-        output: Any = model.train()(pixel_values=images, labels=torch.zeros(2, dtype=torch.int64))
+        output: Any = model.train()(pixel_values=pixels, labels=torch.zeros(images, dtype=torch.int64))
     del output
     model.train(was_training)
     for buffer, before in buffers:
         buffer.copy_(before)
-    return sum(kept.values()) // 2
+    return sum(kept.values())
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _readable(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
