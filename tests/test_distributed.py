@@ -111,3 +111,24 @@ def test_two_fsdp2_shards_are_one_model(tmp_path):
     sharded = torch.load(tmp_path / "weights.pt", weights_only=True)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(sharded[name], parameter.detach(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_ssh_launches_on_two_hosts(tmp_path):
+    """`recipes/launch/ssh.sh` with a remote shell that stays on this machine, and loopback addresses for hosts."""
+    here = tmp_path / "here"
+    here.write_text('#!/bin/bash\nshift\nexec bash -c "$*"\n')
+    here.chmod(0o755)
+    environment = {
+        **os.environ, **ENVIRONMENT, "REMOTE_SHELL": str(here), "CPU": "1", "PROCESSES_PER_HOST": "1",
+        "PORT": str(free_port()), "ACCELERATE": str(Path(sys.executable).with_name("accelerate")),
+        "CONFIG": "recipes/demo/fashion_mnist.yaml",
+    }  # fmt: skip
+    flags = ["--max_steps", "2", "--total_batch_size", "256", "--report_to", "none", "--plots", "false"]
+    result = subprocess.run(
+        ["bash", "recipes/launch/ssh.sh", "127.0.0.1,127.0.0.2", *flags, "--output_dir", str(tmp_path / "run")],
+        env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "B = 256 = 128 a device × 1 accumulated × 2 process(es)" in result.stdout
+    assert (tmp_path / "run" / "model.safetensors").is_file()
