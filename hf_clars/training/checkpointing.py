@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingFailedError
 from . import checkpoints
@@ -57,7 +57,7 @@ class AtomicCheckpoints(_Base):
         if args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
         if args.should_save:
-            rotate_checkpoints(str(run_dir), args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
+            checkpoints.keep(run_dir, args.save_total_limit, state.best_model_checkpoint)
 
     def _write(self, model: Any, trial: Any, run_dir: Path) -> str:
         """Let Trainer write into the staging folder; returns what went wrong, if anything did."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def finish(written: Path, final: Path) -> None:
     """
     files = {str(f.relative_to(written)): _synced(f) for f in sorted(written.rglob("*")) if f.is_file()}
     manifest = written / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1))
+    manifest.write_text(json.dumps({"written": time.time(), "files": files}, indent=1))
     _synced(manifest)
     for folder in (*(f for f in written.rglob("*") if f.is_dir()), written):
         _sync_folder(folder)
@@ -74,8 +75,11 @@ def what_is_wrong(checkpoint: Path) -> str | None:
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The newest checkpoint that can be used. Those after it that cannot are named, and put out of the way."""
-    for checkpoint in sorted(_all(run_dir), key=_step, reverse=True):
+    """The newest checkpoint that can be used. Those after it that cannot are named, and put out of the way.
+
+    The newest one was written last. It need not have the highest number: an earlier training may have left its own.
+    """
+    for checkpoint in reversed(all_of(run_dir)):
         trouble = what_is_wrong(checkpoint)
         if trouble is None:
             return checkpoint
@@ -84,6 +88,17 @@ def newest(run_dir: Path) -> Path | None:
         os.replace(checkpoint, aside)
         logger.warning("%s is broken (%s): trying the one before it; it is now %s", checkpoint, trouble, aside.name)
     return None
+
+
+def keep(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Delete all but the last `limit` checkpoints (None or 0: none is deleted); the best one stays, and counts."""
+    if not limit or limit < 0:
+        return
+    *older, newest_one = all_of(run_dir)
+    spared = {newest_one.name, Path(best).name if best else newest_one.name}
+    older = [checkpoint for checkpoint in older if checkpoint.name not in spared]
+    for checkpoint in older[: max(0, len(older) + len(spared) - limit)]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def find(wanted: str, run_dir: Path) -> Path | None:
@@ -106,13 +121,22 @@ def find(wanted: str, run_dir: Path) -> Path | None:
     return checkpoint
 
 
-def _all(run_dir: Path) -> list[Path]:
-    return [p for p in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir() and _step(p) >= 0]
+def all_of(run_dir: Path) -> list[Path]:
+    """All checkpoints, whole or not, in the order in which they were written."""
+    found = [p for p in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir() and _step(p) >= 0]
+    return sorted(found, key=lambda checkpoint: (_written(checkpoint), _step(checkpoint)))
 
 
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(number) if number.isdecimal() else -1
+
+
+def _written(checkpoint: Path) -> float:
+    try:
+        return float(json.loads((checkpoint / MANIFEST).read_text())["written"])
+    except (OSError, ValueError, KeyError, TypeError):  # broken, or another Trainer's
+        return checkpoint.stat().st_mtime
 
 
 def _synced(file: Path) -> tuple[int, int]:

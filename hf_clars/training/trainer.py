@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from .signals import listening
 from .statistics import LayerStatisticsCallback
 from .streaming import StreamedBatches
 from .tracking import begin_wandb, keep_wandb_offline_without_login
+
+logger = logging.getLogger(__name__)
 
 
 class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
@@ -108,6 +111,8 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
         saved = {} if checkpoint is None else saved_values(checkpoint)
         if checkpoint is not None:
             tell_differences(saved, self.train_dataset, self.args.world_size)
+        elif self.is_world_process_zero() and (old := checkpoints.all_of(run_dir)):
+            logger.warning("%s has %d checkpoints of an earlier training, which begins anew", run_dir, len(old))
         if self.is_world_process_zero() and kwargs.get("trial") is None:
             begin_wandb(self.args, saved.get("wandb_run_id"))
         if self.norms is not None:  # a second call: the first one detached
