@@ -86,7 +86,9 @@ def run(argv: list[str]) -> dict[str, float]:
     _check(args)
     model_kwargs = _model_kwargs(recipe)
     wanted = str(args.resume_from_checkpoint or "")
-    once(lambda: checkpoints.find(wanted, Path(str(args.output_dir))))  # a mistake shows before anything is read
+    found = once(lambda: checkpoints.find(wanted, Path(str(args.output_dir))))  # a mistake shows before data is read
+    if wanted and not args.process_index:
+        print(f"going on from {found}" if found else f"no checkpoint in {args.output_dir}: beginning", flush=True)
     if recipe.plots and importlib.util.find_spec("matplotlib") is None:
         raise UserError("plots need matplotlib: pip install matplotlib, or go without by --plots false")
     train_source = _open(recipe, recipe.train_split, recipe.train_examples)

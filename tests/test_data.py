@@ -116,8 +116,9 @@ def test_examples_that_stand_in_for_a_shard_that_is_gone(caplog):
 
 def test_a_worker_names_ten(caplog):
     collate = collator()
-    for _ in range(4):
-        collate([GOOD, *[BAD[0][0]] * 4])
+    for number in range(20):
+        for _ in range(2):  # each one once
+            collate([GOOD, {"image": {**encoded(RED), "path": f"{number}.png"}, "label": -1}])
     assert len(caplog.messages) == 10
     assert caplog.messages[-1].endswith("; no more are named")
 

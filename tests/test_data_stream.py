@@ -133,6 +133,20 @@ def test_ranks_and_micro_batches_do_not_change_what_a_step_sees():
     assert set(flat(epoch(two, 4, micro=5, world=2))) <= set(range(200))
 
 
+def test_many_ranks_do_not_read_everything():
+    """1,280,000 examples: each window of a rank holds whole row groups, however many ranks share the buffer."""
+    for world in (8, 64, 1024):
+        train = TrainStream(Numbered(*[100] * 12_800), total_batch_size=16_384, seed=0, shuffle_buffer=8192)
+        train.batches(16, rank=0, world_size=world, workers=8)
+        assert not train.order.by_example
+        assert len(np.unique(train.order.window_at(0, 0, 0).chunks)) <= 12
+
+
+def test_a_stream_may_be_read_before_workers_are_forked():
+    train = stream(*[6] * 16, batch=8, shuffle_buffer=24)
+    assert epoch(train, 2) == epoch(train, 2, workers=2)
+
+
 def test_examples_mix_within_a_shard_and_between_shards():
     order = flat(epoch(stream(*[64] * 32, batch=64, shuffle_buffer=256), micro=64))
     first = order[:64]
@@ -308,5 +322,6 @@ def test_a_checkpoint_of_other_data_says_so():
     assert other.restore(state) == [
         "the seed of the data was 0 and is 3",
         "total_batch_size was 8 and is 16",
+        "the number of examples in an epoch was 200 and is 192",
         "the training data are not those of the checkpoint",
     ]

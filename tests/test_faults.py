@@ -165,14 +165,15 @@ def test_a_server_that_is_busy_and_breaks_connections(tmp_path, images):
 # --- processes ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, images, number):
+@pytest.mark.parametrize(("number", "persistent"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
+def test_asked_to_end_it_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, images, number, persistent):
     options = {"num_train_epochs": 20, "dataloader_num_workers": 1, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    options["dataloader_persistent_workers"] = persistent
     whole = start(tmp_path / "whole", images, **options)
     cut = start(tmp_path / "cut", images, **options)
     assert cut.wait_for(lambda: cut.phase.value == 1)
     time.sleep(0.3)
-    cut.kill(number)
+    os.killpg(cut.processes[0].pid, number)  # to all of the job step, data workers included
     assert cut.wait() == [75], cut.output()
     step = newest(tmp_path / "cut")
     line = f"stopped by {number.name} after step {step} with a checkpoint in {tmp_path}/cut/run: go on with "

@@ -101,7 +101,9 @@ def test_there_is_nothing_to_resume(tmp_path):
 def test_the_newest_checkpoint_is_the_one_written_last(tmp_path, caplog):
     streaming(tmp_path, num_train_epochs=3, save_total_limit=2).train()  # leaves checkpoint-9 and checkpoint-12
     streaming(tmp_path, callbacks=[StopAfter(4)]).train()  # another training, stopped after its checkpoint-3
-    assert caplog.messages == [f"{tmp_path} has 2 checkpoints of an earlier training, which begins anew"]
+    message = "has 2 checkpoints of an earlier training; this one begins anew, and leaves them alone"
+    assert caplog.messages == [f"{tmp_path} {message}"]
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-9", "checkpoint-12"}
     resumed = streaming(tmp_path, callbacks=[StopAfter(5)])
     resumed.train(resume_from_checkpoint="auto")
     assert [e["step"] for e in resumed.state.log_history if "loss" in e] == [1, 2, 3, 4, 5]
@@ -120,11 +122,81 @@ def test_other_micro_batches_finish_the_epoch_with_the_same_examples(tmp_path):
 
 def test_what_has_changed_is_said(tmp_path, caplog):
     streaming(tmp_path, callbacks=[StopAfter(6)]).train()
-    streaming(tmp_path, size=68).train(resume_from_checkpoint=True)
+    streaming(tmp_path, size=68, learning_rate=9.0).train(resume_from_checkpoint=True)
     assert caplog.messages == [
+        "learning_rate is 3 in the checkpoint, whose schedule goes on, and 9 now, which is ignored",
         "the training data are not those of the checkpoint: the unfinished epoch goes on in another order, so that "
-        "some of its examples come again and as many do not come"
+        "some of its examples come again and as many do not come",
     ]
+
+
+def test_another_optimizer_or_model_is_an_error(tmp_path):
+    streaming(tmp_path, callbacks=[StopAfter(6)]).train()
+    with pytest.raises(UserError, match="the checkpoint is of optim='clars', not 'lars': it cannot go on"):
+        streaming(tmp_path, optim="lars").train(resume_from_checkpoint=True)
+    with pytest.raises(UserError, match="checkpoint-6 is of another model: size mismatch for head"):
+        streaming(tmp_path, Classifier(features=4)).train(resume_from_checkpoint=True)
+
+
+def test_the_model_alone_is_not_resumed_from(tmp_path, caplog):
+    streaming(tmp_path, save_only_model=True, callbacks=[StopAfter(6)]).train()
+    with pytest.raises(UserError, match="there is no whole checkpoint in"):
+        streaming(tmp_path).train(resume_from_checkpoint=True)
+    assert "cannot be resumed from: it holds the model alone, and nothing of the optimizer" in caplog.text
+    assert (tmp_path / "checkpoint-6").is_dir()
+
+
+def test_killed_while_a_checkpoint_was_replaced(tmp_path):
+    streaming(tmp_path, callbacks=[StopAfter(3)]).train()
+    (tmp_path / "checkpoint-3").rename(tmp_path / "replaced-checkpoint-3")
+    resumed = streaming(tmp_path, callbacks=[StopAfter(4)])
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+
+
+def test_states_of_callbacks_may_be_restored(tmp_path):
+    streaming(tmp_path, callbacks=[StopAfter(6)]).train()
+    resumed = streaming(tmp_path, restore_callback_states_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=True)
+    whole = streaming(tmp_path / "whole")
+    whole.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert resumed.state.log_history[-1]["train_loss"] == whole.state.log_history[-1]["train_loss"]
+
+
+def test_the_result_is_that_of_the_whole_training(tmp_path):
+    streaming(tmp_path, callbacks=[StopAfter(6)]).train()
+    result = streaming(tmp_path).train(resume_from_checkpoint=True)
+    assert result.training_loss == result.metrics["train_loss"]
+
+
+def test_a_stream_of_other_settings_is_an_error(tmp_path):
+    stream = TrainStream(Pictures(), total_batch_size=32, seed=0)
+    with pytest.raises(UserError, match="total_batch_size is 16 in the arguments and 32 in the TrainStream"):
+        ClarsTrainer(seeded(), arguments(tmp_path, total_batch_size=16), train_dataset=stream)
+
+
+def test_an_evaluation_with_a_batch_of_which_nothing_counts(tmp_path):
+    trainer = streaming(tmp_path, per_device_eval_batch_size=1)
+    data = [{**e, "labels": -100 if i in (0, 5) else e["labels"]} for i, e in enumerate(dataset(16, 1))]
+    usable = [e for e in data if e["labels"] != -100]
+    whole, without = trainer.evaluate(data)["eval_loss"], trainer.evaluate(usable)["eval_loss"]
+    assert np.isfinite(whole)
+    assert whole == pytest.approx(without, rel=0.15)
+
+
+def test_a_signal_where_only_the_best_is_saved(tmp_path):
+    class Signal(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"save_strategy": "best", "metric_for_best_model": "chance", "eval_strategy": "steps", "eval_steps": 2}
+    trainer = streaming(tmp_path, callbacks=[Signal()], greater_is_better=False, **options)
+    trainer.state.best_metric = -1.0
+    with pytest.raises(Preempted, match="after step 6 with a checkpoint in"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-6" / "manifest.json").is_file()
 
 
 def test_a_checkpoint_of_another_trainer(tmp_path, caplog):

@@ -28,7 +28,8 @@ class ImageCollator:
 
     An example that cannot be used (`SKIP_REASONS`: an image that no reader knows or that is cut short, one beyond
     Pillow's limit for decompression bombs, a label outside the classes, a shard that is gone) does not end a training.
-    Where one is skipped, the next usable one of the micro-batch stands in, so that all micro-batches weigh alike.
+    Where one is skipped, the next usable one of the micro-batch stands in, or one of the micro-batch before, so that
+    all micro-batches weigh alike.
 
     Args:
         transform: `Transform`; the same H and W for every image.
@@ -38,14 +39,15 @@ class ImageCollator:
             `IGNORED_LABEL`, neither loss nor accuracy counts.
 
     Raises:
-        UserError: no example of a micro-batch can be used.
+        UserError: no example of the first micro-batch can be used.
     """
 
     def __init__(self, transform: Transform, num_classes: int, *, training: bool = True) -> None:
         self.transform = transform
         self.num_classes = num_classes
         self.training = training
-        self._named = 0
+        self._named: set[str] = set()
+        self._last: tuple[Tensor, int] | None = None
 
     def __call__(self, examples: list[dict[str, Any]], out: Tensor | None = None) -> dict[str, Tensor]:
         """One batch; its images in `out`, where that is given."""
@@ -99,16 +101,14 @@ class ImageCollator:
             raise _SkippedError("unreadable", message) from error
 
     def _filled(self, usable: list[tuple[Tensor, int] | None]) -> list[tuple[Tensor, int]]:
-        standing_in = next((item for item in usable if item is not None), None)
+        standing_in = next((item for item in usable if item is not None), self._last)
         if standing_in is None:
-            raise UserError(
-                f"none of {len(usable)} examples of a micro-batch can be used: see the lines before; a "
-                "larger per_device_train_batch_size would find others to stand in"
-            )
+            raise UserError(f"none of {len(usable)} examples of a micro-batch can be used: see the lines before")
         filled = []
         for item in reversed(usable):
             standing_in = item or standing_in
             filled.append(standing_in)
+        self._last = filled[0]
         return filled[::-1]
 
     def _blanked(self, usable: list[tuple[Tensor, int] | None]) -> list[tuple[Tensor, int]]:
@@ -116,9 +116,9 @@ class ImageCollator:
         return [item or (torch.zeros(3, size, size, dtype=torch.uint8), IGNORED_LABEL) for item in usable]
 
     def _name(self, skip: _SkippedError) -> None:
-        if self._named < _NAMED:
-            self._named += 1
-            logger.warning("skipped: %s%s", skip, "; no more are named" if self._named == _NAMED else "")
+        if len(self._named) < _NAMED and str(skip) not in self._named:
+            self._named.add(str(skip))
+            logger.warning("skipped: %s%s", skip, "; no more are named" if len(self._named) == _NAMED else "")
 
 
 class _SkippedError(Exception):

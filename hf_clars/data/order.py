@@ -36,8 +36,8 @@ class Order:
     consecutive parts, and each lane into windows whose examples are permuted by `(seed, epoch, lane, window)`. Position
     i of the epoch then belongs to piece `i // piece`, and pieces take turns at the lanes. So whoever reads every n-th
     piece, for an n that divides `lanes`, reads whole lanes, one after the other; but any position can be computed
-    without those before it, by any process. Where the data holds at most `lanes × window` examples, a pass is a
-    permutation of examples instead of chunks.
+    without those before it, by any process. With
+    `by_example`, for data that a process can hold, a pass is a permutation of examples instead of chunks.
 
     Steps take consecutive positions. Which examples a step sees therefore depends neither on the number of processes
     nor on the micro-batch, as long as `lanes` and `piece` stay what they are.
@@ -50,7 +50,7 @@ class Order:
             epoch (others every time), `"carry"` begins the next epoch with them.
         limit: examples of an epoch are at most so many; all by default.
         window: examples that are permuted together.
-        lanes, piece: see above.
+        lanes, piece, by_example: see above.
 
     Raises:
         UserError: no whole step in an epoch, an unknown tail, a negative seed, or a window below 1.
@@ -64,6 +64,7 @@ class Order:
     window: int = 1024
     lanes: int = _LANES
     piece: int = 1
+    by_example: bool = False
     _starts: Ints = field(init=False, repr=False, compare=False)
     _passes: dict[int, tuple[Ints, Ints]] = field(init=False, repr=False, compare=False)
 
@@ -146,19 +147,15 @@ class Order:
                 del self._passes[next(iter(self._passes))]
             self._passes[number] = self._shuffled(np.random.default_rng([self.seed, number]))
         order, starts = self._passes[number]
-        if self._by_example:
+        if self.by_example:
             examples = order[positions]
             chunks = np.searchsorted(starts, examples, side="right") - 1
             return chunks, examples - starts[chunks]
         turns = np.searchsorted(starts, positions, side="right") - 1
         return order[turns], positions - starts[turns]
 
-    @property
-    def _by_example(self) -> bool:
-        return bool(self._starts[-1] <= self.lanes * self.window)
-
     def _shuffled(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        if self._by_example:
+        if self.by_example:
             return rng.permutation(int(self._starts[-1])), self._starts
         order = rng.permutation(len(self.sizes))
         return order, np.concatenate(([0], np.cumsum(self.sizes[order])))

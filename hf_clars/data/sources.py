@@ -217,7 +217,7 @@ def _loader_name(builder: Any) -> str:
 def _find_split(name: str, split: str, existing: list[str]) -> str:
     if split in existing:
         return split
-    if split in _SAME_SPLIT:
+    if split == _SAME_SPLIT[0]:
         for other in _SAME_SPLIT:
             if other in existing:
                 return other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from ..errors import UserError
 from .chunks import Chunks, Example
 from .order import Order, Window
 
+_LAYOUT = ("lanes", "piece", "window", "by_example")  # of an `Order`, what processes and their data decide
 _STAND_INS = 8  # chunks that are tried in place of one that cannot be read
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,9 @@ class TrainStream(Dataset):
             raise UserError(f"shuffle_buffer={shuffle_buffer} must be at least 1")
         self.chunks = chunks
         self.shuffle_buffer = shuffle_buffer
-        self._first = Order(chunks.sizes, total_batch_size, seed, tail, limit, window=shuffle_buffer)
+        small = int(chunks.sizes.sum()) <= shuffle_buffer
+        self._first = Order(chunks.sizes, total_batch_size, seed, tail, limit, window=shuffle_buffer, by_example=small)
+        self.total_batch_size, self.tail = total_batch_size, tail
         self.order = self._first  # until processes are known
         self._unfinished: tuple[int, Order] | None = None
         self._reader: _Reader | None = None
@@ -72,8 +76,8 @@ class TrainStream(Dataset):
         return len(self._first)
 
     def steps_of(self, epochs: float) -> int:
-        """Whole optimizer steps of so many passes over the data."""
-        return int(epochs * self._first.examples / self._first.total_batch_size + 1e-9)
+        """Whole optimizer steps of so many passes over the data, at least one."""
+        return max(1, int(epochs * self._first.examples / self._first.total_batch_size + 1e-9))
 
     def batches(self, batch_size: int, *, rank: int, world_size: int, workers: int) -> RankBatches:
         """Lay the order out for these processes; returns the micro-batches of one of them."""
@@ -88,9 +92,9 @@ class TrainStream(Dataset):
         """How the order of an epoch was laid out, to finish that epoch after a checkpoint."""
         order = self._order_of(epoch)
         return {
-            "epoch": epoch, "lanes": order.lanes, "piece": order.piece, "window": order.window, "seed": order.seed,
-            "tail": order.tail, "total_batch_size": order.total_batch_size, "data": self._fingerprint(),
-        }  # fmt: skip
+            **{key: getattr(order, key) for key in (*_LAYOUT, "seed", "tail", "total_batch_size")},
+            **{"epoch": epoch, "examples": len(order), "data": self._fingerprint()},
+        }
 
     def restore(self, state: dict[str, Any]) -> list[str]:
         """Finish the epoch of a checkpoint in the order in which it began, whatever processes there are now.
@@ -107,14 +111,16 @@ class TrainStream(Dataset):
                 ("seed", "the seed of the data", self._first.seed),
                 ("tail", "tail", self._first.tail),
                 ("total_batch_size", "total_batch_size", self._first.total_batch_size),
+                ("examples", "the number of examples in an epoch", len(self)),
             )
             if state.get(key) != now
         ]
         if state.get("data") != self._fingerprint():
             changed.append("the training data are not those of the checkpoint")
+        self._unfinished = None
         if not changed:
-            order = replace(self._first, lanes=state["lanes"], piece=state["piece"], window=state["window"])
-            self._unfinished = (state["epoch"], order)
+            layout = {key: state[key] for key in _LAYOUT}
+            self._unfinished = (state["epoch"], replace(self._first, **layout))
         return changed
 
     def _order_of(self, epoch: int) -> Order:
@@ -131,7 +137,7 @@ class TrainStream(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        if self._reader is None:  # one for each worker
+        if self._reader is None or self._reader.process != os.getpid():  # threads do not survive a fork
             self._reader = _Reader(self.chunks)
         examples = []
         for index in indices:
@@ -168,6 +174,7 @@ class _Reader:
     """Windows in memory, and the next ones under way."""
 
     def __init__(self, chunks: Chunks) -> None:
+        self.process = os.getpid()
         self._chunks = chunks
         self._windows: dict[int, tuple[tuple[int, int], _Loaded]] = {}  # lane → (epoch, number), window
         self._ahead: dict[int, tuple[tuple[int, int], Future[_Loaded]]] = {}

@@ -26,7 +26,7 @@ class ClarsTrainingArguments(TrainingArguments):
     Args:
         total_batch_size: B of one optimizer step. `gradient_accumulation_steps` follows from it, from
             `per_device_train_batch_size` and from the number of processes.
-        base_learning_rate, base_batch_size: linear scaling, see above.
+        base_learning_rate, base_batch_size: linear scaling, see above; 0.1 and 128 by default. Not with learning_rate.
         eta: η of Eq. 3 and 5; None is the paper's, 1e-2 for CLARS and 1e-3 for LARS.
         momentum: β of Eq. 4.
         norm_mode: how CLARS measures, see `PerSampleNorms`.
@@ -63,8 +63,8 @@ class ClarsTrainingArguments(TrainingArguments):
     total_batch_size: int | None = field(
         default=None, metadata={"help": "Samples of one optimizer step over all processes and micro-batches."}
     )
-    base_learning_rate: float = field(default=0.1, metadata={"help": "γ_base of linear scaling."})
-    base_batch_size: int = field(default=128, metadata={"help": "B_base of linear scaling."})
+    base_learning_rate: float | None = field(default=None, metadata={"help": "γ_base of linear scaling; 0.1."})
+    base_batch_size: int | None = field(default=None, metadata={"help": "B_base of linear scaling; 128."})
     eta: float | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
     momentum: float = field(default=0.9, metadata={"help": "β of the Nesterov momentum."})
     norm_mode: str = field(default="per_sample", metadata={"help": "per_sample, subset or micro_batch."})
@@ -95,7 +95,7 @@ class ClarsTrainingArguments(TrainingArguments):
         given = self.learning_rate
         if given is not None and not (math.isfinite(given) and given >= 0):
             raise UserError(f"learning_rate={given!r} must be a finite number ≥ 0")
-        if given is not None and (self.base_learning_rate, self.base_batch_size) != (0.1, 128):
+        if given is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
             raise UserError(
                 f"learning_rate={given!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
             )
@@ -159,9 +159,11 @@ class ClarsTrainingArguments(TrainingArguments):
         self.gradient_accumulation_steps = steps
 
     def _scaled_learning_rate(self) -> float:
-        for name in ("base_learning_rate", "base_batch_size"):
-            value = getattr(self, name)
-            if value is None or not (math.isfinite(value) and value > 0):
+        values = []
+        for name, default in (("base_learning_rate", 0.1), ("base_batch_size", 128)):
+            value = default if getattr(self, name) is None else getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name}={value!r} must be a finite number > 0, unless learning_rate is given")
+            values.append(value)
         assert self.total_batch_size is not None
-        return self.base_learning_rate * self.total_batch_size / self.base_batch_size
+        return values[0] * self.total_batch_size / values[1]

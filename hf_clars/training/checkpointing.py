@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class AtomicCheckpoints(_Base):
     """
 
     resume_point: Any
-    last_checkpoint_failed = False
+    foreign_checkpoints: list[Path]
     _staging: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -41,14 +42,14 @@ class AtomicCheckpoints(_Base):
         args, state = self.args, self.state
         run_dir = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        self.resume_point.gather()
+        self.resume_point.gather(self)
         trouble = self._write(model, trial, run_dir)
         if not any(self._of_all(trouble)):
             trouble = self._finish(run_dir, name)
         failures = [t for t in self._of_all(trouble) if t]
-        self.last_checkpoint_failed = bool(failures)
         if failures:
             message = f"checkpoint of step {state.global_step} could not be written: {failures[0]}"
+            message += f" ({_free(run_dir)} are free there)"
             if self.is_fsdp_enabled:
                 raise TrainingFailedError(f"{message}. Go on with resume_from_checkpoint=auto")
             if self.is_world_process_zero():
@@ -57,7 +58,8 @@ class AtomicCheckpoints(_Base):
         if args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
         if args.should_save:
-            checkpoints.keep(run_dir, args.save_total_limit, state.best_model_checkpoint)
+            best = state.best_model_checkpoint
+            checkpoints.keep(run_dir, args.save_total_limit, best, others=self.foreign_checkpoints)
 
     def _write(self, model: Any, trial: Any, run_dir: Path) -> str:
         """Let Trainer write into the staging folder; returns what went wrong, if anything did."""
@@ -93,6 +95,10 @@ class AtomicCheckpoints(_Base):
 
     def _of_all(self, trouble: str) -> list[str]:
         return gather_object([trouble])
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB"
 
 
 def _attempt(work: Any) -> str:

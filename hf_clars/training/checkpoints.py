@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -16,8 +18,10 @@ from ..errors import UserError
 
 MANIFEST = "manifest.json"
 STAGING = "unfinished-checkpoint"
+MODEL_ALONE = "it holds the model alone, and nothing of the optimizer"
 _STATE = "trainer_state.json"
 _BLOCK = 2**20
+_REPLACED = "replaced-"
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +45,24 @@ def finish(written: Path, final: Path) -> None:
     _synced(manifest)
     for folder in (*(f for f in written.rglob("*") if f.is_dir()), written):
         _sync_folder(folder)
+    old = final.with_name(f"{_REPLACED}{final.name}")
     if final.exists():  # of a training that had come this far before it went on from an earlier checkpoint
-        old = written.parent / "replaced"
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(final, old)
     os.replace(written, final)
     _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(written.parent, ignore_errors=True)
+
+
+def _put_back(run_dir: Path) -> None:
+    """Give a checkpoint its name again that was about to be replaced when the training was killed."""
+    for old in run_dir.glob(f"{_REPLACED}*"):
+        final = old.with_name(old.name.removeprefix(_REPLACED))
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, final)
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
@@ -58,11 +74,13 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     except (OSError, ValueError):
         return f"its {_STATE} cannot be read"
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        listed = dict(json.loads((checkpoint / MANIFEST).read_text())["files"])
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError):
+        listed = {}
+    except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} cannot be read"
+    if "scheduler.pt" not in listed and not (checkpoint / "scheduler.pt").is_file():
+        return MODEL_ALONE
     for name, (size, checksum) in listed.items():
         file = checkpoint / name
         if not file.is_file():
@@ -79,10 +97,14 @@ def newest(run_dir: Path) -> Path | None:
 
     The newest one was written last. It need not have the highest number: an earlier training may have left its own.
     """
+    _put_back(run_dir)
     for checkpoint in reversed(all_of(run_dir)):
         trouble = what_is_wrong(checkpoint)
         if trouble is None:
             return checkpoint
+        if trouble == MODEL_ALONE:
+            logger.warning("%s cannot be resumed from: %s", checkpoint, trouble)
+            continue
         aside = checkpoint.with_name(f"broken-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
@@ -90,11 +112,14 @@ def newest(run_dir: Path) -> Path | None:
     return None
 
 
-def keep(run_dir: Path, limit: int | None, best: str | None) -> None:
-    """Delete all but the last `limit` checkpoints (None or 0: none is deleted); the best one stays, and counts."""
+def keep(run_dir: Path, limit: int | None, best: str | None, others: Sequence[Path] = ()) -> None:
+    """Delete all but the last `limit` checkpoints (None or 0: none is deleted); the best one stays, and counts.
+
+    `others`, of another training, neither count nor are deleted, unless they were replaced since.
+    """
     if not limit or limit < 0:
         return
-    *older, newest_one = all_of(run_dir)
+    *older, newest_one = (c for c in all_of(run_dir) if c not in others)
     spared = {newest_one.name, Path(best).name if best else newest_one.name}
     older = [checkpoint for checkpoint in older if checkpoint.name not in spared]
     for checkpoint in older[: max(0, len(older) + len(spared) - limit)]:
@@ -107,11 +132,11 @@ def find(wanted: str, run_dir: Path) -> Path | None:
     Raises:
         UserError: no such checkpoint, or a broken one.
     """
-    if wanted.lower() in ("", "false", "none"):
+    if wanted.lower() in ("", "false", "no", "none"):
         return None
-    if wanted.lower() in ("true", "auto"):
+    if wanted.lower() in ("true", "yes", "auto"):  # YAML's true arrives as yes
         checkpoint = newest(run_dir) if run_dir.is_dir() else None
-        if checkpoint is None and wanted.lower() == "true":
+        if checkpoint is None and wanted.lower() != "auto":
             raise UserError(f"resume_from_checkpoint: there is no whole checkpoint in {run_dir}")
         return checkpoint
     checkpoint = Path(wanted)
@@ -157,6 +182,7 @@ def _checksum(file: Path) -> int:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some network file systems know no such thing
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

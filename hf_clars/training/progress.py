@@ -34,7 +34,11 @@ class StepProgressCallback(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:
             return
-        shown = {k: v for k, v in logs.items() if k in _SHOWN or (k.startswith("eval_") and not k.endswith(_NOISE))}
+        shown = {
+            k: v
+            for k, v in logs.items()
+            if k in _SHOWN or k.startswith("skipped_") or (k.startswith("eval_") and not k.endswith(_NOISE))
+        }
         if shown:
             values = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if isinstance(v, (int, float)))
             self.training_bar.write(f"step {state.global_step:>6}  epoch {state.epoch or 0:.2f}  {values}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,12 @@ class LayerRecords:
         path = Path(args.output_dir) / self._file_name
         self._history = [r for r in read_records(path) if state.global_step and r["step"] <= state.global_step]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in self._history))
+        beside = path.with_name(f"{path.name}.new")
+        try:
+            beside.write_text("".join(json.dumps(record) + "\n" for record in self._history))
+            os.replace(beside, path)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", path, error.strerror or error)
 
     def add(self, args: Any, state: Any, layers: Layers, **rest: Any) -> None:
         """One record of the current step; `rest` are further keys of it. Values are finite: JSON knows no NaN."""

@@ -17,6 +17,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_gather
 
 from ..data import TrainStream
+from ..errors import UserError
+from .seams import calling_trainer
 from .tracking import wandb_run_id
 
 logger = logging.getLogger(__name__)
@@ -29,8 +31,8 @@ class ResumePoint(TrainerCallback, ExportableState):
     evaluation that follows, which a resumed training, beginning with the next epoch, would never make.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self) -> None:
+        self._trainer: Any = None
         self._values: dict[str, Any] = {}
         self._save_at_epoch_end = False
         self.loss_since = 0  # the step from which on the total loss counts
@@ -38,9 +40,8 @@ class ResumePoint(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": self._values}
 
-    def gather(self) -> None:
+    def gather(self, trainer: Any) -> None:
         """Collect what is to be saved. Collective."""
-        trainer = self._trainer
         losses = nested_gather(trainer._tr_loss, trainer.args.parallel_mode)
         self._values = {
             "loss": losses.view(-1).tolist(),  # float32 values, which JSON keeps exactly
@@ -51,12 +52,15 @@ class ResumePoint(TrainerCallback, ExportableState):
             "unlogged_skipped_steps": trainer.health.unlogged_skipped_steps,
             "wandb_run_id": wandb_run_id(),
             "world_size": trainer.args.world_size,
+            "optim": trainer.args.optim_name,
+            "learning_rate": trainer.args.learning_rate,
         }
         if isinstance(trainer.train_dataset, TrainStream):
             epoch = trainer.state.global_step // trainer.steps_per_epoch
             self._values["stream"] = trainer.train_dataset.state(epoch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer = calling_trainer()
         # Trainer fails at its next checkpoint when the one it resumed from knows no such callback.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]
@@ -93,11 +97,22 @@ def saved_values(checkpoint: Path) -> dict[str, Any]:
     return state.get("stateful_callbacks", {}).get(ResumePoint.__name__, {}).get("attributes", {})
 
 
-def tell_differences(saved: dict[str, Any], stream: Any, world_size: int) -> None:
+def tell_differences(saved: dict[str, Any], stream: Any, args: Any) -> None:
     """Lay out the unfinished epoch of a checkpoint as it was, and say where the training cannot go on exactly."""
     if not saved:
         logger.warning("the checkpoint is not one of ClarsTrainer: the order of the unfinished epoch is not known")
         return
+    world_size = args.world_size
+    if saved["optim"] != args.optim_name:
+        raise UserError(
+            f"the checkpoint is of optim={saved['optim']!r}, not {args.optim_name!r}: it cannot go on with it"
+        )
+    if saved["learning_rate"] != args.learning_rate:
+        logger.warning(
+            "learning_rate is %g in the checkpoint, whose schedule goes on, and %g now, which is ignored",
+            saved["learning_rate"],
+            args.learning_rate,
+        )
     if saved["world_size"] != world_size:
         logger.warning(
             "the checkpoint is of %d processes and there are %d: sums are rounded in another order, and random numbers "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,7 +23,7 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Signals only leave a note while this lasts. Data workers inherit that, and so live until the step is done.
+    """Signals only leave a note while this lasts. Data workers have `SurviveOneSigterm`.
 
     Outside the main thread, where Python forbids handlers, everything stays as it is.
     """
@@ -36,4 +36,27 @@ def listening() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class SurviveOneSigterm:
+    """A `worker_init_fn`: a SIGTERM for the whole process group lets data workers finish what the step needs.
+
+    The second one ends the worker, which is how `DataLoader` gets rid of one that does not come to an end.
+
+    Args:
+        further: another `worker_init_fn`, called first.
+    """
+
+    def __init__(self, further: Callable[[int], None] | None = None) -> None:
+        self.further = further
+
+    def __call__(self, worker: int) -> None:
+        if self.further is not None:
+            self.further(worker)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
 from ..data import ImageCollator, SharedBatches, TrainStream, accumulation_steps, nearest_batch_size
+from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
 from .health import StepHealth
+from .signals import SurviveOneSigterm
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -30,7 +32,10 @@ class StreamedBatches(_Base):
     health: StepHealth
     steps_per_epoch = 0
     examples_per_epoch = 0
+    _mean_loss: torch.Tensor
+    _losses: int
     _smallest_tried: int | None = None
+    _buffers: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     _shared: SharedBatches | None = None
 
     def _inner_training_loop(  # type: ignore[override]
@@ -46,24 +51,39 @@ class StreamedBatches(_Base):
             batch_size = nearest_batch_size(args.total_batch_size, batch_size, args.world_size)
             self._smallest_tried = batch_size
             args.gradient_accumulation_steps = accumulation_steps(args.total_batch_size, batch_size, args.world_size)
+            self._undo_attempt()
         return super()._inner_training_loop(batch_size, args, **kwargs)
+
+    def _undo_attempt(self) -> None:
+        """Take back what an attempt that ran out of memory did to running statistics."""
+        model: Any = self.model
+        if self._buffers is None:
+            self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        for buffer, before in self._buffers:
+            buffer.copy_(before.to(buffer.device))
 
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer`'s; a `TrainStream` already yields this rank's share and is not divided again."""
         if not isinstance(self.train_dataset, TrainStream):
-            return super().get_train_dataloader()
+            return _patient(super().get_train_dataloader())
         args = self.args
         workers = args.dataloader_num_workers
         pin_memory = args.dataloader_pin_memory and self.accelerator.device.type != "cpu"
         collator: Any = self.data_collator
         self._shared = None
         if workers and isinstance(collator, ImageCollator):
-            collator = self._shared = SharedBatches(
-                collator,
-                batch_size=self._train_batch_size,
-                workers=workers,
-                prefetch_factor=args.dataloader_prefetch_factor or 2,
-            )
+            try:
+                collator = self._shared = SharedBatches(
+                    collator,
+                    batch_size=self._train_batch_size,
+                    workers=workers,
+                    prefetch_factor=args.dataloader_prefetch_factor or 2,
+                )
+            except RuntimeError as error:
+                raise UserError(
+                    f"no shared memory for the batches of {workers} workers ({str(error).splitlines()[0]}): enlarge "
+                    "/dev/shm (docker run --shm-size), or lower dataloader_num_workers"
+                ) from error
         return DataLoaderShard(
             self.train_dataset,
             device=self.accelerator.device,
@@ -76,9 +96,13 @@ class StreamedBatches(_Base):
             persistent_workers=args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
+            worker_init_fn=SurviveOneSigterm(),
             generator=torch.Generator(),  # the global one's numbers belong to the training
             _non_blocking=pin_memory,  # copies then wait for nobody, and nobody for them
         )
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        return _patient(super().get_eval_dataloader(*args, **kwargs))
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
         """As `Trainer`'s, with whole steps alone."""
@@ -134,7 +158,25 @@ class StreamedBatches(_Base):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs.pop("skipped", None)  # of a collator that serves training, too
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        labels = inputs.get("labels")
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and labels is not None:
+            # Nothing in this batch counts, so it has no loss; a NaN would be the mean's, and the mean so far is not.
+            loss = torch.where((labels == IGNORED_LABEL).all(), self._mean_loss.nan_to_num(0).to(loss), loss)
+            self._losses += 1
+            self._mean_loss = self._mean_loss.to(loss) + (loss - self._mean_loss.to(loss)) / self._losses
+        return (loss, *rest)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._mean_loss, self._losses = torch.zeros(()), 0
+        return super().evaluation_loop(*args, **kwargs)
+
+
+def _patient(loader: DataLoader) -> DataLoader:
+    base: Any = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap torch's
+    if base.num_workers and not isinstance(base.worker_init_fn, SurviveOneSigterm):
+        base.worker_init_fn = SurviveOneSigterm(base.worker_init_fn)
+    return loader
 
 
 class _WholeSteps:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -71,7 +72,9 @@ def wandb_line() -> str | None:
     if run is None or run.disabled:
         return None
     if run.offline:
-        return (
-            f"W&B run (offline): {os.path.relpath(run.settings.sync_dir)}; upload it with `wandb sync` and that folder"
-        )
+        folder = Path(os.path.relpath(run.settings.sync_dir))
+        parts = sorted(folder.parent.glob(f"offline-run-*-{run.id}"))  # a run that was resumed has several
+        if len(parts) > 1:
+            return f"W&B run (offline, {len(parts)} parts): upload it with `wandb sync {' '.join(map(str, parts))}`"
+        return f"W&B run (offline): {folder}; upload it with `wandb sync` and that folder"
     return f"W&B run: {run.url}"

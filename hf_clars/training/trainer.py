@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from ..data import TrainStream
 from ..errors import Preempted, TrainingFailedError, UserError
@@ -80,8 +81,15 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
             self.add_callback(LayerStatisticsCallback(args.layer_statistics_steps))
         self.health = StepHealth(self, args.max_nonfinite_steps, args.max_skipped_share)
         self.add_callback(self.health)
-        self.resume_point = ResumePoint(self)
-        self.add_callback(self.resume_point)
+        self.add_callback(ResumePoint())
+        if isinstance(self.train_dataset, TrainStream):
+            self._check_stream(self.train_dataset)
+
+    def _check_stream(self, stream: TrainStream) -> None:
+        for name in ("total_batch_size", "tail"):
+            ours, its = getattr(self.args, name), getattr(stream, name)
+            if ours != its:
+                raise UserError(f"{name} is {ours!r} in the arguments and {its!r} in the TrainStream: make them equal")
 
     # --- optimizer -----------------------------------------------------------------------------------------------
 
@@ -91,6 +99,11 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         norms = optimizer.norms if isinstance(optimizer, CLARS) else None
         return norms if isinstance(norms, PerSampleNorms) else None
+
+    @property
+    def resume_point(self) -> ResumePoint:
+        """Which Trainer may have exchanged for another, to restore its state."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, ResumePoint))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
@@ -110,18 +123,29 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
         checkpoint = once(lambda: checkpoints.find(wanted, run_dir))
         saved = {} if checkpoint is None else saved_values(checkpoint)
         if checkpoint is not None:
-            tell_differences(saved, self.train_dataset, self.args.world_size)
+            tell_differences(saved, self.train_dataset, self.args)
         elif self.is_world_process_zero() and (old := checkpoints.all_of(run_dir)):
-            logger.warning("%s has %d checkpoints of an earlier training, which begins anew", run_dir, len(old))
+            logger.warning(
+                "%s has %d checkpoints of an earlier training; this one begins anew, and leaves them alone",
+                run_dir,
+                len(old),
+            )
+        self.foreign_checkpoints = [] if checkpoint is not None else checkpoints.all_of(run_dir)
         if self.is_world_process_zero() and kwargs.get("trial") is None:
             begin_wandb(self.args, saved.get("wandb_run_id"))
         if self.norms is not None:  # a second call: the first one detached
             self.norms.attach()
         self._log_mark = self._smallest_tried = None
         try:
-            with listening() as self.health.stop_request:
-                result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            try:
+                with listening() as self.health.stop_request:
+                    result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            finally:
+                if self.norms is not None:
+                    self.norms.detach()
         except RuntimeError as error:
+            if checkpoint is not None and "loading state_dict" in str(error):
+                raise UserError(f"{checkpoint} is of another model: {str(error).splitlines()[-1].strip()}") from error
             reason = _what_was_lost(error)
             if reason is None:
                 raise
@@ -129,21 +153,24 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
             raise TrainingFailedError(
                 f"{reason} (after step {step}). Go on with resume_from_checkpoint=auto"
             ) from error
-        finally:
-            if self.norms is not None:
-                self.norms.detach()
         if self.health.stopped_by is not None:
+            there = (run_dir / f"checkpoint-{self.state.global_step}").is_dir()
             raise Preempted(
-                f"stopped by {self.health.stopped_by.name} after step {self.state.global_step}"
-                + (", without a new checkpoint" if self.last_checkpoint_failed else " with a checkpoint")
-                + f" in {run_dir}: go on with resume_from_checkpoint=auto"
+                f"stopped by {self.health.stopped_by.name} after step {self.state.global_step} "
+                + (f"with a checkpoint in {run_dir}" if there else f"without a new checkpoint in {run_dir}")
+                + ": go on with resume_from_checkpoint=auto"
             )
-        return result
+        return result._replace(training_loss=result.metrics["train_loss"])  # that of all steps
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, without influence on the random numbers of the training."""
         with same_randomness_afterwards():
             return super().evaluate(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best = super()._determine_best_metric(metrics, trial)
+        # With save_strategy="best" Trainer saves if this is true, and then alone.
+        return best or (self.args.save_strategy == SaveStrategy.BEST and self.health.stopped_by is not None)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
