@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from torch import Tensor
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -23,7 +26,7 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Signals only leave a note while this lasts. Data workers have `SurviveOneSigterm`.
+    """Signals only leave a note while this lasts. Data workers have `PatientWorkers`.
 
     Outside the main thread, where Python forbids handlers, everything stays as it is.
     """
@@ -39,24 +42,26 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-class SurviveOneSigterm:
-    """A `worker_init_fn`: a SIGTERM for the whole process group lets data workers finish what the step needs.
+class PatientWorkers:
+    """A `worker_init_fn`: while the training lasts, a SIGTERM for the whole process group leaves data workers alone.
 
-    The second one ends the worker, which is how `DataLoader` gets rid of one that does not come to an end.
+    They are needed until the step is done. Otherwise it ends them, which is how Python gets rid of them at its exit.
 
     Args:
+        training: shared flag, one while a training lasts.
         further: another `worker_init_fn`, called first.
     """
 
-    def __init__(self, further: Callable[[int], None] | None = None) -> None:
+    def __init__(self, training: Tensor, further: Callable[[int], None] | None = None) -> None:
+        self.training = training
         self.further = further
 
     def __call__(self, worker: int) -> None:
         if self.further is not None:
             self.further(worker)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _ignore_once)
+        signal.signal(signal.SIGTERM, self._end_or_stay)
 
-
-def _ignore_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+    def _end_or_stay(self, number: int, frame: FrameType | None) -> None:
+        if not self.training:
+            os._exit(0)  # as torch's own handler does

@@ -17,7 +17,7 @@ from ..data import ImageCollator, SharedBatches, TrainStream, accumulation_steps
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
 from .health import StepHealth
-from .signals import SurviveOneSigterm
+from .signals import PatientWorkers
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -30,6 +30,7 @@ class StreamedBatches(_Base):
 
     args: Any
     health: StepHealth
+    training_lasts: torch.Tensor  # a flag that workers see
     steps_per_epoch = 0
     examples_per_epoch = 0
     _mean_loss: torch.Tensor
@@ -65,7 +66,7 @@ class StreamedBatches(_Base):
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer`'s; a `TrainStream` already yields this rank's share and is not divided again."""
         if not isinstance(self.train_dataset, TrainStream):
-            return _patient(super().get_train_dataloader())
+            return self._patient(super().get_train_dataloader())
         args = self.args
         workers = args.dataloader_num_workers
         pin_memory = args.dataloader_pin_memory and self.accelerator.device.type != "cpu"
@@ -96,13 +97,19 @@ class StreamedBatches(_Base):
             persistent_workers=args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
-            worker_init_fn=SurviveOneSigterm(),
+            worker_init_fn=PatientWorkers(self.training_lasts),
             generator=torch.Generator(),  # the global one's numbers belong to the training
             _non_blocking=pin_memory,  # copies then wait for nobody, and nobody for them
         )
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        return _patient(super().get_eval_dataloader(*args, **kwargs))
+        return self._patient(super().get_eval_dataloader(*args, **kwargs))
+
+    def _patient(self, loader: DataLoader) -> DataLoader:
+        base: Any = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap torch's
+        if base.num_workers and not isinstance(base.worker_init_fn, PatientWorkers):
+            base.worker_init_fn = PatientWorkers(self.training_lasts, base.worker_init_fn)
+        return loader
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
         """As `Trainer`'s, with whole steps alone."""
@@ -170,13 +177,6 @@ class StreamedBatches(_Base):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._mean_loss, self._losses = torch.zeros(()), 0
         return super().evaluation_loop(*args, **kwargs)
-
-
-def _patient(loader: DataLoader) -> DataLoader:
-    base: Any = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap torch's
-    if base.num_workers and not isinstance(base.worker_init_fn, SurviveOneSigterm):
-        base.worker_init_fn = SurviveOneSigterm(base.worker_init_fn)
-    return loader
 
 
 class _WholeSteps:

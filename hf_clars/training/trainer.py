@@ -71,6 +71,7 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
         super().__init__(model, args, *rest, **kwargs)
         if args.tail == "carry" and not isinstance(self.train_dataset, TrainStream):
             raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
+        self.training_lasts = torch.zeros((), dtype=torch.int64).share_memory_()
         self._log_mark: tuple[int, float] | None = None
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -138,9 +139,11 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
         self._log_mark = self._smallest_tried = None
         try:
             try:
+                self.training_lasts.fill_(1)
                 with listening() as self.health.stop_request:
                     result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             finally:
+                self.training_lasts.zero_()
                 if self.norms is not None:
                     self.norms.detach()
         except RuntimeError as error:
