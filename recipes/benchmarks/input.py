@@ -14,6 +14,7 @@ noise with the spectrum of photographs, 500 × 375 pixels on average. Prints a t
 """
 
 import argparse
+import gc
 import io
 import json
 import multiprocessing
@@ -66,6 +67,7 @@ def make_photographs(folder: Path, number: int) -> None:
 
 
 def bare_process(images: list[dict], size: int, seconds: float, barrier, count) -> None:
+    gc.disable()  # a forked process has no business with the data loaders of its parent
     torch.set_num_threads(1)
     transform = train_transform(size)
     for image in images[:8]:
@@ -77,7 +79,7 @@ def bare_process(images: list[dict], size: int, seconds: float, barrier, count) 
         done += 1
     with count.get_lock():
         count.value += done
-    os._exit(0)  # a forked process has no business with the data loaders of its parent
+    os._exit(0)
 
 
 def bare(images: list[dict], workers: int, size: int, seconds: float) -> float:
