@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -12,14 +13,18 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
+from . import networks  # noqa: F401 (registers them with timm)
 from .errors import UserError
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601: what red, green and blue add to the brightness; 1 in all, so grey stays grey
 
 
 class TimmForImageClassification(TimmWrapperForImageClassification):
     """transformers' timm wrapper that also takes uint8 images and normalises them on the device they are on.
 
     uint8 is a quarter of what the same batch weighs in float32, on its way to the device and while it waits there.
-    The mean and standard deviation are those of the timm model, from its `pretrained_cfg`.
+    The mean and standard deviation are those of the timm model, from its `pretrained_cfg`. Where they are of one
+    channel, so is the model's input, and RGB images are made grey.
     """
 
     pixel_mean: Tensor
@@ -41,10 +46,37 @@ class TimmForImageClassification(TimmWrapperForImageClassification):
         super()._init_weights(module)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """As `TimmWrapperForImageClassification`, with `pixel_values` `[B, 3, H, W]` normalised floats or uint8."""
-        if pixel_values.dtype == torch.uint8:
+        """As `TimmWrapperForImageClassification`, with `pixel_values` `[B, C, H, W]` normalised floats or uint8.
+
+        C is what the model was built with (`in_chans`), or 3 for a model of one channel.
+        """
+        is_uint8 = pixel_values.dtype == torch.uint8
+        if self.pixel_mean.shape[1] == 1 and pixel_values.shape[1] == 3:
+            channels = pixel_values.to(self.device, torch.float32).unbind(1)
+            pixel_values = _grey(channels).unsqueeze(1)
+        if is_uint8:
             pixel_values = (pixel_values.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
         return super().forward(pixel_values, labels, **kwargs)
+
+
+def _grey(rgb: Sequence[Any]) -> Any:
+    return sum(weight * channel for weight, channel in zip(GREY, rgb, strict=True))
+
+
+def _data_config(timm_model: torch.nn.Module, in_chans: int | None) -> dict[str, Any]:
+    """timm's, whose mean and standard deviation are always those of the channels that an architecture has by default.
+
+    Where the model has others, each gets those of grey. The channels of photographs are so much alike that the
+    standard deviation is nearly the same mixture as the mean.
+    """
+    config = resolve_model_data_config(timm_model)
+    channels = in_chans or config["input_size"][0]
+    for name in ("mean", "std"):
+        values = config[name]
+        if len(values) != channels:
+            config[name] = (_grey(values) if len(values) == 3 else values[0],) * channels
+    config["input_size"] = (channels, *config["input_size"][1:])
+    return config
 
 
 def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImageClassification:
@@ -59,7 +91,8 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
         timm_kwargs: further arguments of `timm.create_model`; kept in the model's configuration.
 
     Raises:
-        UserError: unknown architecture (the nearest names are given), unknown argument, or `num_classes` below 1.
+        UserError: unknown architecture (the nearest names are given), arguments that timm refuses, or `num_classes`
+            below 1.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"num_classes={num_classes!r} must be a whole number of at least 1")
@@ -69,14 +102,14 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
         raise UserError(f"timm {timm.__version__} has no model {name!r}{hint}")
     try:
         timm_model = timm.create_model(name, num_classes=num_classes, **timm_kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"timm cannot build {name!r} with {timm_kwargs}: {error}") from error
     not_kept = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
     config = TimmWrapperConfig(  # type: ignore[call-arg]
         architecture=name,
         num_labels=num_classes,
         model_args={k: v for k, v in timm_kwargs.items() if k not in not_kept},
-        pretrained_cfg=resolve_model_data_config(timm_model),
+        pretrained_cfg=_data_config(timm_model, timm_kwargs.get("in_chans")),
     )
     with torch.device("meta"):  # a shell: its weights would only be thrown away
         model = TimmForImageClassification(config)
