@@ -38,6 +38,11 @@ class ClarsTrainingArguments(TrainingArguments):
             them out, others in every epoch; `"carry"` (a `TrainStream` alone) begins the next epoch with them.
         max_skipped_share: share of an epoch's examples that may be skipped because they cannot be used; more end the
             training.
+        warmup_epochs: as `warmup_steps`, in epochs.
+        warmup_start: what the warmup of `warmup_epochs` begins with, as a share of γ_scale: 0 as in transformers;
+            `base_batch_size / B` is gradual warmup (Goyal et al. 2017).
+        lr_milestones: epochs at which the learning rate is multiplied by `lr_decay`, on top of the schedule.
+        freeze_fc_epochs: leave fully-connected layers (`nn.Linear`) as they are in the first so many epochs.
         max_nonfinite_steps: so many optimizer steps in a row whose gradient has NaN or infinite values end the
             training; fewer are skipped. 0 to look at no gradient.
 
@@ -77,6 +82,17 @@ class ClarsTrainingArguments(TrainingArguments):
     tail: str = field(
         default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
     )
+    warmup_epochs: float | None = field(default=None, metadata={"help": "Linear warmup, in epochs."})
+    warmup_start: float = field(
+        default=0.0, metadata={"help": "Share of γ_scale that warmup_epochs begins with; base_batch_size / B as Goyal."}
+    )
+    lr_milestones: list[float] | None = field(
+        default=None, metadata={"help": "Epochs at which the learning rate is multiplied by lr_decay."}
+    )
+    lr_decay: float = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
+    freeze_fc_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs in which fully-connected layers are not updated."}
+    )
     max_skipped_share: float = field(
         default=0.01, metadata={"help": "End if more than this share of an epoch's examples cannot be used."}
     )
@@ -105,6 +121,7 @@ class ClarsTrainingArguments(TrainingArguments):
             raise UserError(f"max_skipped_share={self.max_skipped_share!r} must lie in [0, 1]")
         if self.max_nonfinite_steps < 0:
             raise UserError(f"max_nonfinite_steps={self.max_nonfinite_steps!r} must be at least 0")
+        self._check_epochs()
         self._keep_batches_local()
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 2.0}
@@ -133,6 +150,22 @@ class ClarsTrainingArguments(TrainingArguments):
             mode=self.norm_mode,
             norm_samples=self.norm_samples,
         )
+
+    def _check_epochs(self) -> None:
+        """What is stated in epochs."""
+        stated = {"warmup_epochs": self.warmup_epochs, "freeze_fc_epochs": self.freeze_fc_epochs}
+        for name, epochs in stated.items():
+            if epochs is not None and not 0 <= epochs < math.inf:
+                raise UserError(f"{name}={epochs!r} must be a finite number of at least 0")
+        if self.warmup_epochs is not None and self.warmup_steps:
+            raise UserError(f"warmup_epochs={self.warmup_epochs} and warmup_steps={self.warmup_steps}: leave one out")
+        if not 0 <= self.warmup_start <= 1:
+            raise UserError(f"warmup_start={self.warmup_start!r} must lie in [0, 1]")
+        if not 0 < self.lr_decay <= 1:
+            raise UserError(f"lr_decay={self.lr_decay!r} must be above 0 and at most 1")
+        milestones = self.lr_milestones or []
+        if any(not 0 < m < math.inf for m in milestones) or milestones != sorted(milestones):
+            raise UserError(f"lr_milestones={milestones} must be epochs above 0, in ascending order")
 
     def _is_layerwise(self) -> bool:
         return self.optim_name in OPTIMIZERS

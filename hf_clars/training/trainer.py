@@ -20,10 +20,12 @@ from ..processes import lost_a_process, once
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
 from .checkpointing import AtomicCheckpoints
+from .freezing import FreezeFullyConnected
 from .health import StepHealth
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
+from .schedules import EpochSchedules
 from .signals import listening
 from .statistics import LayerStatisticsCallback
 from .streaming import StreamedBatches
@@ -32,7 +34,7 @@ from .tracking import begin_wandb, keep_wandb_offline_without_login
 logger = logging.getLogger(__name__)
 
 
-class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
+class ClarsTrainer(StreamedBatches, AtomicCheckpoints, EpochSchedules, Trainer):
     """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation, and for runs of days.
 
     What it changes, and nothing else:
@@ -46,6 +48,7 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
     - SIGTERM and SIGUSR1 make all processes write a checkpoint after the step under way and raise `Preempted`.
     - A step whose gradient is not finite is skipped, and so are examples of a `TrainStream` that cannot be used; both
       are counted and logged, and too many end the training (`StepHealth`).
+    - Warmup and decay of the learning rate may be stated in epochs, fully-connected layers be frozen at first.
     - Weight decay is decided by module type and dimension; `images_per_second` is logged; layers' norms, γ_k and M_k
       are logged every `layer_statistics_steps`; W&B without a login or network is offline; evaluation draws random
       numbers of its own. Measuring ends with `train()`, so the model comes back as it was.
@@ -78,6 +81,8 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, Trainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(StepProgressCallback(args.total_batch_size))
         self.add_callback(_DropUnfinishedStep(self))
+        if args.freeze_fc_epochs:
+            self.add_callback(FreezeFullyConnected(self, args.freeze_fc_epochs))
         if args.layer_statistics_steps > 0:
             self.add_callback(LayerStatisticsCallback(args.layer_statistics_steps))
         self.health = StepHealth(self, args.max_nonfinite_steps, args.max_skipped_share)

@@ -1,0 +1,31 @@
+"""Freezing fully-connected layers at first (Gotmare et al. 2018), which the paper's Fig. 3 compares with warmup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+
+class FreezeFullyConnected(TrainerCallback):
+    """Leaves the parameters of every `nn.Linear` as they are during the first epochs.
+
+    Their gradients are computed and thrown away before the optimizer looks at them, so that momentum, weight decay
+    and other processes know nothing of it.
+
+    Args:
+        trainer: whose steps.
+        epochs: E; the layers move from step `round(E × steps per epoch)` on.
+    """
+
+    def __init__(self, trainer: Any, epochs: float) -> None:
+        self._trainer, self._epochs = trainer, epochs
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= round(self._epochs * self._trainer.steps_per_epoch):
+            return
+        for module in self._trainer.model.modules():
+            if isinstance(module, nn.Linear):
+                for parameter in module.parameters():
+                    parameter.grad = None

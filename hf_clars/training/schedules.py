@@ -1,0 +1,74 @@
+"""The learning rate over the steps: transformers' schedules, with warmup and decay stated in epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import SchedulerType, get_scheduler
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+def warmup_factor(step: int, warmup_steps: int, start: float) -> float:
+    """`start + (1 − start) · step / warmup_steps` before `warmup_steps`, 1 from there on.
+
+    Gradual warmup (Goyal et al. 2017, section 2.2) begins at the learning rate of the base batch size, so with
+    `start = B_base / B`; at 0 it is transformers' warmup.
+    """
+    return 1.0 if step >= warmup_steps else start + (1 - start) * step / warmup_steps
+
+
+def milestone_factor(step: int, milestones: Sequence[int], decay: float) -> float:
+    """`decay` to the power of how many milestones `step` has reached."""
+    return decay ** sum(step >= milestone for milestone in milestones)
+
+
+class EpochSchedules(_Base):
+    """A mix-in for `Trainer`: `warmup_epochs`, `warmup_start`, `lr_milestones` and `lr_decay` of its arguments."""
+
+    args: Any
+    optimizer: Any
+    steps_per_epoch: int
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        args = self.args
+        if self.lr_scheduler is not None or (args.warmup_epochs is None and not args.lr_milestones):
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = round((args.warmup_epochs or 0) * self.steps_per_epoch)
+        milestones = [round(epoch * self.steps_per_epoch) for epoch in args.lr_milestones or ()]
+        kind = args.lr_scheduler_type
+        self.lr_scheduler = _refined(
+            get_scheduler(
+                SchedulerType.CONSTANT_WITH_WARMUP if kind == SchedulerType.CONSTANT else kind,
+                optimizer=optimizer if optimizer is not None else self.optimizer,
+                num_warmup_steps=warmup,
+                num_training_steps=num_training_steps,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            ),
+            lambda step, factor: (
+                (warmup_factor(step, warmup, args.warmup_start) if step < warmup else factor)
+                * milestone_factor(step, milestones, args.lr_decay)
+            ),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+
+def _refined(scheduler: Any, refine: Callable[[int, float], float]) -> LambdaLR:
+    """A schedule whose factor at a step is `refine(step, factor)` of another's."""
+    if not isinstance(scheduler, LambdaLR):
+        raise UserError("warmup_epochs and lr_milestones need a schedule that is a function of the step: not this "
+                        f"lr_scheduler_type ({type(scheduler).__name__})")  # fmt: skip
+
+    def refined(given: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: refine(step, given(step))
+
+    return LambdaLR(scheduler.optimizer, [refined(given) for given in scheduler.lr_lambdas])
