@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class ImageSource:
         image_column, label_column: names of the two columns that count.
         class_names: names of the classes, None when labels are plain numbers.
         num_examples: None when nothing says.
+        rows: the part of the split that is meant; None for all of it.
     """
 
     name: str
@@ -47,12 +49,15 @@ class ImageSource:
     label_column: str
     class_names: list[str] | None
     num_examples: int | None
+    rows: slice | None
     _builder: Any
     _features: datasets.Features
 
     @cached_property
     def chunks(self) -> Chunks:
         """Where the examples lie. Called by all processes; the first one looks at what is far away for all."""
+        if self.rows is not None:
+            return TableChunks(self.table())
         files = [str(file) for file in self._builder.config.data_files[self.split]]
         kind = _loader_name(self._builder)
         columns = (self.image_column, self.label_column)
@@ -77,6 +82,8 @@ class ImageSource:
                 **({"features": self._features} if _loader_name(self._builder) == "parquet" else {}),
             )  # fmt: skip
             table = self._raw(table)
+        if self.rows is not None:
+            table = table.select(range(len(table))[self.rows])
         if self.num_examples is not None and self.num_examples < len(table):
             table = table.select(range(self.num_examples))
         return table
@@ -148,13 +155,15 @@ def open_source(
 ) -> ImageSource:
     """Find a split of a data set on the Hub, or of a folder of Parquet files, image folders or WebDataset tars.
 
-    Nothing is downloaded but what describes it. `validation` also finds `val`, `valid` or `test`.
+    Nothing is downloaded but what describes it. `validation` also finds `val`, `valid` or `test`. `train[:45000]` is a
+    part of a split, by rows; it is downloaded as a whole.
 
     Raises:
         UserError: no such folder, data set, split or column; an empty split; a data set that needs a login.
     """
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
+    split, rows = _split_and_rows(split)
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()
     if looks_local and not path.is_dir():
@@ -162,7 +171,7 @@ def open_source(
     if looks_local and not any(path.rglob("*.*")):
         raise UserError(f"dataset {name!r}: the folder is empty")
     if looks_local and (folders := split_folders(path)):
-        return _open_folder(name, folders, _find_split(name, split, list(folders)), num_examples)
+        return _open_folder(name, folders, _find_split(name, split, list(folders)), rows, num_examples)
     with _clear_errors(name):
         builder = load_dataset_builder(str(path) if looks_local else name, config, revision=revision)
         found = _find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
@@ -177,8 +186,10 @@ def open_source(
     label = _find_column(name, "label", label_column, _LABEL_COLUMNS, features)
     feature = features[label]
     known = _count(builder, found)
+    if known is not None and rows is not None:
+        known = len(range(known)[rows])
     if known == 0:
-        raise UserError(f"{name}: split {found!r} is empty")
+        raise UserError(f"{name}: split {found!r} is empty" + (" in these rows" if rows is not None else ""))
     if num_examples is not None and known is not None:
         num_examples = min(num_examples, known)
     return ImageSource(
@@ -188,14 +199,30 @@ def open_source(
         label_column=label,
         class_names=list(feature.names) if isinstance(feature, ClassLabel) else None,
         num_examples=known if num_examples is None else num_examples,
+        rows=rows,
         _builder=builder,
         _features=features,
     )
 
 
-def _open_folder(name: str, folders: dict[str, Path], split: str, num_examples: int | None) -> FolderSource:
+def _split_and_rows(split: str) -> tuple[str, slice | None]:
+    """`train[:45000]` → `train` and the rows meant."""
+    match = re.fullmatch(r"([^\[\]]+)\[(\d*):(\d*)\]", split)
+    if match is None:
+        if "[" in split:
+            raise UserError(f"split {split!r} is not of the form NAME, NAME[FROM:TO], NAME[FROM:] or NAME[:TO]")
+        return split, None
+    name, start, stop = match.groups()
+    return name, slice(int(start) if start else None, int(stop) if stop else None)
+
+
+def _open_folder(
+    name: str, folders: dict[str, Path], split: str, rows: slice | None, num_examples: int | None
+) -> FolderSource:
     class_names = class_folders(folders, split)
-    images = list_images(folders[split], class_names)
+    images = list_images(folders[split], class_names)[rows or slice(None)]
+    if not images:
+        raise UserError(f"{name}: split {split!r} is empty in these rows")
     return FolderSource(
         name=name,
         split=split,
@@ -203,6 +230,7 @@ def _open_folder(name: str, folders: dict[str, Path], split: str, num_examples: 
         label_column="label",
         class_names=class_names,
         num_examples=len(images) if num_examples is None else min(num_examples, len(images)),
+        rows=rows,
         _builder=None,
         _features=datasets.Features(),
         _images=images,
