@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import TrainStream
+from .data import ResidentImages, TrainStream
 from .training import ClarsTrainingArguments
 from .training.resuming import same_randomness_afterwards
 
@@ -43,12 +43,24 @@ def summary(
             f"B = {args.total_batch_size:,} = {args.train_batch_size} a device × {args.gradient_accumulation_steps} "
             f"accumulated × {args.world_size} process(es); {order.steps} steps an epoch, {steps:,} in all; "
             f"the rest of an epoch {rest}",
-            f"{order.examples:,} examples in {len(stream.chunks.sizes):,} chunks, read by {args.world_size} × "
-            f"{max(1, args.dataloader_num_workers)} worker(s); order drawn from seed {order.seed} "
-            f"among {stream.shuffle_buffer:,} examples a process",
+            _data(args, stream),
             rate,
             f"device memory, about: {_memory(args, model, parameters, image_size)}",
         )
+    )
+
+
+def _data(args: ClarsTrainingArguments, stream: TrainStream) -> str:
+    order = stream.order
+    if isinstance(stream, ResidentImages):
+        held = _readable(stream.decoded.images.nbytes)
+        return (
+            f"{order.examples:,} examples, decoded once, {held} on {stream.device}; order drawn from seed {order.seed}"
+        )
+    return (
+        f"{order.examples:,} examples in {len(stream.chunks.sizes):,} chunks, read by {args.world_size} × "
+        f"{max(1, args.dataloader_num_workers)} worker(s); order drawn from seed {order.seed} "
+        f"among {stream.shuffle_buffer:,} examples a process"
     )
 
 

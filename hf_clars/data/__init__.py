@@ -3,6 +3,7 @@
 from .batches import SKIP_REASONS, ImageCollator
 from .handover import SharedBatches
 from .order import TAILS
+from .resident import DecodedImages, ResidentImages, check_resident_augmentation, decode_all, ready_batch
 from .sources import ImageSource, open_source
 from .steps import accumulation_steps, nearest_batch_size
 from .stream import TrainStream
@@ -12,14 +13,19 @@ __all__ = [
     "AUGMENTATIONS",
     "SKIP_REASONS",
     "TAILS",
+    "DecodedImages",
     "ImageCollator",
     "ImageSource",
+    "ResidentImages",
     "SharedBatches",
     "TrainStream",
     "accumulation_steps",
+    "check_resident_augmentation",
+    "decode_all",
     "decode_image",
     "eval_transform",
     "nearest_batch_size",
     "open_source",
+    "ready_batch",
     "train_transform",
 ]

@@ -13,7 +13,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
-from ..data import ImageCollator, SharedBatches, TrainStream, accumulation_steps, nearest_batch_size
+from ..data import (
+    DecodedImages,
+    ImageCollator,
+    ResidentImages,
+    SharedBatches,
+    TrainStream,
+    accumulation_steps,
+    nearest_batch_size,
+    ready_batch,
+)
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
 from .health import StepHealth
@@ -68,9 +77,10 @@ class StreamedBatches(_Base):
         if not isinstance(self.train_dataset, TrainStream):
             return self._patient(super().get_train_dataloader())
         args = self.args
-        workers = args.dataloader_num_workers
-        pin_memory = args.dataloader_pin_memory and self.accelerator.device.type != "cpu"
-        collator: Any = self.data_collator
+        resident = isinstance(self.train_dataset, ResidentImages)  # which leaves nothing to do for workers
+        workers = 0 if resident else args.dataloader_num_workers
+        pin_memory = args.dataloader_pin_memory and self.accelerator.device.type != "cpu" and not resident
+        collator: Any = ready_batch if resident else self.data_collator
         self._shared = None
         if workers and isinstance(collator, ImageCollator):
             try:
@@ -102,8 +112,18 @@ class StreamedBatches(_Base):
             _non_blocking=pin_memory,  # copies then wait for nobody, and nobody for them
         )
 
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        return self._patient(super().get_eval_dataloader(*args, **kwargs))
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer`'s; `DecodedImages` need neither workers nor a collator."""
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            everything: Any = self.eval_dataset
+            dataset = everything[dataset]
+        if not isinstance(dataset, DecodedImages):
+            return self._patient(super().get_eval_dataloader(eval_dataset))
+        args = self.args
+        return self.accelerator.prepare(
+            DataLoader(dataset, args.eval_batch_size, collate_fn=ready_batch, drop_last=args.dataloader_drop_last)
+        )
 
     def _patient(self, loader: DataLoader) -> DataLoader:
         base: Any = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap torch's
