@@ -1,13 +1,13 @@
 """CLARS: large-batch training without warmup, with exact per-sample gradient norms.
 
-Importing this package makes `optim="clars"` and `optim="lars"` known to `transformers.Trainer`.
+Importing this package makes `optim="clars"`, `"lars"`, `"mnag"` and `"lamb"` known to `transformers.Trainer`.
 """
 
 from . import theory
 from .errors import Preempted, TrainingFailedError, UserError
 from .models import TimmForImageClassification, build_model
 from .norms import PerSampleNorms
-from .optimizers import CLARS, LARS
+from .optimizers import CLARS, LARS, NAG
 from .training import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
 from .variance import gradient_variance
 
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CLARS",
     "LARS",
+    "NAG",
     "ClarsTrainer",
     "ClarsTrainingArguments",
     "GradientStatisticsCallback",

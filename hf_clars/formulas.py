@@ -36,6 +36,13 @@ def layer_learning_rates(gamma_scale: float | Tensor, eta: float, weight_norm: T
     return trust_ratio(weight_norm, denominator) * (gamma_scale * eta)
 
 
+def capped_layer_learning_rates(
+    gamma_scale: float | Tensor, eta: float, weight_norm: Tensor, denominator: Tensor, cap: float
+) -> Tensor:
+    """`γ_k = γ_scale · min(cap, η · ‖w_k‖ / D_k)`, shape `[K]`, as in the code that the paper's authors released."""
+    return (trust_ratio(weight_norm, denominator) * eta).clamp(max=cap) * gamma_scale
+
+
 def nesterov_update_(
     weight: Tensor,
     gradient: Tensor,
@@ -89,6 +96,36 @@ def nesterov_update_foreach_(
         torch._foreach_mul_(displacements, momentum)
         torch._foreach_add_(displacements, moves)
         torch._foreach_add_(weights, displacements, alpha=momentum)
+
+
+def heavy_ball_update_foreach_(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    gammas: list[Tensor],
+    momentum: float,
+    weight_decay: float = 0.0,
+) -> None:
+    """Heavy-ball momentum with the learning rate outside, in place, as in the code that the paper's authors released.
+
+        b ← β b + (g + λ w)
+        w ← w − γ_k b
+
+    Unlike in Eq. 4, a change of `γ_k` rescales what is already under way. The first step, from `b = 0`, has
+    `b = g + λ w`.
+
+    Args:
+        weights, gradients, buffers: `w`, `g` and `b` of each layer; at β = 0 `buffers` may be empty.
+        gammas: `γ_k` of each, 0-dim, at their own precision.
+        momentum: β.
+        weight_decay: λ.
+    """
+    pulls = torch._foreach_add(gradients, weights, alpha=weight_decay) if weight_decay else gradients
+    if momentum:
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, pulls)
+        pulls = buffers
+    torch._foreach_add_(weights, torch._foreach_mul(pulls, torch._foreach_neg(gammas)))
 
 
 def gradient_variance_factor(square_sum: Tensor, gradient_norm: Tensor, samples: int | Tensor) -> Tensor:

@@ -85,3 +85,21 @@ class NumpyClars:
             self.v[k] = v
             gammas.append(float(gamma))
         return gammas
+
+
+class NumpyAuthors:
+    """The authors' code: `γ_k = γ_scale · min(0.1, η ‖w‖ / D)`, or γ_scale where D is None; heavy ball, lr outside."""
+
+    def __init__(self, weights: list[np.ndarray], momentum: float, eta: float, weight_decay: float = 0.0) -> None:
+        self.w = [w.copy() for w in weights]
+        self.b = [np.zeros_like(w) for w in weights]
+        self.momentum, self.eta, self.weight_decay = momentum, eta, weight_decay
+
+    def step(self, gamma_scale: float, gradients: list[np.ndarray], denominators: list[float | None]) -> list[float]:
+        gammas = []
+        for k, (g, given) in enumerate(zip(gradients, denominators, strict=True)):
+            scale = 1.0 if given is None else min(0.1, self.eta * float(np.linalg.norm(self.w[k])) / given)
+            self.b[k] = self.momentum * self.b[k] + (g + self.weight_decay * self.w[k])
+            self.w[k] = self.w[k] - gamma_scale * scale * self.b[k]
+            gammas.append(gamma_scale * scale)
+        return gammas

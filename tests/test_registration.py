@@ -19,7 +19,7 @@ def plain(tmp_path, **options) -> Trainer:
 
 def test_the_private_names_are_where_they_were():
     assert callable(trainer_optimizer.is_optimizer_factory)
-    for name in ("clars", "lars"):
+    for name in ("clars", "lars", "mnag", "lamb"):
         member = OptimizerNames(name)
         assert isinstance(member, OptimizerNames)
         assert (member.value, member, str.__str__(member)) == (name, name, name)

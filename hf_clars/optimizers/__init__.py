@@ -1,17 +1,22 @@
-"""CLARS (Eq. 4 + 5) and LARS (Eq. 4 + 3)."""
+"""CLARS (Eq. 4 + 5), LARS (Eq. 4 + 3), mNAG (Eq. 2), and CLARS as the paper's authors released it."""
 
 from . import sharded
+from .authors import AuthorsCLARS
 from .clars import CLARS
 from .lars import LARS
-from .layerwise import VECTOR_RULES, LayerwiseOptimizer, check_hyperparameters
+from .layerwise import VECTOR_RULES, LayerwiseOptimizer, check_hyperparameters, is_adapted
+from .nag import NAG
 from .param_groups import parameter_groups
 
 __all__ = [
     "CLARS",
     "LARS",
+    "NAG",
     "VECTOR_RULES",
+    "AuthorsCLARS",
     "LayerwiseOptimizer",
     "check_hyperparameters",
+    "is_adapted",
     "parameter_groups",
     "sharded",
 ]

@@ -59,6 +59,7 @@ class CLARS(LayerwiseOptimizer):
     ) -> None:
         self.norms = norms
         self.grad_scaler = grad_scaler
+        self._scale: Tensor | None = None  # of the loss, in the step at hand
         super().__init__(
             params,
             lr,
@@ -96,6 +97,8 @@ class CLARS(LayerwiseOptimizer):
         self._close_gradient()
 
     def _update(self) -> None:
+        # Asked in every step, also where no denominators are needed: it may have gradients to unscale.
+        self._scale = self._loss_scale(next(p for g in self.param_groups for p in g["params"]).device)
         super()._update()
         self._close_gradient()
 
@@ -109,8 +112,7 @@ class CLARS(LayerwiseOptimizer):
                 "CLARS.step() found no per-sample gradient norms for these gradients: attach PerSampleNorms(model) "
                 "before the forward pass and hand it to CLARS(norms=...)"
             )
-        by_parameter = self._by_parameter(measured)
-        scale = self._loss_scale(next(iter(measured.values())).device)
+        by_parameter, scale = self._by_parameter(measured), self._scale
         return by_parameter if scale is None else {p: d / scale.to(d.device) for p, d in by_parameter.items()}
 
     def _by_parameter(self, measured: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What CLARS and LARS share: Eq. 4 with a learning rate per layer. They differ in the denominator alone."""
+"""What CLARS, LARS and mNAG share: Eq. 4 with a learning rate per layer. They differ in the denominator alone."""
 
 import math
 from abc import ABC, abstractmethod
@@ -29,11 +29,16 @@ class LayerwiseOptimizer(Optimizer, ABC):
     norm weights) follow `vectors`. A parameter group may set `layer_adaptation` to True or False to decide for its
     members whatever their shape.
 
+    A group whose `uniform` is True takes `γ_k = γ_scale` for all its members: then Eq. 4 is mNAG, Eq. 2. It may be set
+    at any time; what is under way (the momentum) goes on.
+
     `foreach` chooses how Eq. 4 is computed, as in `torch.optim`. True: each operation for all layers in one call, the
     fastest on accelerators. False: all operations for one layer, then the next, which on a CPU finds the layer in the
     cache where foreach streams all of them through memory once per operation. None: False on a CPU, unless all layers
     together fit its cache, and True elsewhere.
     """
+
+    _uniform = False  # the default of `uniform`
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
             "vectors": vectors,
             "decay_in_denominator": decay_in_denominator,
             "layer_adaptation": None,
+            "uniform": self._uniform,
             "foreach": foreach,
         }
         self._gammas: dict[Tensor, Tensor] = {}
@@ -64,6 +70,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         super().__setstate__(state)
         for group in self.param_groups:  # of a checkpoint from before there was the option
             group.setdefault("foreach", None)
+            group.setdefault("uniform", self._uniform)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         options = {**self.defaults, **param_group}
@@ -79,6 +86,11 @@ class LayerwiseOptimizer(Optimizer, ABC):
     def layer_rates(self) -> dict[Tensor, Tensor]:
         """Parameter → `γ_k` (0-dim, on its device) of the last `step()`; empty before the first."""
         return dict(self._gammas)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether any group has learning rates of its own for its layers, and so a use for denominators."""
+        return not all(group["uniform"] for group in self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -98,7 +110,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         return loss
 
     def _update(self) -> None:
-        denominators = self._denominators()
+        denominators = self._denominators() if self.adapts else {}
         for group in self.param_groups:
             for (_, dtype, adapted), weights in _buckets(group).items():
                 self._update_bucket(group, weights, dtype, adapted, denominators)
@@ -117,33 +129,55 @@ class LayerwiseOptimizer(Optimizer, ABC):
     ) -> None:
         gradients: list[Tensor] = [w.grad for w in weights if w.grad is not None]
         decay = group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
-        device = weights[0].device
-        if adapted:
-            weight_norms = sharded.norms(weights)
-            missing = [g for w, g in zip(weights, gradients, strict=True) if w not in denominators]
-            gradient_norms = iter(sharded.norms(missing) if missing else ())
-            found = [denominators[w] if w in denominators else next(gradient_norms) for w in weights]
-            denominator = torch.stack([d.to(device, weight_norms.dtype, non_blocking=True) for d in found])
+        if adapted and not group["uniform"]:
+            weight_norms, found = self._norms(weights, gradients, denominators)
             if group["decay_in_denominator"]:
-                denominator = denominator + decay * weight_norms
-            gammas = layer_learning_rates(group["lr"], group["eta"], weight_norms, denominator)
+                found = found + decay * weight_norms
+            gammas = self._adapted_rates(group, weight_norms, found)
         else:
-            rate = group["lr"] * group["eta"] if group["vectors"] == "eta" else group["lr"]
-            gammas = torch.ones(len(weights), dtype=torch.promote_types(dtype, torch.float32), device=device) * rate
+            rate = group["lr"] * group["eta"] if group["vectors"] == "eta" and not group["uniform"] else group["lr"]
+            wide = torch.promote_types(dtype, torch.float32)
+            gammas = torch.ones(len(weights), dtype=wide, device=weights[0].device) * rate
         rates = list(gammas.unbind())
         self._gammas.update(zip(weights, rates, strict=True))
 
-        displacements = []
+        buffers = []
         if group["momentum"]:
             for weight in weights:
                 state = self.state[weight]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-                displacements.append(state["momentum_buffer"])
-        layers = (sharded.local(weights), sharded.local(gradients), sharded.local(displacements), rates)
-        foreach = _foreach_is_faster(layers[0]) if group["foreach"] is None else group["foreach"]
+                buffers.append(state["momentum_buffer"])
+        self._apply(group, sharded.local(weights), sharded.local(gradients), sharded.local(buffers), rates, decay)
+
+    def _norms(
+        self, weights: list[Tensor], gradients: list[Tensor], denominators: dict[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`‖w_k‖` and `D_k`, both `[K]`."""
+        weight_norms = sharded.norms(weights)
+        missing = [g for w, g in zip(weights, gradients, strict=True) if w not in denominators]
+        gradient_norms = iter(sharded.norms(missing) if missing else ())
+        found = [denominators[w] if w in denominators else next(gradient_norms) for w in weights]
+        device, dtype = weights[0].device, weight_norms.dtype
+        return weight_norms, torch.stack([d.to(device, dtype, non_blocking=True) for d in found])
+
+    def _adapted_rates(self, group: dict[str, Any], weight_norms: Tensor, denominators: Tensor) -> Tensor:
+        """`γ_k` of adapted layers, `[K]`; a subclass may cap them."""
+        return layer_learning_rates(group["lr"], group["eta"], weight_norms, denominators)
+
+    def _apply(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        buffers: list[Tensor],
+        rates: list[Tensor],
+        decay: float,
+    ) -> None:
+        """Move the weights; Eq. 4 unless a subclass has another rule. `buffers` is empty at β = 0."""
+        foreach = _foreach_is_faster(weights) if group["foreach"] is None else group["foreach"]
         update = nesterov_update_foreach_ if foreach else _update_by_layer
-        update(*layers, group["momentum"], decay)
+        update(weights, gradients, buffers, rates, group["momentum"], decay)
 
 
 def _foreach_is_faster(weights: list[Tensor]) -> bool:
@@ -183,13 +217,15 @@ def _buckets(group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, boo
                 "layer-wise learning rates need dense gradients, and one is sparse: "
                 "build nn.Embedding with sparse=False, or train it with another optimizer"
             )
-        adapted = group["layer_adaptation"]
-        if adapted is None:
-            adapted = weight.ndim >= 2
-        if group["vectors"] == "paper":
-            adapted = True
-        buckets[weight.device, weight.dtype, adapted].append(weight)
+        buckets[weight.device, weight.dtype, is_adapted(group, weight)].append(weight)
     return buckets
+
+
+def is_adapted(group: dict[str, Any], weight: Tensor) -> bool:
+    """Whether this member of the group has a learning rate of its own, while the group is not `uniform`."""
+    if group["vectors"] == "paper":
+        return True
+    return weight.ndim >= 2 if group["layer_adaptation"] is None else bool(group["layer_adaptation"])
 
 
 def check_hyperparameters(

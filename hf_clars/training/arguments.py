@@ -11,12 +11,12 @@ from transformers.training_args import OptimizerNames
 from ..data.order import TAILS
 from ..data.steps import accumulation_steps
 from ..errors import UserError
-from .options import OPTIMIZERS, OptimizerOptions, parse_optim_args, refuse_deepspeed
+from .options import AUTHORS, OPTIMIZERS, OURS, OptimizerOptions, check_lamb, parse_optim_args, refuse_deepspeed
 
 
 @dataclass
 class ClarsTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` for CLARS and LARS.
+    """`transformers.TrainingArguments` for CLARS and LARS, and for mNAG and LAMB to compare them with.
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
     (clipping would shrink the gradient but not the denominator); `logging_nan_inf_filter=False` (divergence must
@@ -29,9 +29,11 @@ class ClarsTrainingArguments(TrainingArguments):
         base_learning_rate, base_batch_size: linear scaling, see above; 0.1 and 128 by default. Not with learning_rate.
         eta: η of Eq. 3 and 5; None is the paper's, 1e-2 for CLARS and 1e-3 for LARS.
         momentum: β of Eq. 4.
-        norm_mode: how CLARS measures, see `PerSampleNorms`.
+        norm_mode: how CLARS measures, see `PerSampleNorms`; or `"authors"`, the method of the code that the paper's
+            authors released, see `AuthorsCLARS`.
         norm_samples: how many samples `norm_mode="subset"` measures per step.
-        vectors: learning rate of biases and norm weights, see `CLARS`.
+        vectors: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that norm_mode, and
+            `"eta"` otherwise.
         decay_in_denominator: add `λ‖w‖` to the denominator.
         layer_statistics_steps: every how many optimizer steps the layers' norms, γ_k and M_k are logged; 0 for never.
         tail: what becomes of the examples that are left when a pass has no whole batch of B any more: `"drop"` leaves
@@ -42,6 +44,8 @@ class ClarsTrainingArguments(TrainingArguments):
         warmup_start: what the warmup of `warmup_epochs` begins with, as a share of γ_scale: 0 as in transformers;
             `base_batch_size / B` is gradual warmup (Goyal et al. 2017).
         lr_milestones: epochs at which the learning rate is multiplied by `lr_decay`, on top of the schedule.
+        layerwise_epochs: CLARS or LARS only for the first so many epochs, then plain mNAG (Eq. 2), as in Fig. 3; None
+            for all of them. See `LayerwiseWarmup`.
         freeze_fc_epochs: leave fully-connected layers (`nn.Linear`) as they are in the first so many epochs.
         max_nonfinite_steps: so many optimizer steps in a row whose gradient has NaN or infinite values end the
             training; fewer are skipped. 0 to look at no gradient.
@@ -54,7 +58,7 @@ class ClarsTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "γ_scale; by default base_learning_rate × total batch size / base_batch_size."}
     )
     optim: OptimizerNames | str = field(
-        default="clars", metadata={"help": "The optimizer; clars or lars, or any other."}
+        default="clars", metadata={"help": "The optimizer; clars, lars, mnag, lamb, or any other."}
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="polynomial", metadata={"help": "The learning rate schedule."}
@@ -72,10 +76,10 @@ class ClarsTrainingArguments(TrainingArguments):
     base_batch_size: int | None = field(default=None, metadata={"help": "B_base of linear scaling; 128."})
     eta: float | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
     momentum: float = field(default=0.9, metadata={"help": "β of the Nesterov momentum."})
-    norm_mode: str = field(default="per_sample", metadata={"help": "per_sample, subset or micro_batch."})
+    norm_mode: str = field(default="per_sample", metadata={"help": "per_sample, subset, micro_batch or authors."})
     norm_samples: int = field(default=512, metadata={"help": "Samples measured per step with norm_mode subset."})
-    vectors: str = field(
-        default="eta", metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
+    vectors: str | None = field(
+        default=None, metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
     )
     decay_in_denominator: bool = field(default=False, metadata={"help": "Add weight_decay × ‖w‖ to the denominator."})
     layer_statistics_steps: int = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
@@ -90,6 +94,9 @@ class ClarsTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Epochs at which the learning rate is multiplied by lr_decay."}
     )
     lr_decay: float = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
+    layerwise_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of CLARS or LARS, after which it is plain mNAG; all by default."}
+    )
     freeze_fc_epochs: float | None = field(
         default=None, metadata={"help": "Epochs in which fully-connected layers are not updated."}
     )
@@ -104,7 +111,7 @@ class ClarsTrainingArguments(TrainingArguments):
         names = [member.value for member in OptimizerNames]
         if self.optim_name not in names:
             near = difflib.get_close_matches(str(self.optim), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ": choose 'clars', 'lars', or one of transformers' own"
+            hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {OURS}, or of transformers' own"
             raise UserError(f"optim={self.optim!r} is unknown{hint}")
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
@@ -127,8 +134,7 @@ class ClarsTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"power": 2.0}
         self.learning_rate = 0.0 if given is None else given
         super().__post_init__()
-        if self._is_layerwise():
-            self.optimizer_options().override(self.optim_name, parse_optim_args(self.optim_args))
+        self._check_optimizer()
         self._accumulate()
         if given is None:
             self.learning_rate = self._scaled_learning_rate()
@@ -153,7 +159,7 @@ class ClarsTrainingArguments(TrainingArguments):
 
     def _check_epochs(self) -> None:
         """What is stated in epochs."""
-        stated = {"warmup_epochs": self.warmup_epochs, "freeze_fc_epochs": self.freeze_fc_epochs}
+        stated = {name: getattr(self, name) for name in ("warmup_epochs", "layerwise_epochs", "freeze_fc_epochs")}
         for name, epochs in stated.items():
             if epochs is not None and not 0 <= epochs < math.inf:
                 raise UserError(f"{name}={epochs!r} must be a finite number of at least 0")
@@ -166,6 +172,20 @@ class ClarsTrainingArguments(TrainingArguments):
         milestones = self.lr_milestones or []
         if any(not 0 < m < math.inf for m in milestones) or milestones != sorted(milestones):
             raise UserError(f"lr_milestones={milestones} must be epochs above 0, in ascending order")
+
+    def _check_optimizer(self) -> None:
+        if self.layerwise_epochs is not None and self.optim_name not in ("clars", "lars"):
+            raise UserError(f"layerwise_epochs={self.layerwise_epochs} is for clars and lars, not {self.optim_name}")
+        if self.optim_name == "lamb":
+            check_lamb(parse_optim_args(self.optim_args))
+        if not self._is_layerwise():
+            return
+        options = self.optimizer_options().override(self.optim_name, parse_optim_args(self.optim_args))
+        if self.optim_name == "clars" and options.mode == AUTHORS and self.mixed_precision == "fp16":
+            raise UserError(
+                "norm_mode='authors' with fp16=True: gradients of its extra passes would underflow without a loss "
+                "scale, and have none. Use bf16=True, or another norm_mode"
+            )
 
     def _is_layerwise(self) -> bool:
         return self.optim_name in OPTIMIZERS

@@ -10,28 +10,39 @@ from ..errors import UserError
 from ..norms import MODES
 from ..optimizers import check_hyperparameters
 
-OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3}  # name → the paper's η
+OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0}  # name → the paper's η; of mNAG (γ_k = γ_scale) a formality
+OURS = ", ".join((*OPTIMIZERS, "lamb"))  # all names that are registered
+AUTHORS = "authors"  # the `mode` that is no way to measure alone but a method, with an optimizer of its own
+
+_NOT_TAKEN = {
+    "clars": (),
+    "lars": ("mode", "norm_samples"),
+    "mnag": ("eta", "vectors", "decay_in_denominator", "mode", "norm_samples"),
+}
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Everything but the learning rate that `optim="clars"` and `"lars"` take; `mode` and `norm_samples` only CLARS."""
+    """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`_NOT_TAKEN`).
+
+    `vectors=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
+    """
 
     eta: float
     momentum: float = 0.9
     weight_decay: float = 0.0
-    vectors: str = "eta"
+    vectors: str | None = None
     decay_in_denominator: bool = False
     mode: str = "per_sample"
     norm_samples: int = 512
 
     def override(self, optim: str, optim_args: Mapping[str, str]) -> "OptimizerOptions":
-        """These options with those of `optim_args` in their place, all checked.
+        """These options with those of `optim_args` in their place, all checked, and `vectors` decided.
 
         Raises:
             UserError: an unknown key, a value that cannot be read, or one out of range.
         """
-        known = {f.name: f.type for f in fields(self) if optim == "clars" or f.name not in ("mode", "norm_samples")}
+        known = {f.name: f.type for f in fields(self) if f.name not in _NOT_TAKEN[optim]}
         values: dict[str, Any] = {}
         for key, text in optim_args.items():
             if key not in known:
@@ -40,15 +51,26 @@ class OptimizerOptions:
                 raise UserError(f"optim_args: {key!r} is unknown to optim={optim!r}{hint} It takes {', '.join(known)}")
             values[key] = _read(key, text, known[key])
         options = replace(self, **values)
+        if options.vectors is None:
+            options = replace(options, vectors="authors" if (optim, options.mode) == ("clars", AUTHORS) else "eta")
         options.check()
         return options
 
+    @property
+    def vector_rule(self) -> str:
+        """`vectors`, which `override` has decided."""
+        return self.vectors or "eta"
+
     def check(self) -> None:
         check_hyperparameters(
-            lr=0.0, momentum=self.momentum, eta=self.eta, weight_decay=self.weight_decay, vectors=self.vectors
+            lr=0.0,
+            momentum=self.momentum,
+            eta=self.eta,
+            weight_decay=self.weight_decay,
+            vectors=self.vector_rule,
         )
-        if self.mode not in MODES:
-            raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join(MODES)}")
+        if self.mode not in (*MODES, AUTHORS):
+            raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
         if self.norm_samples < 1:
             raise UserError(f"norm_samples={self.norm_samples} must be at least 1")
 
@@ -60,6 +82,15 @@ def parse_optim_args(text: str | None) -> dict[str, str]:
         if not equals or not key or not value:
             raise UserError(f"optim_args={text!r}: {key!r} is not of the form key=value")
     return {key: value for key, _, value in pairs}
+
+
+def check_lamb(optim_args: Mapping[str, str]) -> None:
+    """`optim="lamb"` takes what it needs from the fields that AdamW has, too."""
+    if optim_args:
+        raise UserError(
+            f"optim_args: {next(iter(optim_args))!r} is unknown to optim='lamb', which takes none; its options are "
+            "adam_beta1, adam_beta2, adam_epsilon and weight_decay"
+        )
 
 
 def refuse_deepspeed(deepspeed: Any, who: str = "CLARS and LARS") -> None:
@@ -85,6 +116,8 @@ def _read(key: str, text: str, kind: Any) -> Any:
         if text.lower() not in ("true", "false", "1", "0"):
             raise UserError(f"optim_args: {key}={text!r} must be true or false")
         return text.lower() in ("true", "1")
+    if kind not in (int, float):
+        return text
     try:
         return kind(text)
     except ValueError:

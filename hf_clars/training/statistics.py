@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 
 from ..formulas import gradient_variance_factor
 from ..norms import PerSampleNorms
-from ..optimizers import CLARS, LayerwiseOptimizer, sharded
+from ..optimizers import CLARS, AuthorsCLARS, LayerwiseOptimizer, sharded
 from ..optimizers.loss_scale import loss_scale
+from .layerwise_warmup import layerwise
 from .records import LayerRecords, read_records, to_host
 from .seams import before_clipping, calling_trainer
 
@@ -31,8 +32,8 @@ class LayerStatisticsCallback(TrainerCallback):
     """Writes the five statistics of every adapted layer to `output_dir/layer_statistics.jsonl`, and to W&B.
 
     ‖g‖, the denominator and M_k are those before clipping, without the loss scale. See `LayerRecords` for the file's
-    lines and for W&B's scalars and panels. Statistics that a run has no notion of are left out (LARS: the denominator
-    and M_k; `norm_mode="micro_batch"`: M_k).
+    lines and for W&B's scalars and panels. Statistics that a run has no notion of are left out (LARS, mNAG, and CLARS
+    after `layerwise_epochs`: the denominator and M_k; `norm_mode="micro_batch"` and `"authors"`: M_k).
 
     Args:
         every: optimizer steps from one record to the next; the only ones at which the device is waited for.
@@ -49,7 +50,7 @@ class LayerStatisticsCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()  # of a step that a data set's end cut short
-        optimizer = _layerwise(kwargs.get("optimizer"))
+        optimizer = layerwise(kwargs.get("optimizer"))
         if optimizer is not None and state.global_step % self._every == 0:
             trainer = calling_trainer()
             self._stop = before_clipping(trainer, lambda: self._measure(optimizer, trainer.accelerator.scaler))
@@ -68,7 +69,7 @@ class LayerStatisticsCallback(TrainerCallback):
             name: {"weight_norm": w, "gradient_norm": g / scale}
             for name, w, g in zip(layers, weight_norms, gradient_norms, strict=True)
         }
-        if isinstance(optimizer, CLARS) and isinstance(optimizer.norms, PerSampleNorms):
+        if isinstance(optimizer, CLARS) and optimizer.adapts and isinstance(optimizer.norms, PerSampleNorms):
             for name, (total, squares, samples) in optimizer.norms.gradient_statistics().items():
                 if name in self._pending:
                     scale = loss_scale(scaler, total.device)
@@ -80,13 +81,16 @@ class LayerStatisticsCallback(TrainerCallback):
                         )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        optimizer = _layerwise(kwargs.get("optimizer"))
+        optimizer = layerwise(kwargs.get("optimizer"))
         if self._pending is None or optimizer is None:
             return
         rates = optimizer.layer_rates()
+        used = optimizer.denominators() if isinstance(optimizer, AuthorsCLARS) and optimizer.adapts else {}
         for name, parameter in _layers(optimizer).items():
             if parameter in rates and name in self._pending:
                 self._pending[name]["gamma"] = rates[parameter]
+                if parameter in used:
+                    self._pending[name]["denominator"] = used[parameter]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._pending is None:
@@ -109,11 +113,6 @@ class LayerStatisticsCallback(TrainerCallback):
 def read_layer_statistics(output_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's `layer_statistics.jsonl`; none if it has no such file."""
     return read_records(Path(output_dir) / FILE_NAME)
-
-
-def _layerwise(optimizer: Any) -> LayerwiseOptimizer | None:
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    return optimizer if isinstance(optimizer, LayerwiseOptimizer) else None
 
 
 def _layers(optimizer: LayerwiseOptimizer) -> dict[str, Tensor]:

@@ -19,9 +19,11 @@ from ..optimizers import CLARS, parameter_groups
 from ..processes import lost_a_process, once
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
+from .authors_norms import AuthorsNorms, KeptSamples
 from .checkpointing import AtomicCheckpoints
 from .freezing import FreezeFullyConnected
 from .health import StepHealth
+from .layerwise_warmup import LayerwiseWarmup
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
@@ -34,7 +36,7 @@ from .tracking import begin_wandb, keep_wandb_offline_without_login
 logger = logging.getLogger(__name__)
 
 
-class ClarsTrainer(StreamedBatches, AtomicCheckpoints, EpochSchedules, Trainer):
+class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedules, Trainer):
     """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation, and for runs of days.
 
     What it changes, and nothing else:
@@ -48,7 +50,9 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, EpochSchedules, Trainer):
     - SIGTERM and SIGUSR1 make all processes write a checkpoint after the step under way and raise `Preempted`.
     - A step whose gradient is not finite is skipped, and so are examples of a `TrainStream` that cannot be used; both
       are counted and logged, and too many end the training (`StepHealth`).
-    - Warmup and decay of the learning rate may be stated in epochs, fully-connected layers be frozen at first.
+    - Warmup and decay of the learning rate may be stated in epochs, fully-connected layers be frozen at first, and
+      layer-wise learning rates be used at first only (`LayerwiseWarmup`).
+    - `norm_mode="authors"` has passes of its own after a step, over some of its samples (`AuthorsNorms`).
     - Weight decay is decided by module type and dimension; `images_per_second` is logged; layers' norms, γ_k and M_k
       are logged every `layer_statistics_steps`; W&B without a login or network is offline; evaluation draws random
       numbers of its own. Measuring ends with `train()`, so the model comes back as it was.
@@ -81,6 +85,10 @@ class ClarsTrainer(StreamedBatches, AtomicCheckpoints, EpochSchedules, Trainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(StepProgressCallback(args.total_batch_size))
         self.add_callback(_DropUnfinishedStep(self))
+        if args.layerwise_epochs is not None:
+            self.add_callback(LayerwiseWarmup(self, args.layerwise_epochs))
+        self.authors_norms = AuthorsNorms(self)
+        self.add_callback(self.authors_norms)
         if args.freeze_fc_epochs:
             self.add_callback(FreezeFullyConnected(self, args.freeze_fc_epochs))
         if args.layer_statistics_steps > 0:
