@@ -1,8 +1,8 @@
-"""`hf-clars`: train from a YAML file, and draw a finished run."""
+"""`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly."""
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -18,14 +18,27 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:  # the recipe has flags by the hundred, and parses them itself
         return train(argv[1:])
+    if argv[:1] == ["rates"]:
+        return _guarded(lambda: _rates(argv[1:]))
     parser = ArgumentParser(prog="hf-clars", description=__doc__)
     parser.add_argument("--version", action="version", version=f"hf_clars {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train an image classifier: --config FILE.yaml --key value …", add_help=False)
+    commands.add_parser("rates", help="admissible learning rates beside those of LARS and CLARS", add_help=False)
     plot = commands.add_parser("plot", help="draw curves.png and layers.png of a run")
     plot.add_argument("output_dir", help="output folder of a run")
+    figure = commands.add_parser("figure", help="the runs of a figure of the paper, and its picture")
+    tune = commands.add_parser("tune", help="as many trials for each method, fresh seeds for the best ones")
+    if argv[:1] == ["figure"]:
+        from .paper.command import add_arguments
+
+        add_arguments(figure)
+    elif argv[:1] == ["tune"]:
+        from .experiments.command import add_tuning_arguments
+
+        add_tuning_arguments(tune)
     options = parser.parse_args(argv)
-    return _guarded(lambda: _plot(options.output_dir))
+    return _guarded(lambda: _COMMANDS[options.command](options))
 
 
 def train(argv: list[str] | None = None) -> int:
@@ -40,11 +53,32 @@ def train(argv: list[str] | None = None) -> int:
     return _guarded(work)
 
 
-def _plot(output_dir: str) -> None:
+def _plot(options: Namespace) -> None:
     from .plots import plot_run
 
-    for path in plot_run(output_dir):
+    for path in plot_run(options.output_dir):
         print(path)
+
+
+def _figure(options: Namespace) -> None:
+    from .paper.command import figure
+
+    figure(options)
+
+
+def _tune(options: Namespace) -> None:
+    from .experiments.command import tune
+
+    tune(options)
+
+
+def _rates(argv: list[str]) -> None:
+    from .theory.command import run
+
+    run(argv)
+
+
+_COMMANDS: dict[str, Callable[[Namespace], None]] = {"plot": _plot, "figure": _figure, "tune": _tune}
 
 
 def _guarded(work: Callable[[], None]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -18,12 +19,17 @@ from .configuration import parse
 from .data import (
     ImageCollator,
     ImageSource,
+    ResidentImages,
     TrainStream,
+    check_resident_augmentation,
+    decode_all,
     eval_transform,
     open_source,
+    ready_batch,
     train_transform,
 )
-from .errors import TrainingFailedError, UserError
+from .data.chunks import TableChunks
+from .errors import Preempted, TrainingFailedError, UserError
 from .models import build_model
 from .plots import plot_run
 from .preflight import summary
@@ -31,6 +37,8 @@ from .processes import once
 from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
 from .training.metrics import accuracies, best_classes
 from .training.tracking import wandb_line
+from .training.variance_records import MODES as VARIANCE_MODES
+from .training.variance_records import GradientVarianceCallback
 
 
 @dataclass
@@ -65,6 +73,16 @@ class RecipeArguments:
     shuffle_buffer: int = field(
         default=8192, metadata={"help": "Examples from which each process draws; their encoded images are in memory."}
     )
+    data_on_device: bool = field(
+        default=False,
+        metadata={"help": "Decode all images once and keep them on the device: for small ones, such as CIFAR's."},
+    )
+    gradient_variance: str = field(
+        default="none",
+        metadata={
+            "help": "Measure M_k over all training images before and after each epoch: none, eval or train mode."
+        },
+    )
     plots: bool = field(default=True, metadata={"help": "Draw curves.png and layers.png at the end."})
 
 
@@ -91,25 +109,40 @@ def run(argv: list[str]) -> dict[str, float]:
         print(f"going on from {found}" if found else f"no checkpoint in {args.output_dir}: beginning", flush=True)
     if recipe.plots and importlib.util.find_spec("matplotlib") is None:
         raise UserError("plots need matplotlib: pip install matplotlib, or go without by --plots false")
+    if recipe.data_on_device:
+        check_resident_augmentation(recipe.augmentation)
+    if recipe.gradient_variance not in VARIANCE_MODES:
+        raise UserError(f"gradient_variance={recipe.gradient_variance!r} is none of: {', '.join(VARIANCE_MODES)}")
     train_source = _open(recipe, recipe.train_split, recipe.train_examples)
     eval_source = _open(recipe, recipe.eval_split, recipe.eval_examples)
     classes = _number_of_classes(recipe, train_source)
     for source in (train_source, eval_source):
         source.check_labels(classes)
-    stream = TrainStream(
-        train_source.chunks,
-        total_batch_size=args.total_batch_size,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        tail=args.tail,
-        limit=recipe.train_examples,
-        shuffle_buffer=recipe.shuffle_buffer,
-    )
+    order: dict[str, Any] = {
+        "total_batch_size": args.total_batch_size,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "tail": args.tail,
+        "limit": recipe.train_examples,
+    }
     train_collator = ImageCollator(
         train_transform(recipe.image_size, recipe.augmentation, recipe.min_scale), num_classes=classes
     )
     eval_collator = ImageCollator(
         eval_transform(recipe.image_size, recipe.eval_crop), num_classes=classes, training=False
     )
+    stream: TrainStream
+    decoded = None  # to evaluate on
+    if recipe.data_on_device:
+        fit = train_transform(recipe.image_size, "none")
+        stream = ResidentImages(
+            decode_all(train_source.chunks, fit, classes, args.device),
+            augmentation=recipe.augmentation,
+            max_skipped_share=args.max_skipped_share,
+            **order,
+        )
+        decoded = decode_all(TableChunks(eval_source.table()), eval_collator.transform, classes, args.device)
+    else:
+        stream = TrainStream(train_source.chunks, shuffle_buffer=recipe.shuffle_buffer, **order)
 
     set_seed(args.seed)
     model = build_model(recipe.model_name, classes, **model_kwargs)
@@ -125,13 +158,26 @@ def run(argv: list[str]) -> dict[str, float]:
         model,
         args,
         train_dataset=stream,
-        eval_dataset=eval_source.table(),
+        eval_dataset=eval_source.table() if decoded is None else decoded,
         data_collator=train_collator,
         eval_collator=eval_collator,
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=best_classes,
     )
-    result = trainer.train(resume_from_checkpoint=wanted)
+    if recipe.gradient_variance != "none":
+        plain = train_transform(recipe.image_size, "none")
+        batches = DataLoader(
+            stream.decoded if isinstance(stream, ResidentImages) else train_source.table(),
+            args.per_device_eval_batch_size,
+            collate_fn=ready_batch if decoded is not None else ImageCollator(plain, classes, training=False),
+        )
+        trainer.add_callback(GradientVarianceCallback(trainer, batches, recipe.gradient_variance))
+    try:
+        result = trainer.train(resume_from_checkpoint=wanted)
+    except (TrainingFailedError, Preempted):
+        if trainer.is_world_process_zero():
+            trainer.save_state()  # so that `hf-clars plot` shows how it went
+        raise
     metrics = {**result.metrics, **trainer.evaluate()}
     try:
         trainer.save_model()

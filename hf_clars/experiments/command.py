@@ -1,0 +1,116 @@
+"""What commands that fill a grid have in common, and `hf-clars tune`."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from argparse import ArgumentParser, Namespace
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import TrainingFailedError, UserError
+from .grid import Run, read_grid
+from .results import read_result
+from .running import Runner
+
+
+def add_running_arguments(parser: ArgumentParser) -> None:
+    """What every command that fills a grid takes."""
+    parser.add_argument("--results", default="results", help="folder of results and pictures")
+    parser.add_argument("--work", default="outputs", help="folder of runs under way, with their checkpoints")
+    parser.add_argument("--data_dir", help="folder with data sets by name (cifar10/, …); others come from the Hub")
+    parser.add_argument("--only", nargs="+", default=[], metavar="AXIS=VALUE[,VALUE]", help="a part of the grid")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs: bf16=true")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, help="CPU threads of each run; all cores by default")
+    parser.add_argument("--launch", help="launch each run with this, for several GPUs: 'accelerate launch …'")
+    parser.add_argument("--list", action="store_true", help="say which runs there are and which have results")
+
+
+def runner_of(options: Namespace, folder: Path) -> Runner:
+    if options.jobs < 1 or (options.threads is not None and options.threads < 1):
+        raise UserError("--jobs and --threads must be at least 1")
+    data_dir = None if options.data_dir is None else Path(options.data_dir).expanduser()
+    if data_dir is not None and not data_dir.is_dir():
+        raise UserError(f"--data_dir {options.data_dir}: no such folder")
+    return Runner(
+        results=folder,
+        work=Path(options.work),
+        data_dir=data_dir,
+        jobs=options.jobs,
+        threads=options.threads,
+        launch=shlex.split(options.launch or ""),
+        say=lambda line: print(line, flush=True),
+    )
+
+
+def only_of(options: Namespace) -> dict[str, list[str]]:
+    only: dict[str, list[str]] = defaultdict(list)
+    for text in options.only:
+        axis, equals, values = text.partition("=")
+        if not equals or not values:
+            raise UserError(f"--only {text}: write AXIS=VALUE or AXIS=VALUE,VALUE")
+        only[axis] += values.split(",")
+    return only
+
+
+def settings_of(options: Namespace) -> dict[str, Any]:
+    settings = {}
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--set {text}: write KEY=VALUE")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+def list_runs(folder: Path, runs: list[Run]) -> None:
+    for run in runs:
+        result = read_result(folder, run)
+        print(f"{run.title}: {'no result' if result is None else f'{result.state}, commit {result.commit}'}")
+
+
+def need_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("pictures need matplotlib: pip install matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+
+def add_tuning_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", help="a grid with a section `tuning`, such as recipes/tuning/cifar.yaml")
+    parser.add_argument("--preset", help="one of the grid's presets")
+    add_running_arguments(parser)
+
+
+def tune(options: Namespace) -> None:
+    """`hf-clars tune`: search, final runs, a table and curves.
+
+    Raises:
+        UserError: as `figure`; or the grid has no fair `tuning`.
+        TrainingFailedError: some runs ended without a result; the others were made.
+    """
+    from .contest import contest_figure, contest_table
+    from .drawing import save
+    from .tuning import tune as contest
+
+    need_matplotlib()
+    file = Path(options.file)
+    grid = read_grid(file, options.preset)
+    folder = Path(options.results) / f"tuning-{file.stem}" / (options.preset or "")
+    runner = runner_of(options, folder)
+    if options.list:
+        list_runs(folder, grid.runs(only_of(options), **settings_of(options)))
+        return
+    contestants = contest(grid, runner, only_of(options), **settings_of(options))
+    text = contest_table(contestants)
+    (folder / "table.md").write_text(text + "\n")
+    for path in save(contest_figure(contestants), folder / "contest"):
+        print(path)
+    print(text)
+    if runner.failed:
+        raise TrainingFailedError("; ".join(runner.failed))

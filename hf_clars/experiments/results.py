@@ -1,0 +1,143 @@
+"""What a run leaves for later: a JSON file with its settings, its curve, and where it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from .grid import Run
+
+STATES = ("finished", "diverged")
+
+
+@dataclass
+class Result:
+    """One run's file in a folder of results.
+
+    Attributes:
+        place, settings: those of the `Run`.
+        state: `finished`, or `diverged` when its gradients were not finite for so long that the training ended.
+        seconds: from start to end of the process, loading the data included.
+        commit: of this package; `+changes` where files were changed since; its version where it is not a checkout.
+        hardware: device, threads, torch.
+        curve: `{"step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy"}`, what was logged of them.
+        final: the last evaluation and the mean training loss.
+        variances: of Fig. 2: `{"epoch", "layers": {name: M_k}}`, where they were measured.
+        layers: of layer statistics: `{"step", "epoch", "layers": {name: {statistic: value}}}`, where they are kept.
+    """
+
+    place: dict[str, Any]
+    settings: dict[str, Any]
+    state: str
+    seconds: float
+    commit: str
+    hardware: dict[str, Any]
+    curve: list[dict[str, float]]
+    final: dict[str, float]
+    variances: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+
+    def best(self, key: str = "eval_accuracy") -> float:
+        """The largest value on the curve; NaN where there is none."""
+        return max((row[key] for row in self.curve if key in row), default=math.nan)
+
+    def points(self, key: str, x: str = "epoch") -> tuple[list[float], list[float]]:
+        """The curve of one quantity, as two lists."""
+        rows = [row for row in self.curve if row.get(key) is not None]
+        return [row[x] for row in rows], [row[key] for row in rows]
+
+
+def result_file(folder: Path, run: Run) -> Path:
+    return folder / f"{run.file_name}.json"
+
+
+def read_result(folder: Path, run: Run) -> Result | None:
+    """The run's result if it has one, whatever its file is called apart from the key."""
+    files = sorted(folder.glob(f"*-{run.key}.json"))
+    if not files:
+        return None
+    try:
+        return Result(**json.loads(files[0].read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{files[0]} is no result of a run ({error}): mend or remove it") from None
+
+
+def write_result(folder: Path, run: Run, result: Result) -> Path:
+    """Whole or not at all; a row of the curve on each line, so that a change of one shows as one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = result_file(folder, run)
+    text = ",\n".join(f'  "{key}": {_dumped(value)}' for key, value in asdict(result).items())
+    beside = path.with_suffix(".new")
+    beside.write_text(f"{{\n{text}\n}}\n")
+    os.replace(beside, path)
+    return path
+
+
+def curve_of(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Trainer's log as one row for each step."""
+    keys = ("loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "skipped_steps")
+    rows: dict[int, dict[str, float]] = {}
+    for entry in history:
+        found = {k: _rounded(entry[k]) for k in keys if isinstance(entry.get(k), int | float)}
+        if found:
+            row = rows.setdefault(entry["step"], {"step": entry["step"], "epoch": float(f"{entry['epoch']:.6g}")})
+            row |= {k: v for k, v in found.items() if v is not None}
+    return [rows[step] for step in sorted(rows)]
+
+
+def hardware(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """Where runs are made."""
+    cuda = torch.cuda.is_available() and not settings.get("use_cpu")
+    return {
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def commit() -> str:
+    """Of the checkout this package is in, or the package's version."""
+    from .. import __version__
+
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if "hf_clars/experiments" not in git("ls-files", "--full-name", str(here)):
+            return f"version {__version__}"  # installed inside somebody else's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent)).strip()
+        return git("rev-parse", "--short=7", "HEAD").strip() + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits; JSON knows neither NaN nor infinity."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _dumped(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in value) + "\n  ]"
+    return json.dumps(value, allow_nan=False)
