@@ -60,7 +60,8 @@ class PerSampleNorms:
         vectors: bool = True,
     ) -> None:
         if mode not in MODES:
-            raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}")
+            of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
+            raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}{of_trainer}")
         for name, size in (("norm_samples", norm_samples), ("total_batch_size", total_batch_size or 1)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r} must be a whole number of at least 1")

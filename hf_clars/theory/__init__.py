@@ -1,4 +1,8 @@
-"""Theorems 1-2 and Corollaries 1-3 of the paper as functions: floats in, floats out.
+"""Theorems 1-2 and Corollaries 1-3 of the paper as functions, and estimators of the constants in them.
+
+The theorems' functions take and return floats. `lipschitz_constants`, `global_lipschitz_constant`,
+`variance_constants` and `fit_variance_constants` measure a model's constants at its weights; `layer_rates` sets the
+learning rates that follow next to those of LARS and CLARS, and `hf-clars rates` prints them.
 
 Symbols, used by every function here:
 
@@ -25,6 +29,23 @@ scalar layers: `L_k` is 1 or 17, `L_g = 17`, no noise. `γ = 1/8` meets every co
 multiplies `w_1 + … + w_17` by `1 − 17/8`. What does suffice, by the descent lemma on `(w_t − β v_t) / (1 − β)`, is to
 pass `L_g` for every `L_k` to the `…_learning_rate_bounds` functions and to hold the largest `γ_k`, not only the mean,
 below `.mean`; the right-hand sides then hold as stated. Nothing changes where all `L_k = L_g` (Corollary 3).
+
+Slips of the paper and what is taken:
+
+- `M_k` is printed upside down where the 512-sample estimate is introduced. Taken: Fig. 2's `E‖∇_k f_i‖² / ‖∇_k f‖²`,
+  which grows with the noise as the bounds on `γ_k` need (`formulas.gradient_variance_factor`).
+- Fig. 2's ratio and Assumption 2's `M_k` bear one name, though the least `M_k` (with `M = 0`) is the ratio minus 1.
+  Taken: the ratio in `gradient_variance`, the assumption's in this package.
+- Algorithm 1 averages *squared* per-sample norms, over "∇_k ∇f_i"; Eq. 5 averages the norms of `∇_k f_i`. Taken: Eq. 5.
+  It is LARS's rate when all samples agree, as the text says, and its steps do not change with the loss's scale.
+- Fig. 3's caption has `B = 4096`, its text `B = 8192`. Taken: the text, which gives the whole setting.
+- Corollary 3 lacks `1/B` in its noise term and the square of one `1−β`, and writes η for β once
+  (`mnag_uniform_convergence_bound`).
+- Corollary 2's first term is `1/(1−β)` larger than Theorem 2 allows; kept, as it is valid (`mnag_rate`).
+- Theorem 2's weights have `L_K` for `L_k` in the sum, and its bound sums layers from `t = 0`. Taken: Theorem 1's form.
+- "B can be scaled up as long as B ≤ M_k" is the condition's reach: from `B = M_k` on, `1/(8 L_k)` binds and the bound
+  no longer grows.
+- The theorems' learning-rate conditions do not suffice: the paragraph above.
 """
 
 from .convergence import (
@@ -33,13 +54,31 @@ from .convergence import (
     mnag_convergence_bound,
     mnag_uniform_convergence_bound,
 )
+from .curvature import global_lipschitz_constant, lipschitz_constants
+from .estimation import (
+    GradientMoments,
+    VarianceConstants,
+    fit_variance_constants,
+    gradient_moments,
+    variance_constants,
+)
 from .learning_rates import LearningRateBounds, mgd_learning_rate_bounds, mnag_learning_rate_bounds
 from .rates import Rate, mgd_rate, mnag_rate
+from .rates_table import LayerRates, format_table, layer_rates
 
 __all__ = [
+    "GradientMoments",
+    "LayerRates",
     "LearningRateBounds",
     "Rate",
+    "VarianceConstants",
     "convergence_weights",
+    "fit_variance_constants",
+    "format_table",
+    "global_lipschitz_constant",
+    "gradient_moments",
+    "layer_rates",
+    "lipschitz_constants",
     "mgd_convergence_bound",
     "mgd_learning_rate_bounds",
     "mgd_rate",
@@ -47,4 +86,5 @@ __all__ = [
     "mnag_learning_rate_bounds",
     "mnag_rate",
     "mnag_uniform_convergence_bound",
+    "variance_constants",
 ]

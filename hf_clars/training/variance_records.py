@@ -51,7 +51,6 @@ class GradientVarianceCallback(TrainerCallback):
     def _factors(self) -> dict[str, float]:
         model = self._trainer.model
         attached = list(attached_to(model))
-        before = [buffer.clone() for buffer in model.buffers()]
         training = model.training
         for norms in attached:
             norms.detach()
@@ -60,8 +59,6 @@ class GradientVarianceCallback(TrainerCallback):
             return gradient_variance(model, self._batches, _cross_entropy)
         finally:
             model.train(training)
-            for buffer, value in zip(model.buffers(), before, strict=True):
-                buffer.copy_(value)
             for norms in attached:
                 norms.attach()
 

@@ -1,0 +1,132 @@
+"""`hf-clars rates`: a model and a data set in, the admissible learning rates and those of LARS and CLARS out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..configuration import parse
+from ..data import ImageCollator, ImageSource, eval_transform, open_source
+from ..data.batches import IGNORED_LABEL
+from ..errors import UserError
+from ..models import TimmForImageClassification, build_model
+from .rates_table import format_table, layer_rates
+
+MODES = ("train", "eval")
+
+
+@dataclass
+class RatesArguments:
+    """Model, data and optimizer settings whose learning rates are compared."""
+
+    dataset: str = field(metadata={"help": "A data set on the Hub, or a folder of Parquet files, images or tar files."})
+    model_name: str | None = field(default=None, metadata={"help": "A timm architecture, at its initial weights."})
+    model_kwargs: str | None = field(default=None, metadata={"help": "Arguments of timm.create_model, as JSON."})
+    checkpoint: str | None = field(default=None, metadata={"help": "Folder of a saved model, for trained weights."})
+    split: str = field(default="train", metadata={"help": "Split to draw examples from."})
+    num_classes: int | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
+    examples: int = field(default=1024, metadata={"help": "Examples to measure on, drawn at random."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the images; the model's own by default."})
+    mode: str = field(
+        default="train",
+        metadata={"help": "train: BatchNorm sees each batch, as in training; eval: running statistics."},
+    )
+    per_device_batch_size: int = field(default=128, metadata={"help": "Examples of one forward pass."})
+    batch_size: int = field(default=128, metadata={"help": "B of an optimizer step."})
+    learning_rate: float = field(default=1.0, metadata={"help": "γ_scale of LARS and CLARS."})
+    momentum: float = field(default=0.9, metadata={"help": "β."})
+    eta_lars: float = field(default=1e-3, metadata={"help": "η of LARS."})
+    eta_clars: float = field(default=1e-2, metadata={"help": "η of CLARS."})
+    iterations: int = field(default=20, metadata={"help": "Hessian-vector products per layer, at most."})
+    seed: int = field(default=0, metadata={"help": "Of the initial weights, the examples and the power iteration."})
+
+
+def run(argv: list[str]) -> None:
+    """Print the table that `argv` asks for (see `RatesArguments`).
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    (args,) = parse(argv, RatesArguments)
+    for name in ("examples", "per_device_batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{name}={getattr(args, name)} must be at least 1")
+    if args.mode not in MODES:
+        raise UserError(f"mode={args.mode!r} is none of: {', '.join(MODES)}")
+    if (args.model_name is None) == (args.checkpoint is None):
+        raise UserError("name a model: either --model_name, for initial weights, or --checkpoint, for saved ones")
+    source = open_source(args.dataset, args.split)
+    classes = args.num_classes or len(source.class_names or ())
+    model: Any = _saved(args) if args.checkpoint is not None else _initial(args, classes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train(args.mode == "train")
+    size = int(args.image_size or model.config.pretrained_cfg["input_size"][-1])
+    batches = list(
+        _batches(args, source, ImageCollator(eval_transform(size), model.num_labels, training=False), device)
+    )
+    rows = layer_rates(
+        model,
+        batches,
+        lambda outputs, labels: F.cross_entropy(outputs.logits, labels),
+        gamma_scale=args.learning_rate,
+        batch_size=args.batch_size,
+        momentum=args.momentum,
+        eta_lars=args.eta_lars,
+        eta_clars=args.eta_clars,
+        iterations=args.iterations,
+        seed=args.seed,
+    )
+    used = sum(batch["labels"].shape[0] for batch in batches)
+    print(
+        f"{args.checkpoint or args.model_name}, {args.mode} mode, {used:,} examples of {source.name} ({source.split})"
+    )
+    print(
+        f"B = {args.batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, η = {args.eta_lars:g} for "
+        f"LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0"
+    )
+    print(format_table(rows))
+    print("γ_k ≤: Theorem 2's bound on the layer alone; γ/L_k: with one γ for all layers and the condition on the mean")
+
+
+def _initial(args: RatesArguments, classes: int) -> TimmForImageClassification:
+    try:
+        kwargs: Any = json.loads(args.model_kwargs or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"model_kwargs={args.model_kwargs!r} is not JSON: {error}") from None
+    if not isinstance(kwargs, dict):
+        raise UserError(f"model_kwargs={args.model_kwargs!r} must be a mapping")
+    if classes < 1:
+        raise UserError(f"{args.dataset} does not name its classes: state their number with --num_classes")
+    torch.manual_seed(args.seed)
+    return build_model(str(args.model_name), classes, **kwargs)
+
+
+def _saved(args: RatesArguments) -> TimmForImageClassification:
+    folder = Path(str(args.checkpoint)).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"checkpoint {args.checkpoint}: no saved model (no config.json) in this folder")
+    try:
+        return TimmForImageClassification.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"checkpoint {args.checkpoint} cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def _batches(
+    args: RatesArguments, source: ImageSource, collator: ImageCollator, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Examples drawn at random, as a file may be sorted by class; those that cannot be used are left out."""
+    table = source.table()
+    drawn = np.random.default_rng(args.seed).permutation(len(table))[: args.examples]
+    for start in range(0, len(drawn), args.per_device_batch_size):
+        batch = collator([table[int(i)] for i in drawn[start : start + args.per_device_batch_size]])
+        usable = batch["labels"] != IGNORED_LABEL
+        if usable.any():
+            yield {name: values[usable].to(device) for name, values in batch.items()}
