@@ -15,7 +15,7 @@ from PIL import Image
 from hf_clars import TimmForImageClassification
 from hf_clars.cli import main, train
 from hf_clars.configuration import parse
-from hf_clars.recipe import RecipeArguments
+from hf_clars.recipe_arguments import RecipeArguments
 from hf_clars.training import ClarsTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -66,7 +66,7 @@ class Runner:
 
     def check(self, runs: Sequence[Run]) -> None:
         """That the recipe takes every run's settings; one that it does not is named."""
-        from ..recipe import RecipeArguments
+        from ..recipe_arguments import RecipeArguments
         from ..training import ClarsTrainingArguments
 
         for run in runs:
