@@ -1,11 +1,10 @@
-"""Estimators of L_k, L_g, M_k and M on problems whose constants are known, and Theorems 1-2 on logistic regression."""
+"""Estimators of L_k, L_g, M_k and M on problems whose constants are known, and the table of learning rates."""
 
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_clars import PerSampleNorms, UserError, build_model, formulas, gradient_variance, theory
+from hf_clars.cli import main
 from hf_clars.theory import rates_table
 from hf_clars.theory.command import run
 from tests.models import Classifier
@@ -237,149 +237,6 @@ def test_a_point_without_gradient_sets_M():
     assert theory.fit_variance_constants([[3.0], [6.0]], [[1.0], [2.0]], largest_factor=1.0) == ([1.0], 4.0)
 
 
-# ---- Theorems 1 and 2 on logistic regression -------------------------------------------------------------------------
-
-
-class Logistic:
-    """N problems `f_i(w) = log(1 + exp(−y_i ⟨x_i, w⟩))` of n samples, whose features are split into K layers.
-
-    What the theorems need holds at all weights, since `0 < σ(1−σ) ≤ ¼` and `|∇_k f_i| = σ(−y_i ⟨x_i, w⟩) ‖x_{i,k}‖`
-    with `0 < σ < 1`: `L_k = ¼ λ_max(X_kᵀX_k/n)`, `L_g = ¼ λ_max(XᵀX/n)`, and Assumption 2 with `M_k = 0` and
-    `M = max_k (1/n) Σ_i ‖x_{i,k}‖²`, as a variance is at most the mean square.
-    """
-
-    def __init__(self, x, y, start, layers, lowest=0.0):
-        self.signed = x * y[..., None]  # [N, n, D]
-        self.start, self.layers = start, layers
-        _, n, width = x.shape
-        gram = np.einsum("nip,niq->npq", x, x) / n
-        d = width // layers
-        blocks = [gram[:, k * d : (k + 1) * d, k * d : (k + 1) * d] for k in range(layers)]
-        self.L = np.stack([np.linalg.eigvalsh(block)[:, -1] for block in blocks], 1) / 4
-        self.L_g = np.linalg.eigvalsh(gram)[:, -1] / 4
-        self.M = self.layer_squares(x).mean(1).max(-1)
-        self.f0_minus_finf = np.logaddexp(0, -self.margins(start[:, None])[:, 0]).mean(-1) - lowest  # f ≥ lowest
-
-    def margins(self, w):
-        return np.einsum("nsd,nid->nsi", w, self.signed)
-
-    def layer_squares(self, gradients):
-        return np.square(gradients).reshape(*gradients.shape[:-1], self.layers, -1).sum(-1)
-
-    def sample_weights(self, w):
-        """`σ(−y_i ⟨x_i, w⟩)`, [N, seeds, n]: sample i's gradient is minus this times `y_i x_i`."""
-        return 0.5 * (1 - np.tanh(self.margins(w) / 2))
-
-    def measured(self, gamma, momentum, batch_size, steps, seeds, rng):
-        """`(1/T) Σ_t Σ_k q_k E‖∇_k f(w_t)‖²` of Eq. 4 with `γ_k = γ/L_k`, E over the seeds: [N]."""
-        count, n, width = self.signed.shape
-        rates = np.repeat(gamma[:, None] / self.L, width // self.layers, axis=1)[:, None]
-        q = np.array([theory.convergence_weights(row) for row in self.L])
-        w = np.repeat(self.start[:, None], seeds, axis=1)
-        v, total = w.copy(), np.zeros(count)
-        for _ in range(steps):
-            weights = self.sample_weights(w)
-            full = -np.einsum("nsi,nid->nsd", weights, self.signed) / n
-            total += (self.layer_squares(full).mean(1) * q).sum(-1)
-            drawn = rng.multinomial(batch_size, np.full(n, 1 / n), size=(count, seeds)) / batch_size
-            v_next = w + rates * np.einsum("nsi,nid->nsd", weights * drawn, self.signed)
-            w, v = v_next + momentum * (v_next - v), v_next
-        return total / steps
-
-    def bound(self, gamma, momentum, batch_size, steps):
-        """Theorem 1's right-hand side for `momentum=None`, otherwise Theorem 2's: [N]."""
-        extra: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
-        evaluate = theory.mgd_convergence_bound if momentum is None else theory.mnag_convergence_bound
-        rows = zip(self.f0_minus_finf, gamma, self.L, self.M, self.L_g, strict=True)
-        return np.array(
-            [
-                evaluate(f0_minus_finf=delta, steps=steps, gamma=g, L=L, M=M, batch_size=batch_size, L_g=L_g, **extra)
-                for delta, g, L, M, L_g in rows
-            ]
-        )
-
-    def bounds(self, index, momentum, batch_size, L):
-        at = (L, [0.0] * self.layers, self.L_g[index], batch_size)
-        if momentum is None:
-            return theory.mgd_learning_rate_bounds(*at)
-        return theory.mnag_learning_rate_bounds(*at, momentum=momentum)
-
-    def proven_gammas(self, momentum, batch_size):
-        """The largest γ under the sufficient condition: L_g for every L_k, the largest `γ_k` below the mean's bound."""
-        gammas = []
-        for i, L in enumerate(self.L):
-            sufficient = self.bounds(i, momentum, batch_size, [self.L_g[i]] * self.layers)
-            gammas.append(min(sufficient.mean, *sufficient.per_layer) * L.min())
-            assert self.bounds(i, momentum, batch_size, L.tolist()).admits(gammas[-1] / L)  # the paper's hold, too
-        return np.array(gammas)
-
-
-def random_logistic(rng, count=256, n=24, K=3, d=3):
-    """Features over two orders of magnitude, correlated across layers; labels that follow a rule, or do not."""
-    shared = rng.normal(size=(count, n, 1)) * rng.uniform(0, 2, (count, 1, 1))
-    x = (rng.normal(size=(count, n, K * d)) + shared) * np.repeat(10 ** rng.uniform(-1, 1, (count, 1, K)), d, axis=2)
-    rule = rng.normal(size=(count, K * d)) * rng.integers(2, size=(count, 1))
-    y = np.where(np.einsum("nip,np->ni", x, rule) + rng.normal(size=(count, n)) > 0, 1.0, -1.0)
-    return Logistic(x, y, rng.normal(size=(count, K * d)) * 10 ** rng.uniform(-2, 1, (count, 1)), K)
-
-
-def test_the_logistic_constants_hold():
-    rng = np.random.default_rng(1)
-    problems = random_logistic(rng)
-    w, other = rng.normal(size=(2, 256, 16, 9)) * 10 ** rng.uniform(-2, 1, (2, 256, 16, 1))
-
-    def gradients(w):
-        return -problems.sample_weights(w)[..., None] * problems.signed[:, None]  # [N, 16, n, D]
-
-    each = gradients(w)
-    full = each.mean(2)
-    variance = problems.layer_squares(each - full[:, :, None]).mean(2)
-    assert (variance <= problems.M[:, None, None]).all()
-    change = np.linalg.norm(gradients(w + other).mean(2) - full, axis=-1)
-    assert (change <= problems.L_g[:, None] * np.linalg.norm(other, axis=-1) * (1 + 1e-9)).all()
-    for k in range(3):
-        step = np.zeros_like(other)
-        step[..., 3 * k : 3 * k + 3] = other[..., 3 * k : 3 * k + 3]
-        change = np.linalg.norm((gradients(w + step).mean(2) - full)[..., 3 * k : 3 * k + 3], axis=-1)
-        assert (change <= problems.L[:, k, None] * np.linalg.norm(step, axis=-1) * (1 + 1e-9)).all()
-
-
-@pytest.mark.parametrize("momentum", [None, 0.0, 0.5, 0.9])
-@pytest.mark.parametrize(("batch_size", "steps"), [(1, 100), (16, 40)])
-def test_measured_convergence_stays_below_the_bound(momentum, batch_size, steps):
-    """8 × 256 problems; Δ is taken as f(w_0), since f ≥ 0."""
-    rng = np.random.default_rng([batch_size, int(10 * (momentum or 0)), momentum is None])
-    problems = random_logistic(rng)
-    gamma = problems.proven_gammas(momentum, batch_size)
-    gamma[::2] *= rng.uniform(0.1, 1, gamma[::2].shape)
-    measured = problems.measured(gamma, momentum or 0.0, batch_size, steps, seeds=6, rng=rng)
-    bound = problems.bound(gamma, momentum, batch_size, steps)
-    assert (measured <= bound).all()
-    assert (measured / bound).max() > 1 / 100  # and the bound says something
-
-
-@pytest.mark.parametrize("momentum", [None, 0.5, 0.9])
-def test_an_inadmissible_gamma_violates_the_bound(momentum):
-    """Every x comes with both labels: f is even, its minimum is log 2 at 0, where its curvature is the largest.
-
-    From nearby Δ is almost 0, and with a large batch the noise is, too; but `γ_k = 8/L_k` throws w to where gradients
-    are as large as they get, and back.
-    """
-    rng = np.random.default_rng(0)
-    count, n, K, d = 256, 6, 2, 2
-    x = np.repeat(rng.normal(size=(count, n, K * d)), 2, axis=1)
-    y = np.tile([1.0, -1.0], (count, n))
-    problems = Logistic(x, y, 1e-3 * rng.normal(size=(count, K * d)), K, lowest=math.log(2))
-    batch_size, steps = 1 << 24, 60
-    small = problems.proven_gammas(momentum, batch_size)
-    measured = problems.measured(small, momentum or 0.0, batch_size, steps, 1, rng)
-    assert (measured <= problems.bound(small, momentum, batch_size, steps)).all()
-    large = np.full(count, 8.0)
-    assert not any(problems.bounds(i, momentum, batch_size, L.tolist()).admits(8 / L) for i, L in enumerate(problems.L))
-    measured = problems.measured(large, momentum or 0.0, batch_size, steps, 1, rng)
-    assert (measured > problems.bound(large, momentum, batch_size, steps)).all()
-
-
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +293,11 @@ def test_layers_without_curvature_are_unbounded_and_bind_nothing():
     assert len(lines) == len(rows) + 1
     assert len({len(line) for line in lines}) == 1
     assert "inf" in lines[1 + rows.index(flat[0])].split()
+
+
+def test_a_mistake_at_the_command_line_is_one_line(capsys):
+    assert main(["rates", "--dataset", DEMO, "--model_name", "resnet8_cifa"]) == 2
+    assert "did you mean resnet8_cifar" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_the_command_prints_the_table(capsys, tmp_path):
