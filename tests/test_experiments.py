@@ -260,13 +260,15 @@ def test_unequal_budgets_are_refused(tmp_path):
 
 
 def test_the_tune_command_draws_and_tables(tmp_path, fashion_mnist, capsys):
-    tuning = {"search": {"seed": 0}, "seeds": [1], "trials": {"clars": [{}], "mgd": [{}]}}
-    file = grid_file(tmp_path, fashion_mnist, axes={"method": ["clars", "mgd"]}, tuning=tuning)
+    tuning = {"search": {"seed": 0}, "seeds": [1], "trials": {"clars": [{}], "lars": [{}]}}
+    choices = {"method": {"clars": {"optim": "clars"}, "lars": {"optim": "lars", "eta": 1e-2}}}
+    file = grid_file(tmp_path, fashion_mnist, axes={"method": ["clars", "lars"]}, choices=choices, tuning=tuning)
     command = ["tune", str(file), "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--jobs", "2"]
-    assert main([*command, "--set", "num_train_epochs=1"]) == 0
+    assert main([*command, "--set", "num_train_epochs=1", "layer_statistics_steps=2"]) == 0
     printed = capsys.readouterr().out
     assert "| clars |" in printed
     folder = tmp_path / "r" / "tuning-grid"
     assert (folder / "contest.png").stat().st_size > 1000
+    assert "γ_k, lars" in (folder / "layers.svg").read_text()
     assert (folder / "table.md").read_text().strip() in printed
     assert os.listdir(tmp_path / "w") == []

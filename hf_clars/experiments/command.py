@@ -94,7 +94,7 @@ def tune(options: Namespace) -> None:
         UserError: as `figure`; or the grid has no fair `tuning`.
         TrainingFailedError: some runs ended without a result; the others were made.
     """
-    from .contest import contest_figure, contest_table
+    from .contest import contest_figure, contest_table, layers_figure
     from .drawing import save
     from .tuning import tune as contest
 
@@ -109,8 +109,10 @@ def tune(options: Namespace) -> None:
     contestants = contest(grid, runner, only_of(options), **settings_of(options))
     text = contest_table(contestants)
     (folder / "table.md").write_text(text + "\n")
-    for path in save(contest_figure(contestants), folder / "contest"):
-        print(path)
+    pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)}
+    for name, picture in pictures.items():
+        for path in save(picture, folder / name) if picture is not None else ():
+            print(path)
     print(text)
     if runner.failed:
         raise TrainingFailedError("; ".join(runner.failed))

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .drawing import draw_mean, mean_and_deviation, panels
+from ..training.statistics import STATISTICS
+from .drawing import colour, draw_mean, mean_and_deviation, panels
 from .tuning import Contestant
 
 
@@ -57,6 +58,38 @@ def contest_figure(contestants: Sequence[Contestant]) -> Any:
                     draw_mean(axis, results, key, color=colours(methods.index(method)), label=method)
             axis.set(title=f"{where}: {name}", xlabel="epoch")
     axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def layers_figure(contestants: Sequence[Contestant]) -> Any | None:
+    """Why: M_k of the layers under CLARS, and γ_k under CLARS and LARS, over the steps of each winner's first seed.
+
+    A row for each place that has such records; None where there is none.
+    """
+    columns = (("clars", "variance_factor"), ("clars", "gamma"), ("lars", "gamma"))
+    places = {
+        where: {str(c.place["method"]): c.finals[0][1].layers for c in group if c.finals and c.finals[0][1].layers}
+        for where, group in _by_place(contestants).items()
+    }
+    places = {where: layers for where, layers in places.items() if {"clars", "lars"} <= layers.keys()}
+    if not places:
+        return None
+    figure, axes = panels(len(places), len(columns))
+    for row, (where, records) in zip(axes, places.items(), strict=True):
+        for axis, (method, statistic) in zip(row, columns, strict=True):
+            names = list(records[method][-1]["layers"])
+            for k, name in enumerate(names):
+                points = [
+                    (record["step"], record["layers"][name][statistic])
+                    for record in records[method]
+                    if statistic in record["layers"].get(name, {})
+                ]
+                label = name.removeprefix("timm_model.").removesuffix(".weight")
+                if points:
+                    axis.plot(*zip(*points, strict=True), color=colour(k / max(1, len(names) - 1) * 0.9), label=label)
+            axis.set(title=f"{where}: {STATISTICS[statistic]}, {method}", xlabel="optimizer step", yscale="log")
+            axis.title.set_fontsize(8)
+    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
     return figure
 
 
