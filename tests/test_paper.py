@@ -49,6 +49,7 @@ def test_the_papers_settings():
     assert all(r.settings["total_batch_size"] == 8192 and r.settings["num_train_epochs"] == 200 for r in third)
     assert all(r.settings["learning_rate"] == 1.0 and r.settings["lr_milestones"] == [60, 120, 150] for r in third)
     help_for = {"warmup": "warmup_epochs", "fc_freeze": "freeze_fc_epochs", "clars": "layerwise_epochs"}
+    help_for["clars_eta_0.1"] = "layerwise_epochs"
     assert all(r.settings[help_for[r.place["method"]]] == 20 for r in third if r.place["method"] in help_for)
 
     assert all(r.settings["total_batch_size"] == 16384 for r in fourth)
@@ -93,7 +94,7 @@ def test_pictures_have_a_line_for_each_method_and_network(number, panels):
     assert len(figure.axes) == panels
     for axis in figure.axes:
         lines = [line for line in axis.lines if line.get_marker() == "None"]
-        expected = {1: 7 * 2, 2: 3, 3: 4, 4: 2}[number]
+        expected = {1: 7 * 2, 2: 3, 3: 5, 4: 2}[number]
         assert len(lines) == expected
         assert axis.get_xlabel() == "epoch"
     if number == 1:
@@ -110,18 +111,18 @@ def test_the_figure_command_from_nothing_to_a_picture(tmp_path, fashion_mnist, c
         "lr_milestones=[1,2]", "model_kwargs={width: 4}",
     ]  # fmt: skip
     assert main([*command, "--list"]) == 0
-    assert capsys.readouterr().out.count("no result") == 4
+    assert capsys.readouterr().out.count("no result") == 5
     assert main(command) == 0
     folder = tmp_path / "r" / "figure3" / "small"
     assert (folder / "figure3.png").stat().st_size > 1000
     assert "<svg" in (folder / "figure3.svg").read_text()
-    assert len(list(folder.glob("*.json"))) == 4
+    assert len(list(folder.glob("*.json"))) == 5
     capsys.readouterr()
     assert main([*command, "--draw"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("| resnet8_cifar |") == 4
+    assert printed.count("| resnet8_cifar |") == 5
     assert main([*command, "--list"]) == 0
-    assert capsys.readouterr().out.count("finished") == 4
+    assert capsys.readouterr().out.count("finished") == 5
 
 
 @pytest.mark.parametrize(

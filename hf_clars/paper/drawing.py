@@ -16,6 +16,7 @@ _METHODS = {  # colour, line
     "mnag": ("tab:orange", "--"),
     "lars": ("tab:blue", "-"),
     "clars": ("tab:red", "-"),
+    "clars_eta_0.1": ("tab:purple", "-"),
     "warmup": ("tab:blue", "-"),
     "fc_freeze": ("tab:green", "-"),
     "none": ("tab:gray", "--"),
