@@ -1,7 +1,9 @@
-"""Numbers that a user gave, checked: each returns the value or says in one line what is wrong with it."""
+"""What a user gave, checked: each returns the value or says in one line what is wrong with it."""
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from .errors import UserError
 
@@ -45,3 +47,14 @@ def count(name: str, value: int) -> float:
 
 def momentum(value: float) -> float:
     return number("momentum", value, "in [0, 1)", lambda x: 0 <= x < 1)
+
+
+def writable_folder(name: str, path: str | Path) -> Path:
+    """The folder, made if need be, and tried out."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {path} cannot be written: {error.strerror or error}") from None
+    return Path(path)

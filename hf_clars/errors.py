@@ -5,6 +5,9 @@ class UserError(ValueError):
     """Bad input: one line that says what was wrong, which value, and what to do. Exit status 2."""
 
 
+DIVERGED = "the training has diverged"  # part of the message where that is why a training failed
+
+
 class TrainingFailedError(RuntimeError):
     """What a training could not survive, in one line: what happened and how to go on. Exit status 1."""
 

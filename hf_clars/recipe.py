@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from . import checks
 from .configuration import parse
 from .errors import Preempted, TrainingFailedError, UserError
 from .models import build_model
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> dict[str, float]:
 
     set_seed(args.seed)
     model = build_model(recipe.model_name, data.classes, **recipe.timm_kwargs())
-    _make_folder(str(args.output_dir))
+    checks.writable_folder("output_dir", str(args.output_dir))
     if data.class_names and len(data.class_names) == data.classes:
         model.config.id2label = dict(enumerate(data.class_names))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
@@ -130,15 +130,6 @@ def _check(args: ClarsTrainingArguments) -> None:
         raise UserError(f"dataloader_num_workers={args.dataloader_num_workers} must be at least 0")
     if args.dataloader_num_workers == 0:
         args.dataloader_persistent_workers = False
-
-
-def _make_folder(path: str) -> None:
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"output_dir {path} cannot be written: {error.strerror or error}") from None
 
 
 def _report(recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .data import (
@@ -18,6 +20,7 @@ from .data import (
     ready_batch,
     train_transform,
 )
+from .data.batches import IGNORED_LABEL
 from .data.chunks import TableChunks
 from .errors import UserError
 from .recipe_arguments import RecipeArguments
@@ -44,14 +47,27 @@ class RecipeData:
     class_names: list[str] | None
     _source: ImageSource
 
-    def plain_batches(self, batch_size: int) -> DataLoader:
-        """All training images once, in their order, without augmentation."""
+    def plain_batches(self, batch_size: int) -> Iterable[dict[str, Tensor]]:
+        """All training images that can be used, once and in their order, without augmentation; as often as asked."""
         if isinstance(self.stream, ResidentImages):
             return DataLoader(self.stream.decoded, batch_size, collate_fn=ready_batch)
         plain = train_transform(self.train_collator.transform.size, "none")
-        return DataLoader(
-            self._source.table(), batch_size, collate_fn=ImageCollator(plain, self.classes, training=False)
-        )
+        collator = ImageCollator(plain, self.classes, training=False)
+        everything = replace(self._source, num_examples=None).table()
+        return _Usable(DataLoader(everything, batch_size, collate_fn=collator))
+
+
+class _Usable:
+    """Batches without the examples that could not be used."""
+
+    def __init__(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in self._batches:
+            usable = batch["labels"] != IGNORED_LABEL
+            if usable.any():
+                yield {name: values[usable] for name, values in batch.items()}
 
 
 def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeData:

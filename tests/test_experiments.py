@@ -1,6 +1,7 @@
 """Grids of runs: what is cached, what is run, and what is said when a run goes wrong."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,15 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 import yaml
 
 from hf_clars import UserError
 from hf_clars.cli import main
-from hf_clars.experiments import Result, Run, Runner, read_grid, read_result
+from hf_clars.experiments import Grid, Result, Run, Runner, read_grid, read_result
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import commit, curve_of, write_result
-from hf_clars.experiments.tuning import tune
+from hf_clars.experiments.tuning import Plan, tune
 
 TINY = {
     "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 8, "augmentation": "flip",
@@ -51,21 +53,26 @@ def test_a_grid_is_all_combinations_of_its_axes(tmp_path):
 
 
 def test_a_preset_lies_over_the_file(tmp_path):
-    presets = {"small": {"base": {"image_size": 4}, "axes": {"seed": [7]}, "choices": {"method": {"mgd": {"seed": 9}}}}}
+    presets = {"small": {"base": {"image_size": 4}, "axes": {"seed": [7]}, "choices": {"method": {"mgd": {"eta": 9}}}}}
     file = grid_file(tmp_path, Path("x"), presets=presets)
-    runs = read_grid(file, "small").runs({"method": ["mgd"]}, num_train_epochs=5)
+    runs = read_grid(file, "small").runs({"method": ["mgd"]}, {"num_train_epochs": 5})
     assert [(r.settings["image_size"], r.settings["seed"], r.settings["num_train_epochs"]) for r in runs] == [(4, 7, 5)]
-    assert runs[0].settings["optim"] == "sgd"
+    assert (runs[0].settings["optim"], runs[0].settings["eta"]) == ("sgd", 9)
 
 
 def test_the_key_is_of_what_is_computed():
     def key(**settings):
         return Run({}, {**TINY, "dataset": "uoft-cs/cifar10", **settings}).key
 
-    assert key(dataset="/somewhere/cifar10/") == key(report_to="wandb", logging_steps=3, save_steps=9) == key()
+    assert key(dataset="uoft-cs/cifar10/") == key(report_to="wandb", logging_steps=3, save_steps=9) == key()
     assert key(learning_rate="2e0", weight_decay=None) == key()  # YAML 1.1 reads 2e0 as text
-    different = [key(seed=1), key(learning_rate=2.1), key(dataset="cifar100"), key(model_kwargs={"width": 5}), key()]
-    assert len(set(different)) == 5
+    different = [
+        {"seed": 1}, {"learning_rate": 2.1}, {"dataset": "uoft-cs/cifar100"}, {"dataset": "others/cifar10"},
+        {"model_kwargs": {"width": 5}}, {"label_column": "coarse_label"}, {"dataset_revision": "x"}, {},
+        {"gradient_variance": "train"}, {"gradient_variance": "train", "per_device_eval_batch_size": 9},
+    ]  # fmt: skip
+    assert len({key(**settings) for settings in different}) == len(different)
+    assert key(per_device_eval_batch_size=9) == key()  # which computes the same where M_k is not measured
 
 
 def test_flags():
@@ -79,6 +86,11 @@ def test_flags():
         ({}, "huge", {}, "has no preset 'huge': it has none"),
         ({"axis": {}}, None, {}, "unknown section 'axis'"),
         ({"axes": {}}, None, {}, "must hold axes"),
+        ({"axes": ["seed"]}, None, {}, "'axes' must hold keys and values, not"),
+        ({"base": [1]}, None, {}, "'base' must hold keys and values"),
+        ({"choices": {"method": ["clars"]}}, None, {}, "'method' must hold keys and values"),
+        ({"axes": {"seed": [1, 1]}}, None, {}, "axis 'seed' has a value twice: 1, 1"),
+        ({"presets": {"small": None}}, "small", {"B": ["1"]}, "there is no axis 'B'"),
         ({"axes": {"seed": 1}}, None, {}, "axis 'seed' must be a list of values, not 1"),
         ({"axes": {"method": ["adam"]}}, None, {}, "method 'adam' is not among its choices clars, mgd"),
         ({}, None, {"B": ["1"]}, "there is no axis 'B': the axes are method, seed"),
@@ -88,6 +100,18 @@ def test_flags():
 def test_bad_grids(tmp_path, change, preset, only, message):
     with pytest.raises(UserError, match=message):
         read_grid(grid_file(tmp_path, Path("x"), **change), preset).runs(only)
+
+
+def test_what_an_axis_varies_is_not_for_all_runs():
+    grid = Grid({}, {"method": ["clars"], "seed": [0]}, {"method": {"clars": {"eta": 1}}}, {})
+    for key in ("eta", "seed"):
+        with pytest.raises(UserError, match=f"{key} is what the grid's axes vary"):
+            grid.runs(settings={key: 3})
+    assert [run.settings["lr_milestones"] for run in Grid({}, {"lr_milestones": [None, [1, 2]]}, {}, {}).runs()] == [
+        None,
+        [1, 2],
+    ]
+    assert len(grid.runs({"seed": ["0", "0"]})) == 1
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
@@ -165,7 +189,7 @@ def test_what_has_a_result_is_not_run_again(tmp_path, fashion_mnist):
         assert result.final["eval_accuracy"] == result.curve[-1]["eval_accuracy"]
         assert result.settings == run.settings
         assert result.hardware["threads"] == 1
-    assert list((tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "work").iterdir()) == []  # neither folders nor locks
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
     assert runner.fill(grid.runs({"seed": ["0"]})) == results
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()} == written
@@ -202,6 +226,90 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, fashion_mnist):
     assert "no such folder" in runner.failed[0]
 
 
+def test_nothing_but_infinite_losses_is_a_divergence(tmp_path, fashion_mnist):
+    """Fewer steps than `max_nonfinite_steps`, all skipped but the first one: the run ends, but it did not train."""
+    run = Run({"method": "sgd"}, {**TINY, "dataset": str(fashion_mnist), "optim": "sgd", "learning_rate": 1e30})
+    runner = Runner(tmp_path / "results", tmp_path / "work", threads=1, say=lambda line: None)
+    result = runner.fill([run])[run.key]
+    assert (result.state, result.final, runner.failed) == ("diverged", {}, [])
+
+
+@pytest.mark.parametrize("folder", ["results", "work"])
+def test_folders_that_cannot_be_written_are_found_before_anything_runs(tmp_path, fashion_mnist, folder):
+    (tmp_path / folder).write_text("a file")
+    runner = Runner(tmp_path / "results", tmp_path / "work", say=lambda line: pytest.fail(line))
+    with pytest.raises(UserError, match=f"--{folder} .* cannot be written"):
+        runner.fill([Run({"n": "a"}, {**TINY, "dataset": str(fashion_mnist)})])
+
+
+def test_two_do_not_make_the_same_run(tmp_path, fashion_mnist):
+    run = Run({"n": "a"}, {**TINY, "dataset": str(fashion_mnist)})
+    runner = Runner(tmp_path / "results", tmp_path / "work", threads=1, say=lambda line: None)
+    (tmp_path / "work").mkdir()
+    with filelock.FileLock(tmp_path / "work" / f"{run.file_name}.lock"):
+        assert runner.fill([run]) == {}
+    assert "another process is at work on this run" in runner.failed[0]
+    assert run.key in runner.fill([run])
+
+
+def test_data_sets_of_a_folder_stand_for_those_of_the_hub(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    runner = Runner(tmp_path / "r", tmp_path / "w", data_dir=tmp_path)
+
+    def dataset_of(**settings) -> str | None:
+        flags = runner.flags(Run({}, settings))
+        return flags[flags.index("--dataset") + 1] if "--dataset" in flags else None
+
+    assert dataset_of(dataset="uoft-cs/cifar10") == dataset_of(dataset="cifar10/") == str(tmp_path / "cifar10")
+    assert dataset_of(dataset="uoft-cs/cifar100") == "uoft-cs/cifar100"
+    assert dataset_of() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "x=["], "--set x=[: '[' is not a value as YAML has them"),
+        (["--set", "only=1"], "unknown flag --only"),
+        (["--launch", "'a"], "--launch 'a: No closing quotation"),
+    ],
+)
+def test_mistakes_at_the_command_line_are_one_line(tmp_path, fashion_mnist, capsys, flags, message):
+    tuning = {"search": {"seed": 0}, "seeds": [1], "trials": {"clars": [{}]}}
+    file = grid_file(tmp_path, fashion_mnist, axes={"method": ["clars"]}, tuning=tuning)
+    assert main(["tune", str(file), "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w"), *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_stop_amid_the_search_begins_nothing_new(tmp_path, fashion_mnist, group):
+    """SIGTERM for the command, or for its whole process group, while its last trial runs."""
+    base = {
+        **TINY,
+        "dataset": str(fashion_mnist),
+        "num_train_epochs": 500,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+    }
+    file = grid_file(tmp_path, fashion_mnist, base=base, axes={"method": ["clars"]},
+                     tuning={"search": {"seed": 0}, "seeds": [3], "trials": {"clars": [{}]}})  # fmt: skip
+    command = [sys.executable, "-m", "hf_clars", "tune", str(file), "--work", str(tmp_path / "w"), "--threads", "1"]
+    process = subprocess.Popen([*command, "--results", str(tmp_path / "r")], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    end = time.monotonic() + 120
+    while not list((tmp_path / "w").glob("*/checkpoint-*")):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+    printed, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert error.strip() == "stopped: 1 runs have no result yet; start again to go on"
+    assert "seed=3" not in printed
+    assert not list((tmp_path / "r").rglob("*.json"))
+
+
 @pytest.mark.slow
 def test_a_grid_that_is_stopped_goes_on(tmp_path, fashion_mnist):
     """SIGTERM amid a run of 40 epochs: it leaves a checkpoint; the second start finishes as an uninterrupted run."""
@@ -212,8 +320,8 @@ def test_a_grid_that_is_stopped_goes_on(tmp_path, fashion_mnist):
         "save_strategy": "epoch",
         "save_total_limit": 1,
     }
-    file = grid_file(tmp_path, fashion_mnist, base=base, axes={"method": ["clars"], "seed": [0]},
-                     tuning={"search": {}, "seeds": [3], "trials": {"clars": [{}]}})  # fmt: skip
+    file = grid_file(tmp_path, fashion_mnist, base=base, axes={"method": ["clars"]},
+                     tuning={"search": {"seed": 0}, "seeds": [3], "trials": {"clars": [{}]}})  # fmt: skip
     command = [sys.executable, "-m", "hf_clars", "tune", str(file), "--work", str(tmp_path / "w"), "--threads", "1"]
     first = subprocess.Popen([*command, "--results", str(tmp_path / "r")], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
@@ -244,7 +352,8 @@ def test_a_fair_comparison(tmp_path, fashion_mnist):
     }
     file = grid_file(tmp_path, fashion_mnist, axes={"method": ["clars"]}, tuning=tuning)
     runner = Runner(tmp_path / "results", tmp_path / "work", jobs=2, threads=1, say=lambda line: None)
-    (contestant,) = tune(read_grid(file), runner, {}, num_train_epochs=8)
+    plan = Plan(read_grid(file), {}, {"num_train_epochs": 8})
+    (contestant,) = tune(plan, runner)
     assert runner.failed == []
     assert contestant.winner == {"learning_rate": 2.0}
     assert contestant.searched[1] > contestant.searched[0]
@@ -252,11 +361,35 @@ def test_a_fair_comparison(tmp_path, fashion_mnist):
     assert all(run.settings["eval_split"] == "test" for run, _ in contestant.finals)
 
 
-def test_unequal_budgets_are_refused(tmp_path):
-    tuning = {"search": {}, "seeds": [1], "trials": {"clars": [{}, {}], "mgd": [{}]}}
-    grid = read_grid(grid_file(tmp_path, Path("x"), tuning=tuning))
-    with pytest.raises(UserError, match="every method needs as many trials: they have clars 2, mgd 1"):
-        tune(grid, Runner(tmp_path, tmp_path), {})
+FAIR = {"search": {"seed": 0}, "seeds": [1, 2], "trials": {"clars": [{"eta": 1}, {"eta": 2}], "mgd": [{}, {}]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        ({"trials": {"clars": [{}, {}], "mgd": [{}]}}, {}, "needs as many trials: they have clars 2, mgd 1"),
+        ({"trials": [1]}, {}, "needs 'trials', a dict"),
+        ({"seeds": None}, {}, "needs 'seeds', a list"),
+        ({"seeds": [1, 1]}, {}, r"must be fresh: \[1, 1\], and 0 of the search"),
+        ({"seeds": [0, 1]}, {}, r"must be fresh: \[0, 1\], and 0 of the search"),
+        ({}, {"eta": 3}, "eta is what the grid's section tuning decides"),
+        ({}, {"seed": 3}, "seed is what the grid's section tuning decides"),
+    ],
+)
+def test_unfair_comparisons_are_refused(tmp_path, change, settings, message):
+    axes = {"method": ["clars", "mgd"]}
+    grid = read_grid(grid_file(tmp_path, Path("x"), axes=axes, tuning={**FAIR, **change}))
+    with pytest.raises(UserError, match=message):
+        Plan(grid, {}, settings)
+
+
+def test_a_search_with_a_trial_missing_has_no_winner(tmp_path):
+    plan = Plan(read_grid(grid_file(tmp_path, Path("x"), axes={"method": ["clars"]}, tuning=FAIR)), {}, {})
+    (place,) = plan.places()
+    assert plan.winner(place, [0.5, None]) is None
+    assert plan.winner(place, [math.nan, math.nan]) is None
+    assert plan.winner(place, [math.nan, 0.1]) == {"eta": 2}
+    assert [run.settings["eta"] for run in plan.finals(place, {"eta": 2})] == [2, 2]
 
 
 def test_the_tune_command_draws_and_tables(tmp_path, fashion_mnist, capsys):
@@ -272,3 +405,5 @@ def test_the_tune_command_draws_and_tables(tmp_path, fashion_mnist, capsys):
     assert "γ_k, lars" in (folder / "layers.svg").read_text()
     assert (folder / "table.md").read_text().strip() in printed
     assert os.listdir(tmp_path / "w") == []
+    assert main([*command, "--set", "num_train_epochs=1", "layer_statistics_steps=2", "--list"]) == 0
+    assert capsys.readouterr().out.count("finished") == 2  # the trials

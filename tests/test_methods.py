@@ -191,6 +191,31 @@ def test_resumed_on_either_side_of_the_switch_is_uninterrupted(tmp_path, mode, s
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
+def resumed_with(tmp_path, before: dict, after: dict) -> ClarsTrainer:
+    """Six steps with the options `before`, the rest with `after`."""
+    common = {"total_batch_size": 16, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3,
+              "learning_rate": 0.05}  # fmt: skip
+    first = ClarsTrainer(Normed(), arguments(tmp_path, **common, **before), train_dataset=dataset(64),
+                         callbacks=[StopAfter(6)])  # fmt: skip
+    first.train()
+    trainer = ClarsTrainer(Normed(), arguments(tmp_path, **common, **after), train_dataset=dataset(64))
+    trainer.train(resume_from_checkpoint="auto")
+    return trainer
+
+
+def test_a_checkpoint_from_after_the_switch_goes_on_with_clars_where_that_is_asked_for(tmp_path):
+    trainer = resumed_with(tmp_path, {"layerwise_epochs": 0.5}, {})
+    optimizer = trainer.optimizer.optimizer
+    assert optimizer.adapts
+    assert len({rate.item() for rate in optimizer.layer_rates().values()}) > 2
+
+
+@pytest.mark.parametrize("modes", [("per_sample", "authors"), ("authors", "subset")])
+def test_a_checkpoint_of_another_method_is_refused(tmp_path, modes):
+    with pytest.raises(UserError, match=r"the checkpoint is of optim='clars.*it cannot go on with it"):
+        resumed_with(tmp_path, {"norm_mode": modes[0]}, {"norm_mode": modes[1]})
+
+
 @pytest.mark.parametrize(
     "options", [{"norm_mode": "authors"}, {"optim": "mnag", "learning_rate": 0.01}, {"optim": "lamb"}]
 )

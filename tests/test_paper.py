@@ -8,13 +8,18 @@ import torch
 import yaml
 
 import hf_clars
-from hf_clars import UserError
+from hf_clars import ClarsTrainingArguments, UserError
 from hf_clars.cli import main
+from hf_clars.configuration import parse
 from hf_clars.experiments import Result, Run, Runner, read_grid
 from hf_clars.experiments.grid import HOUSEKEEPING
 from hf_clars.paper.drawing import DRAWINGS
 from hf_clars.recipe import run as train
+from hf_clars.recipe_arguments import RecipeArguments
+from hf_clars.recipe_data import open_data
 from hf_clars.variance import gradient_variance
+
+from .test_recipe import write_parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = Path(hf_clars.__file__).parent / "paper"
@@ -178,6 +183,39 @@ def test_m_k_is_measured_over_all_training_images(tmp_path, fashion_mnist, mode,
         lambda outputs, labels: torch.nn.functional.cross_entropy(outputs.logits, labels),
     )
     assert {name: entry["variance_factor"] for name, entry in records[-1]["layers"].items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_measuring_draws_no_random_number_of_the_training(tmp_path, fashion_mnist, mode):
+    """With dropout, whose masks would be others."""
+    flags = [
+        "--model_name", "vgg11_bn_cifar", "--model_kwargs", '{"width": 4}', "--dataset", str(fashion_mnist),
+        "--train_split", "train[:64]", "--eval_split", "test", "--eval_examples", "8", "--image_size", "8",
+        "--augmentation", "flip", "--total_batch_size", "32", "--per_device_train_batch_size", "32",
+        "--num_train_epochs", "2", "--learning_rate", "2", "--use_cpu", "true", "--report_to", "none",
+        "--save_strategy", "no", "--plots", "false", "--disable_tqdm", "true",
+    ]  # fmt: skip
+    metrics = [
+        train([*flags, "--output_dir", str(tmp_path / name), "--gradient_variance", name]) for name in ("none", mode)
+    ]
+    assert metrics[0]["train_loss"] == metrics[1]["train_loss"]
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_m_k_is_of_the_images_that_can_be_used(tmp_path, on_device):
+    """Three of 72 are cut short; `train_examples` shortens epochs, not what is measured."""
+    write_parquet(tmp_path / "data", {"train": 72, "validation": 8}, broken=(3, 50, 71))
+    recipe, args = parse(
+        ["--dataset", str(tmp_path / "data"), "--image_size", "16", "--augmentation", "flip", "--use_cpu", "true",
+         "--train_examples", "32", "--total_batch_size", "32", "--per_device_train_batch_size", "32",
+         "--data_on_device", str(on_device), "--max_skipped_share", "0.1", "--output_dir", str(tmp_path / "run")],
+        RecipeArguments, ClarsTrainingArguments,
+    )  # fmt: skip
+    batches = open_data(recipe, args).plain_batches(10)
+    for _ in range(2):
+        images = torch.cat([batch["pixel_values"] for batch in batches])
+        assert images.shape == (69, 3, 16, 16)
+        assert (images.float().mean((1, 2, 3)) > 0).all()  # none of them is black
 
 
 def test_an_unknown_variance_mode_is_refused(tmp_path, fashion_mnist):

@@ -1,9 +1,13 @@
 """Warmup, milestones and frozen layers stated in epochs, against their formulas."""
 
+import json
+
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError
+from hf_clars.recipe import run as train
 from hf_clars.training.schedules import milestone_factor, warmup_factor
 
 from .models import dataset
@@ -48,6 +52,47 @@ def test_warmup_in_epochs_is_transformers_warmup_in_steps(tmp_path):
     assert seen == pytest.approx(rates(tmp_path / "b", warmup_steps=6))
     assert seen[0] == 0
     assert seen[10] == pytest.approx(2 * (1 - 4 / 14) ** 2, rel=1e-5)  # a polynomial of power 2
+
+
+def test_warmup_in_steps_stays_where_there_are_milestones(tmp_path):
+    seen = rates(tmp_path, lr_scheduler_type="constant", warmup_steps=6, lr_milestones=[2])
+    assert seen == pytest.approx([2 * min(1, t / 6) * 0.1 ** (t >= 8) for t in range(20)])
+
+
+def test_epochs_of_carried_tails_are_passes(tmp_path, fashion_mnist):
+    """80 examples at B = 32: 20 epochs are 50 steps, and 10 epochs are 25 of them."""
+    train([
+        "--dataset", str(fashion_mnist), "--train_split", "train[:80]", "--eval_split", "test", "--eval_examples", "8",
+        "--model_name", "resnet8_cifar", "--model_kwargs", '{"width": 4}', "--image_size", "8",
+        "--augmentation", "flip", "--total_batch_size", "32", "--per_device_train_batch_size", "32",
+        "--num_train_epochs", "20", "--tail", "carry", "--lr_milestones", "10", "--learning_rate", "1",
+        "--lr_scheduler_type", "constant", "--logging_steps", "1",
+        "--use_cpu", "true", "--report_to", "none", "--save_strategy", "no", "--plots", "false",
+        "--output_dir", str(tmp_path),
+    ])  # fmt: skip
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    seen = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert seen == pytest.approx([1.0] * 25 + [0.1] * 25)
+
+
+class Unsized(IterableDataset):
+    def __iter__(self):
+        return iter(dataset(64))
+
+
+@pytest.mark.parametrize(
+    "stated", [{"lr_milestones": [1]}, {"warmup_epochs": 1}, {"freeze_fc_epochs": 1}, {"layerwise_epochs": 1}]
+)
+def test_epochs_of_data_without_a_length_are_refused(tmp_path, stated):
+    args = arguments(tmp_path, total_batch_size=32, max_steps=3, **stated)
+    with pytest.raises(UserError, match="needs training data whose length is known: state it in steps"):
+        ClarsTrainer(seeded(), args, train_dataset=Unsized()).train()
+
+
+def test_what_transformers_says_of_a_schedule_is_one_line(tmp_path):
+    args = arguments(tmp_path, total_batch_size=32, lr_scheduler_kwargs={"power": 1, "lr_end": 5})
+    with pytest.raises(UserError, match=r"lr_scheduler_kwargs={'power': 1, 'lr_end': 5}: lr_end"):
+        ClarsTrainer(seeded(), args, train_dataset=dataset(64)).train()
 
 
 def test_factors():

@@ -7,7 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ class ImageSource:
     @cached_property
     def chunks(self) -> Chunks:
         """Where the examples lie. Called by all processes; the first one looks at what is far away for all."""
+        everything = replace(self, num_examples=None)  # how many make an epoch is the order's business
         if self.rows is not None:
-            return TableChunks(self.table())
+            return TableChunks(everything.table())
         files = [str(file) for file in self._builder.config.data_files[self.split]]
         kind = _loader_name(self._builder)
         columns = (self.image_column, self.label_column)
@@ -67,7 +68,7 @@ class ImageSource:
                 return ParquetChunks(files, *columns, known)
             if kind == "webdataset":
                 return TarChunks(files, *columns)
-        return TableChunks(self.table())
+        return TableChunks(everything.table())
 
     def _row_groups(self, files: list[str]) -> list[list[int]]:
         with _clear_errors(self.name):

@@ -75,9 +75,14 @@ class TrainStream(Dataset):
         """U, the examples of an epoch over all ranks."""
         return len(self._first)
 
+    @property
+    def steps_per_pass(self) -> float:
+        """Examples of a pass over B: with `tail="carry"` an epoch's steps, on average."""
+        return self._first.examples / self._first.total_batch_size
+
     def steps_of(self, epochs: float) -> int:
         """Whole optimizer steps of so many passes over the data, at least one."""
-        return max(1, int(epochs * self._first.examples / self._first.total_batch_size + 1e-9))
+        return max(1, int(epochs * self.steps_per_pass + 1e-9))
 
     def batches(self, batch_size: int, *, rank: int, world_size: int, workers: int) -> RankBatches:
         """Lay the order out for these processes; returns the micro-batches of one of them."""

@@ -6,6 +6,7 @@ import importlib.util
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,17 @@ def runner_of(options: Namespace, folder: Path) -> Runner:
     data_dir = None if options.data_dir is None else Path(options.data_dir).expanduser()
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data_dir {options.data_dir}: no such folder")
+    try:
+        launch = shlex.split(options.launch or "")
+    except ValueError as error:
+        raise UserError(f"--launch {options.launch}: {error}") from None
     return Runner(
         results=folder,
         work=Path(options.work),
         data_dir=data_dir,
         jobs=options.jobs,
         threads=options.threads,
-        launch=shlex.split(options.launch or ""),
+        launch=launch,
         say=lambda line: print(line, flush=True),
     )
 
@@ -63,11 +68,14 @@ def settings_of(options: Namespace) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write KEY=VALUE")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: {value!r} is not a value as YAML has them") from None
     return settings
 
 
-def list_runs(folder: Path, runs: list[Run]) -> None:
+def list_runs(folder: Path, runs: Sequence[Run]) -> None:
     for run in runs:
         result = read_result(folder, run)
         print(f"{run.title}: {'no result' if result is None else f'{result.state}, commit {result.commit}'}")
@@ -96,17 +104,18 @@ def tune(options: Namespace) -> None:
     """
     from .contest import contest_figure, contest_table, layers_figure
     from .drawing import save
+    from .tuning import Plan
     from .tuning import tune as contest
 
     need_matplotlib()
     file = Path(options.file)
-    grid = read_grid(file, options.preset)
+    plan = Plan(read_grid(file, options.preset), only_of(options), settings_of(options))
     folder = Path(options.results) / f"tuning-{file.stem}" / (options.preset or "")
     runner = runner_of(options, folder)
     if options.list:
-        list_runs(folder, grid.runs(only_of(options), **settings_of(options)))
+        list_runs(folder, [run for place in plan.places() for run in plan.trials(place)])
         return
-    contestants = contest(grid, runner, only_of(options), **settings_of(options))
+    contestants = contest(plan, runner)
     text = contest_table(contestants)
     (folder / "table.md").write_text(text + "\n")
     pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)}

@@ -14,7 +14,8 @@ from .tuning import Contestant
 def contest_table(contestants: Sequence[Contestant]) -> str:
     """A Markdown row for each method at each place, the best mean of a place in bold.
 
-    `trials` are the last accuracies of the search, in the order of the grid; `×` for a trial that diverged.
+    `trials` are the last accuracies of the search, in the order of the grid; `×` for a trial that diverged, `–` for one
+    without a result.
     """
     head = ["where", "method", "trials", "best trial", "test accuracy", "training loss", "seeds", "diverged"]
     rows = [head, ["---"] * len(head)]
@@ -27,8 +28,10 @@ def contest_table(contestants: Sequence[Contestant]) -> str:
                 [
                     where,
                     str(contestant.place["method"]),
-                    " / ".join("×" if math.isnan(s) else f"{100 * s:.1f}" for s in contestant.searched),
-                    ", ".join(f"{k} {v}" for k, v in contestant.winner.items()) or "–",
+                    " / ".join(
+                        "–" if s is None else "×" if math.isnan(s) else f"{100 * s:.1f}" for s in contestant.searched
+                    ),
+                    ", ".join(f"{k} {v}" for k, v in (contestant.winner or {}).items()) or "–",
                     f"**{accuracy}**" if contestant is best and done else accuracy,
                     mean_and_deviation([r.points("loss")[1][-1] for r in done if r.points("loss")[1]]),
                     str(len(contestant.finals)),

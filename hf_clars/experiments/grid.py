@@ -15,14 +15,14 @@ import yaml
 
 from ..errors import UserError
 
-# What says where and how comfortably a run is made, not what it computes.
+# What says where and how comfortably a run is made, not what it computes. (The batch size of evaluation is that of
+# measuring M_k, too, and then counts.)
 HOUSEKEEPING = frozenset(
     {
-        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataset_config",
-        "dataset_revision", "disable_tqdm", "eval_on_start", "eval_strategy", "eval_steps", "image_column",
-        "label_column", "layer_statistics_steps", "logging_steps", "logging_strategy", "output_dir",
-        "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint", "run_name", "save_only_model",
-        "save_steps", "save_strategy", "save_total_limit", "use_cpu",
+        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "disable_tqdm",
+        "eval_on_start", "eval_strategy", "eval_steps", "layer_statistics_steps", "logging_steps", "logging_strategy",
+        "output_dir", "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint", "run_name",
+        "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
     }
 )  # fmt: skip
 _SECTIONS = {"base", "axes", "choices", "presets", "tuning"}
@@ -42,15 +42,20 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Eight hexadecimal digits that change with any setting that changes what is computed."""
+        """Eight hexadecimal digits that change with any setting that changes what is computed.
+
+        The data set counts under the name that the settings have for it, wherever `--data_dir` finds it.
+        """
         computed = {k: _plain(v) for k, v in self.settings.items() if k not in HOUSEKEEPING and v is not None}
-        computed["dataset"] = str(computed.get("dataset", "")).rstrip("/").rpartition("/")[2]  # wherever it lies
+        computed["dataset"] = str(computed.get("dataset", "")).rstrip("/")
+        if self.settings.get("gradient_variance", "none") != "none":
+            computed["per_device_eval_batch_size"] = self.settings.get("per_device_eval_batch_size")
         return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
     @property
     def title(self) -> str:
-        """For people: `resnet56_cifar lars total_batch_size=8192 seed=0`."""
-        return " ".join(str(v) if isinstance(v, str) else f"{k}={v:g}" for k, v in self.place.items())
+        """For people: `resnet56_cifar lars B=8192 seed=0`."""
+        return " ".join(v if isinstance(v, str) else f"{k}={v}" for k, v in self.place.items())
 
     @property
     def file_name(self) -> str:
@@ -77,11 +82,13 @@ class Grid:
     choices: Mapping[str, Mapping[str, Mapping[str, Any]]]
     tuning: Mapping[str, Any]
 
-    def runs(self, only: Mapping[str, Sequence[str]] | None = None, **settings: Any) -> list[Run]:
-        """All runs, or those whose values are among `only` (as text); `settings` go over those of the file.
+    def runs(
+        self, only: Mapping[str, Sequence[str]] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> list[Run]:
+        """All runs, or those whose values are among `only` (as text); `settings` go over those of `base`.
 
         Raises:
-            UserError: an axis or value that the grid does not have.
+            UserError: an axis or value that the grid does not have; a setting that is an axis' to decide.
         """
         axes = dict(self.axes)
         for axis, wanted in (only or {}).items():
@@ -91,9 +98,13 @@ class Grid:
             unknown = [value for value in wanted if value not in values]
             if unknown:
                 raise UserError(f"{axis} is never {unknown[0]!r}: it is {', '.join(values)}")
-            axes[axis] = [values[value] for value in wanted]
+            axes[axis] = [values[value] for value in dict.fromkeys(wanted)]
         places = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-        return [Run(place, {**self.base, **self._chosen(place), **settings}) for place in places]
+        extra = dict(settings or {})
+        for place in places:
+            for key in self._chosen(place).keys() & extra.keys():
+                raise UserError(f"{key} is what the grid's axes vary: choose with --only, or edit the grid's file")
+        return [Run(place, {**self.base, **extra, **self._chosen(place)}) for place in places]
 
     def _chosen(self, place: Mapping[str, Any]) -> dict[str, Any]:
         chosen: dict[str, Any] = {}
@@ -109,40 +120,56 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
         UserError: no such file or preset, no YAML mapping, an unknown section, an axis that is no list, or a value that
             is not among the choices of its axis.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not content.get("axes"):
-        raise UserError(f"{file} must hold axes: name → list of values")
-    presets = content.get("presets", {})
+    content = _content(file)
+    presets = _section(file, content, "presets")
     if preset is not None and preset not in presets:
         raise UserError(f"{file.name} has no preset {preset!r}: it has {', '.join(presets) or 'none'}")
-    layers = [content] + ([presets[preset]] if preset is not None else [])
-    for layer in layers:
-        for section in layer:
-            if section not in _SECTIONS:
-                raise UserError(f"{file}: unknown section {section!r}: the sections are {', '.join(sorted(_SECTIONS))}")
     base: dict[str, Any] = {}
     axes: dict[str, Any] = {}
     choices: dict[str, dict[str, dict[str, Any]]] = {}
     tuning: dict[str, Any] = {}
-    for layer in layers:
-        tuning |= layer.get("tuning") or {}
-        base |= layer.get("base") or {}
-        axes |= layer.get("axes") or {}
-        for axis, values in (layer.get("choices") or {}).items():
-            for value, settings in values.items():
-                choices.setdefault(axis, {}).setdefault(str(value), {}).update(settings or {})
+    for layer in [content] + ([_section(file, presets, preset)] if preset is not None else []):
+        for section in layer:
+            if section not in _SECTIONS:
+                raise UserError(f"{file}: unknown section {section!r}: the sections are {', '.join(sorted(_SECTIONS))}")
+        base |= _section(file, layer, "base")
+        axes |= _section(file, layer, "axes")
+        tuning |= _section(file, layer, "tuning")
+        for axis, values in _section(file, layer, "choices").items():
+            for value in _section(file, layer["choices"], axis):
+                settings = _section(file, values, value)
+                choices.setdefault(str(axis), {}).setdefault(str(value), {}).update(settings)
+    if not axes:
+        raise UserError(f"{file} must hold axes: name → list of values")
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{file}: axis {axis!r} must be a list of values, not {values!r}")
+        if len(set(map(str, values))) < len(values):
+            raise UserError(f"{file}: axis {axis!r} has a value twice: {', '.join(map(str, values))}")
         for value in values:
             if axis in choices and str(value) not in choices[axis]:
                 raise UserError(f"{file}: {axis} {value!r} is not among its choices {', '.join(choices[axis])}")
     return Grid(base, axes, choices, tuning)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold axes: name → list of values")
+    return content
+
+
+def _section(file: Path, content: Mapping[Any, Any], name: Any) -> dict[Any, Any]:
+    """A mapping in a mapping; empty where there is none."""
+    section = content.get(name)
+    if section is not None and not isinstance(section, dict):
+        raise UserError(f"{file}: {name!r} must hold keys and values, not {section!r}")
+    return section or {}
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ class Result:
     Attributes:
         place, settings: those of the `Run`.
         state: `finished`, or `diverged` when its gradients were not finite for so long that the training ended.
-        seconds: from start to end of the process, loading the data included.
+        seconds: from start to end of the process, loading the data included; of its last part where it was cut off.
         commit: of this package; `+changes` where files were changed since; its version where it is not a checkout.
         hardware: device, threads, torch.
         curve: `{"step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy"}`, what was logged of them.

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
+import math
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ..checks import writable_folder
 from ..configuration import parse
-from ..errors import Preempted, UserError
+from ..errors import DIVERGED, Preempted, UserError
 from .grid import Run
+from .processes import RunProcess, cores, devices
 from .results import Result, commit, curve_of, hardware, read_result, write_result
 
-# Where each run is housed: its own flags go over these, and what the user sets over both.
+# How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
-_LOG = "log.txt"
 
 
 @dataclass
@@ -38,6 +35,9 @@ class Runner:
         threads: CPU threads of each run.
         launch: words to launch each run with, for several processes: `accelerate launch …`.
         say: told what happens, a line at a time.
+
+    Attributes:
+        failed: what ended without a result, a line for each run.
     """
 
     results: Path
@@ -53,14 +53,17 @@ class Runner:
         """Make the runs that have no result yet; returns all results there are, by key.
 
         Raises:
-            UserError: settings that the recipe does not take, before anything is run.
-            Preempted: SIGTERM or Ctrl-C; runs under way were told, and went as their settings have it.
+            UserError: settings that the recipe does not take, or a folder that cannot be written, before anything is
+                run.
+            Preempted: SIGTERM or Ctrl-C; runs under way were told, and left a checkpoint if their settings save any.
         """
         found = {run.key: read_result(self.results, run) for run in runs}
         missing = list({run.key: run for run in runs if found[run.key] is None}.values())
         if missing:
             self.check(missing)
-            self.say(f"{len(runs) - len(missing)} of {len(runs)} runs have results in {self.results}")
+            for name, folder in (("--results", self.results), ("--work", self.work)):
+                writable_folder(name, folder)
+            self.say(f"{len(found) - len(missing)} of {len(found)} runs have results in {self.results}")
             found |= self._run_all(missing)
         return {key: result for key, result in found.items() if result is not None}
 
@@ -71,22 +74,29 @@ class Runner:
 
         for run in runs:
             try:
-                parse(self._flags(run), RecipeArguments, ClarsTrainingArguments)
+                recipe, _ = parse(self.flags(run), RecipeArguments, ClarsTrainingArguments)
+                recipe.check()
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from None
 
+    def flags(self, run: Run) -> list[str]:
+        """The recipe's flags of a run, as it is made here."""
+        settings = {**_HOUSE, **run.settings, "output_dir": str(self._folder(run)), "resume_from_checkpoint": "auto"}
+        name = str(settings.get("dataset") or "").rstrip("/").rpartition("/")[2]
+        if self.data_dir is not None and name and (self.data_dir / name).is_dir():
+            settings["dataset"] = str(self.data_dir / name)
+        return Run(run.place, settings).flags()
+
     def _run_all(self, runs: list[Run]) -> dict[str, Result | None]:
         done: dict[str, Result | None] = {}
-        under_way: list[_Process] = []
+        under_way: list[RunProcess] = []
         waiting = list(runs)
         stop = _StopRequest()
         try:
-            while waiting or under_way:
+            while (waiting and not stop.asked) or under_way:
                 while waiting and len(under_way) < self.jobs and not stop.asked:
                     under_way.append(self._start(waiting.pop(0), slot=_free_slot(under_way)))
-                if stop.asked and not under_way:
-                    raise Preempted(f"stopped: {len(runs) - len(done)} runs have no result yet; start again to go on")
-                for process in [p for p in under_way if not p.process.is_alive()]:
+                for process in [p for p in under_way if not p.is_alive()]:
                     under_way.remove(process)
                     done[process.run.key] = self._collect(process)
                     self._tell(process, done[process.run.key], len(done), len(runs))
@@ -97,84 +107,66 @@ class Runner:
         finally:
             stop.restore()
             for process in under_way:
-                process.terminate(signal.SIGKILL)
+                process.kill()
+        if stop.asked:
+            left = len(runs) - sum(result is not None for result in done.values())
+            raise Preempted(f"stopped: {left} runs have no result yet; start again to go on")
         return done
 
-    def _start(self, run: Run, slot: int) -> _Process:
-        folder = self._folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _start(self, run: Run, slot: int) -> RunProcess:
         environment = {"OMP_NUM_THREADS": str(self._threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        if torch.cuda.device_count() > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
-        work = (self._flags(run), environment, str(folder / _LOG), list(self.launch))
-        process = _context().Process(target=_work, args=work)
-        process.start()
-        return _Process(run, slot, process, time.monotonic())
-
-    def _flags(self, run: Run) -> list[str]:
-        settings = {**_HOUSE, **run.settings, "output_dir": str(self._folder(run)), "resume_from_checkpoint": "auto"}
-        local = None if self.data_dir is None else self.data_dir / str(settings.get("dataset", "")).rpartition("/")[2]
-        if local is not None and local.is_dir():
-            settings["dataset"] = str(local)
-        return Run(run.place, settings).flags()
+        if len(devices()) > 1 and not self.launch:
+            environment["CUDA_VISIBLE_DEVICES"] = devices()[slot % len(devices())]
+        return RunProcess(run, self._folder(run), self.flags(run), environment, self.launch, slot, commit())
 
     def _folder(self, run: Run) -> Path:
         return self.work / run.file_name
 
     @property
     def _threads(self) -> int:
-        return self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+        return self.threads or max(1, cores() // self.jobs)
 
-    def _collect(self, process: _Process) -> Result | None:
-        run, folder = process.run, self._folder(process.run)
-        status, seconds = process.process.exitcode, time.monotonic() - process.began
-        error = _last_error(folder / _LOG)
-        diverged = status == 1 and "diverged" in error
+    def _collect(self, process: RunProcess) -> Result | None:
+        """The run's result, written; None if it has none, which `failed` then says, unless it was asked to end."""
+        run, folder, status = process.run, process.folder, process.status
+        error = process.last_error() if status else ""
+        diverged = status == 1 and DIVERGED in error
         if status and not diverged:
             if status != Preempted.EXIT_STATUS:
-                self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({folder / _LOG})")
+                self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({process.log})")
             return None
-        history = _read(folder / "trainer_state.json", {}).get("log_history", [])
-        metrics = _read(folder / "all_results.json", {})
-        result = Result(
-            place=dict(run.place),
-            settings=dict(run.settings),
-            state="diverged" if diverged else "finished",
-            seconds=round(seconds, 1),
-            commit=commit(),
-            hardware=hardware(run.settings, self._threads),
-            curve=curve_of(history),
-            final={k: v for k, v in metrics.items() if k in ("train_loss", "eval_loss", "eval_accuracy") and v == v},
-            variances=_lines(folder / "gradient_variance.jsonl"),
-            layers=_lines(folder / "layer_statistics.jsonl"),
-        )
-        write_result(self.results, run, result)
+        try:
+            history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            metrics = {} if diverged else json.loads((folder / "all_results.json").read_text())
+            losses = [entry["loss"] for entry in history if "loss" in entry]
+            diverged = diverged or not (losses and math.isfinite(losses[-1]))
+            result = Result(
+                place=dict(run.place),
+                settings=dict(run.settings),
+                state="diverged" if diverged else "finished",
+                seconds=round(process.seconds, 1),
+                commit=process.commit,
+                hardware=hardware(run.settings, self._threads),
+                curve=curve_of(history),
+                final={} if diverged else _finite(metrics, ("train_loss", "eval_loss", "eval_accuracy")),
+                variances=_lines(folder / "gradient_variance.jsonl"),
+                layers=_lines(folder / "layer_statistics.jsonl"),
+            )
+            write_result(self.results, run, result)
+        except (OSError, ValueError, KeyError) as error:
+            self.failed.append(f"{run.title}: its result cannot be kept ({error}); what it left is in {folder}")
+            return None
         shutil.rmtree(folder)
         return result
 
-    def _tell(self, process: _Process, result: Result | None, number: int, total: int) -> None:
+    def _tell(self, process: RunProcess, result: Result | None, number: int, total: int) -> None:
         if result is None:
             outcome = "no result"
         elif result.state == "diverged":
             outcome = "diverged"
         else:
-            outcome = f"{result.final.get('eval_accuracy', float('nan')):.1%}"
-        seconds = time.monotonic() - process.began
-        self.say(f"[{number}/{total}] {process.run.title}: {outcome} after {seconds:.0f} s")
-
-
-@dataclass
-class _Process:
-    run: Run
-    slot: int
-    process: Any
-    began: float
-    told: bool = False
-
-    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
-        if self.process.is_alive() and (number == signal.SIGKILL or not self.told):
-            self.told = True
-            (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
+            outcome = f"{result.final.get('eval_accuracy', math.nan):.1%}"
+        self.say(f"[{number}/{total}] {process.run.title}: {outcome} after {process.seconds:.0f} s")
 
 
 class _StopRequest:
@@ -192,40 +184,14 @@ class _StopRequest:
             signal.signal(number, handler)
 
 
-def _context() -> Any:
-    """Everything is imported once, and every run is a fork of the process that did."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_clars.recipe", "hf_clars.cli"])
-    return context
-
-
-def _work(flags: list[str], environment: dict[str, str], log: str, launch: list[str]) -> None:
-    os.setpgid(0, 0)  # a Ctrl-C at the terminal is the parent's
-    os.environ.update(environment)
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if launch:
-        os.execvp(launch[0], [*launch, "--module", "hf_clars", "train", *flags])
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    from ..cli import train
-
-    sys.exit(train(flags))
-
-
-def _free_slot(under_way: list[_Process]) -> int:
+def _free_slot(under_way: list[RunProcess]) -> int:
     taken = {process.slot for process in under_way}
     return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
 
-def _last_error(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else (lines[-1].strip() if lines else "")
-
-
-def _read(file: Path, default: Any) -> Any:
-    return json.loads(file.read_text()) if file.exists() else default
+def _finite(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """JSON knows neither NaN nor infinity."""
+    return {name: metrics[name] for name in names if name in metrics and math.isfinite(metrics[name])}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -8,13 +8,14 @@ The grid's YAML has a section `tuning`:
       trials:                                         # method → settings to try, as many for each method
         clars: [{base_learning_rate: 0.1}, …]
 
-A trial is as good as its last evaluation; one that diverged is worse than any other.
+A trial is as good as its last evaluation; one that diverged is worse than any other. A method whose search is not
+complete, because a trial failed for another reason, has no winner.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,69 +31,101 @@ class Contestant:
 
     Attributes:
         place: axis → value.
-        searched: last accuracy of each trial on what the search is judged on; NaN where it diverged or has no result.
-        winner: settings of the best trial.
+        searched: last accuracy of each trial on what the search is judged on; NaN where it diverged, None where it has
+            no result.
+        winner: settings of the best trial; None where there is none yet.
         finals: results of the winner on fresh seeds.
     """
 
     place: Mapping[str, Any]
-    searched: Sequence[float]
-    winner: Mapping[str, Any]
+    searched: Sequence[float | None]
+    winner: Mapping[str, Any] | None
     finals: Sequence[tuple[Run, Result]]
 
 
-def tune(grid: Grid, runner: Runner, only: Mapping[str, Sequence[str]], **settings: Any) -> list[Contestant]:
-    """Search, then make the final runs; what has results is not run again.
+@dataclass(frozen=True)
+class Plan:
+    """What a tuned grid wants to be run.
+
+    Args:
+        grid: with an axis `method` and a section `tuning`.
+        only: a part of it.
+        settings: over those of the grid's base.
 
     Raises:
-        UserError: `tuning` lacks something, or its methods have different numbers of trials.
+        UserError: `tuning` lacks something or has something twice, its methods have different numbers of trials, or
+            `settings` are what it decides itself.
     """
-    trials = _trials(grid)
-    places = grid.runs(only, **settings)
-    search = {run.title: list(_search_runs(run, trials, grid.tuning["search"])) for run in places}
-    found = runner.fill([run for runs in search.values() for run in runs])
-    contests: list[tuple[Run, list[float], Mapping[str, Any], list[Run]]] = []
-    finals: list[Run] = []
-    for place in places:
-        scores = [_score(found.get(run.key)) for run in search[place.title]]
-        if all(math.isnan(score) for score in scores):
-            contests.append((place, scores, {}, []))
-            continue
-        best = max(range(len(scores)), key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i])
-        winner = trials[str(place.place["method"])][best]
-        runs = [
-            Run({**place.place, "seed": seed}, {**place.settings, **winner, "seed": seed})
-            for seed in grid.tuning["seeds"]
+
+    grid: Grid
+    only: Mapping[str, Sequence[str]]
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        tuning = self.grid.tuning
+        for section, kind in (("search", dict), ("seeds", list), ("trials", dict)):
+            if not isinstance(tuning.get(section), kind):
+                raise UserError(f"the grid's section tuning needs {section!r}, a {kind.__name__}")
+        if "method" not in self.grid.axes:
+            raise UserError("a grid that is tuned needs an axis 'method'")
+        counts = {str(m): len(tuning["trials"].get(m) or ()) for m in self.grid.axes["method"]}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            numbers = ", ".join(f"{method} {count}" for method, count in counts.items())
+            raise UserError(f"every method needs as many trials: they have {numbers}")
+        seeds = [*tuning["seeds"], tuning["search"].get("seed")]
+        if len(set(seeds)) < len(seeds) or not tuning["seeds"]:
+            raise UserError(f"the seeds of tuning must be fresh: {seeds[:-1]}, and {seeds[-1]} of the search")
+        decided = {"seed", *tuning["search"], *(key for m in counts for trial in tuning["trials"][m] for key in trial)}
+        for key in decided & set(self.settings):
+            raise UserError(f"{key} is what the grid's section tuning decides: edit it there")
+
+    def places(self) -> list[Run]:
+        """The methods at their places, which are no runs yet."""
+        return self.grid.runs(self.only, self.settings)
+
+    def trials(self, place: Run) -> list[Run]:
+        """The search of a method at its place."""
+        trials = self.grid.tuning["trials"][place.place["method"]]
+        search = self.grid.tuning["search"]
+        return [
+            Run({**place.place, "trial": number}, {**place.settings, **trial, **search})
+            for number, trial in enumerate(trials)
         ]
-        finals += runs
-        contests.append((place, scores, winner, runs))
-    found |= runner.fill(finals)
+
+    def finals(self, place: Run, winner: Mapping[str, Any]) -> list[Run]:
+        """The best trial on fresh seeds."""
+        return [
+            Run({**place.place, "seed": seed}, {**place.settings, **winner, "seed": seed})
+            for seed in self.grid.tuning["seeds"]
+        ]
+
+    def winner(self, place: Run, scores: Sequence[float | None]) -> Mapping[str, Any] | None:
+        """The settings of the best trial, when all have a score and one did not diverge."""
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores) or all(map(math.isnan, known)):
+            return None
+        best = max(range(len(known)), key=lambda i: -math.inf if math.isnan(known[i]) else known[i])
+        winner: Mapping[str, Any] = self.grid.tuning["trials"][place.place["method"]][best]
+        return winner
+
+
+def tune(plan: Plan, runner: Runner) -> list[Contestant]:
+    """Search, then make the final runs; what has results is not run again."""
+    places = plan.places()
+    found = runner.fill([run for place in places for run in plan.trials(place)])
+    scores = [[_score(found.get(run.key)) for run in plan.trials(place)] for place in places]
+    winners = [plan.winner(place, of_place) for place, of_place in zip(places, scores, strict=True)]
+    finals = [
+        [] if winner is None else plan.finals(place, winner) for place, winner in zip(places, winners, strict=True)
+    ]
+    found |= runner.fill([run for runs in finals for run in runs])
     return [
-        Contestant(place.place, scores, winner, [(run, found[run.key]) for run in runs if run.key in found])
-        for place, scores, winner, runs in contests
+        Contestant(place.place, of_place, winner, [(run, found[run.key]) for run in runs if run.key in found])
+        for place, of_place, winner, runs in zip(places, scores, winners, finals, strict=True)
     ]
 
 
-def _search_runs(place: Run, trials: Mapping[str, Any], search: Mapping[str, Any]) -> Iterator[Run]:
-    for number, trial in enumerate(trials[str(place.place["method"])]):
-        yield Run({**place.place, "trial": number}, {**place.settings, **trial, **search})
-
-
-def _trials(grid: Grid) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    for section in ("search", "seeds", "trials"):
-        if section not in grid.tuning:
-            raise UserError(f"the grid's section tuning lacks {section!r}")
-    if "method" not in grid.axes:
-        raise UserError("a grid that is tuned needs an axis 'method'")
-    trials = grid.tuning["trials"]
-    counts = {str(method): len(trials.get(method) or ()) for method in grid.axes["method"]}
-    if len(set(counts.values())) > 1 or 0 in counts.values():
-        numbers = ", ".join(f"{method} {count}" for method, count in counts.items())
-        raise UserError(f"every method needs as many trials: they have {numbers}")
-    return trials
-
-
-def _score(result: Result | None) -> float:
-    if result is None or result.state == "diverged":
-        return math.nan
-    return result.final.get("eval_accuracy", math.nan)
+def _score(result: Result | None) -> float | None:
+    if result is None:
+        return None
+    return math.nan if result.state == "diverged" else result.final.get("eval_accuracy", math.nan)

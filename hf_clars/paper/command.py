@@ -35,7 +35,7 @@ def figure(options: Namespace) -> None:
     """
     need_matplotlib()
     grid = read_grid(_GRIDS / f"figure{options.number}.yaml", options.preset)
-    runs = grid.runs(only_of(options), **settings_of(options))
+    runs = grid.runs(only_of(options), settings_of(options))
     folder = Path(options.results) / f"figure{options.number}" / options.preset
     if options.list:
         list_runs(folder, runs)

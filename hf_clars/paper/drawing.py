@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import UserError
 from ..experiments.drawing import Results, colour, draw_mean, groups_of, panels, values_of
 
 _NAMES = {
@@ -44,8 +45,11 @@ def figure1(results: Results) -> Any:
 
 def figure2(results: Results) -> Any:
     """A panel for each network: M_k of its layers over the epochs, from the input (dark) to the output (light)."""
-    figure, (axes,) = panels(1, len(results), width=5.2)
-    for axis, (run, result) in zip(axes, results, strict=True):
+    measured = [(run, result) for run, result in results if result.variances]
+    if not measured:
+        raise UserError("no result has M_k: its runs need gradient_variance=eval or train")
+    figure, (axes,) = panels(1, len(measured), width=5.2)
+    for axis, (run, result) in zip(axes, measured, strict=True):
         names = list(result.variances[-1]["layers"])
         for k, name in enumerate(names):
             points = [

@@ -56,9 +56,9 @@ def run(argv: list[str]) -> None:
         UserError: anything the user can mend.
     """
     (args,) = parse(argv, RatesArguments)
-    for name in ("examples", "per_device_batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name}={getattr(args, name)} must be at least 1")
+    for name, least in (("examples", 1), ("per_device_batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"{name}={getattr(args, name)} must be at least {least}")
     if args.mode not in MODES:
         raise UserError(f"mode={args.mode!r} is none of: {', '.join(MODES)}")
     if (args.model_name is None) == (args.checkpoint is None):

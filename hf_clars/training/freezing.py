@@ -17,13 +17,19 @@ class FreezeFullyConnected(TrainerCallback):
     Args:
         trainer: whose steps.
         epochs: E; the layers move from step `round(E × steps per epoch)` on.
+
+    Raises:
+        UserError: when the training begins: the data have no length.
     """
 
     def __init__(self, trainer: Any, epochs: float) -> None:
         self._trainer, self._epochs = trainer, epochs
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._until = self._trainer.steps_in("freeze_fc_epochs", self._epochs)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= round(self._epochs * self._trainer.steps_per_epoch):
+        if state.global_step >= self._until:
             return
         for module in self._trainer.model.modules():
             if isinstance(module, nn.Linear):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..data.batches import SKIP_REASONS
-from ..errors import TrainingFailedError
+from ..errors import DIVERGED, TrainingFailedError
 from .signals import SIGNALS, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class StepHealth(TrainerCallback):
         if self._in_a_row >= self._max_nonfinite:
             raise TrainingFailedError(
                 f"the gradients of {self._in_a_row} steps in a row, up to step {state.global_step + 1}, were not "
-                "finite: the training has diverged. Lower learning_rate (γ_scale) or eta, and resume from a checkpoint "
+                f"finite: {DIVERGED}. Lower learning_rate (γ_scale) or eta, and resume from a checkpoint "
                 "before it"
             )
 

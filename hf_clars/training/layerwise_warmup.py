@@ -18,26 +18,33 @@ class LayerwiseWarmup(TrainerCallback):
 
     Args:
         trainer: whose optimizer.
-        epochs: E; the switch is at step `round(E × steps per epoch)`.
+        epochs: E; the switch is at step `round(E × steps per epoch)`. None for no switch, also where the training goes
+            on from a checkpoint that was made after one.
 
     Raises:
         UserError: when the training begins: the data have no length, or the optimizer no layer-wise learning rates.
     """
 
-    def __init__(self, trainer: Any, epochs: float) -> None:
+    def __init__(self, trainer: Any, epochs: float | None) -> None:
         self._trainer, self._epochs = trainer, epochs
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._trainer.steps_per_epoch:
-            raise UserError(f"layerwise_epochs={self._epochs} needs training data whose length is known")
         optimizer = layerwise(kwargs["optimizer"])
+        if self._epochs is None:
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    group["uniform"] = optimizer.defaults["uniform"]
+            return
+        self._until = self._trainer.steps_in("layerwise_epochs", self._epochs)
         if optimizer is None:
             raise UserError(f"layerwise_epochs={self._epochs} is for CLARS and LARS, not {kwargs['optimizer']}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._epochs is None:
+            return
         # In every step anew, whichever side of the switch a checkpoint is of.
         optimizer = layerwise(kwargs["optimizer"])
-        over = state.global_step >= round(self._epochs * self._trainer.steps_per_epoch)
+        over = state.global_step >= self._until
         for group in optimizer.param_groups if optimizer is not None else ():
             group["uniform"] = over
         if over and self._trainer.norms is not None:

@@ -18,6 +18,8 @@ from transformers.trainer_pt_utils import nested_gather
 
 from ..data import TrainStream
 from ..errors import UserError
+from .options import AUTHORS, parse_optim_args
+from .registration import resolve_options
 from .seams import calling_trainer
 from .tracking import wandb_run_id
 
@@ -52,7 +54,7 @@ class ResumePoint(TrainerCallback, ExportableState):
             "unlogged_skipped_steps": trainer.health.unlogged_skipped_steps,
             "wandb_run_id": wandb_run_id(),
             "world_size": trainer.args.world_size,
-            "optim": trainer.args.optim_name,
+            "optim": _method(trainer.args),
             "learning_rate": trainer.args.learning_rate,
         }
         if isinstance(trainer.train_dataset, TrainStream):
@@ -103,9 +105,9 @@ def tell_differences(saved: dict[str, Any], stream: Any, args: Any) -> None:
         logger.warning("the checkpoint is not one of ClarsTrainer: the order of the unfinished epoch is not known")
         return
     world_size = args.world_size
-    if saved["optim"] != args.optim_name:
+    if saved["optim"] != _method(args):
         raise UserError(
-            f"the checkpoint is of optim={saved['optim']!r}, not {args.optim_name!r}: it cannot go on with it"
+            f"the checkpoint is of optim={saved['optim']!r}, not {_method(args)!r}: it cannot go on with it"
         )
     if saved["learning_rate"] != args.learning_rate:
         logger.warning(
@@ -128,6 +130,13 @@ def tell_differences(saved: dict[str, Any], stream: Any, args: Any) -> None:
                 "many do not come",
                 "; ".join(changed),
             )
+
+
+def _method(args: Any) -> str:
+    """Whose state an optimizer's is: that of `norm_mode="authors"` means something else than that of CLARS."""
+    name: str = args.optim_name
+    authors = name == "clars" and resolve_options(args, parse_optim_args(args.optim_args)).mode == AUTHORS
+    return f"{name} with norm_mode=authors" if authors else name
 
 
 @contextmanager

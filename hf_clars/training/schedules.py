@@ -36,14 +36,27 @@ class EpochSchedules(_Base):
 
     args: Any
     optimizer: Any
-    steps_per_epoch: int
+    steps_in: Callable[[str, float], int]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        try:
+            return self._create_scheduler(num_training_steps, optimizer)
+        except UserError:
+            raise
+        except (ValueError, TypeError) as error:  # transformers' and Python's, of lr_scheduler_kwargs
+            raise UserError(
+                f"lr_scheduler_type={self.args.lr_scheduler_type} with lr_scheduler_kwargs="
+                f"{self.args.lr_scheduler_kwargs}: {error}"
+            ) from error
+
+    def _create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None) -> LRScheduler:
         args = self.args
         if self.lr_scheduler is not None or (args.warmup_epochs is None and not args.lr_milestones):
             return super().create_scheduler(num_training_steps, optimizer)
-        warmup = round((args.warmup_epochs or 0) * self.steps_per_epoch)
-        milestones = [round(epoch * self.steps_per_epoch) for epoch in args.lr_milestones or ()]
+        warmup = args.get_warmup_steps(num_training_steps)
+        if args.warmup_epochs is not None:
+            warmup = self.steps_in("warmup_epochs", args.warmup_epochs)
+        milestones = [self.steps_in("lr_milestones", epoch) for epoch in args.lr_milestones or ()]
         kind = args.lr_scheduler_type
         self.lr_scheduler = _refined(
             get_scheduler(

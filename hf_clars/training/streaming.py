@@ -152,6 +152,18 @@ class StreamedBatches(_Base):
         self.examples_per_epoch = steps * self.get_total_train_batch_size(args)
         return values
 
+    def steps_in(self, name: str, epochs: float) -> int:
+        """The optimizer steps of so many epochs, which the argument `name` states.
+
+        Raises:
+            UserError: the training data have no length.
+        """
+        if not self.steps_per_epoch:
+            raise UserError(f"{name}={epochs} needs training data whose length is known: state it in steps")
+        if isinstance(self.train_dataset, TrainStream) and self.args.tail == "carry":
+            return round(epochs * self.train_dataset.steps_per_pass)
+        return round(epochs * self.steps_per_epoch)
+
     def num_examples(self, dataloader: DataLoader) -> int:
         """Of all ranks. Trainer's would give those of one where accelerate has divided a stream."""
         dataset = getattr(dataloader, "dataset", None)

@@ -85,8 +85,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
             self.remove_callback(PrinterCallback)
             self.add_callback(StepProgressCallback(args.total_batch_size))
         self.add_callback(_DropUnfinishedStep(self))
-        if args.layerwise_epochs is not None:
-            self.add_callback(LayerwiseWarmup(self, args.layerwise_epochs))
+        self.add_callback(LayerwiseWarmup(self, args.layerwise_epochs))
         self.authors_norms = AuthorsNorms(self)
         self.add_callback(self.authors_norms)
         if args.freeze_fc_epochs:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from ..norms.watched_forward import attached_to
 from ..variance import gradient_variance
 from .records import LayerRecords
+from .resuming import same_randomness_afterwards
 
 FILE_NAME = "gradient_variance.jsonl"
 MODES = ("none", "eval", "train")
@@ -38,13 +39,15 @@ class GradientVarianceCallback(TrainerCallback):
             self._measure(args, state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._measure(args, state)
+        if not self._trainer.steps_per_epoch or state.global_step % self._trainer.steps_per_epoch == 0:
+            self._measure(args, state)  # not where a stop cut the epoch short
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._records.end(args, state)
 
     def _measure(self, args: Any, state: Any) -> None:
-        factors = self._factors()  # on every process: sums of norms are a collective operation
+        with same_randomness_afterwards():
+            factors = self._factors()  # on every process: sums of norms are a collective operation
         layers = {n: {"variance_factor": m} for n, m in factors.items() if math.isfinite(m)}  # JSON knows no NaN
         self._records.add(args, state, layers, mode=self._mode)
 
