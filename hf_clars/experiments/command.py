@@ -87,6 +87,7 @@ def need_matplotlib() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "hf_clars"  # the same results make the same file
 
 
 def add_tuning_arguments(parser: ArgumentParser) -> None:
