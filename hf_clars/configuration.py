@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from argparse import ArgumentParser
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import UserError
+
+_EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
@@ -76,10 +79,19 @@ def _as_typed(field: Any, value: Any) -> Any:
     if value is None or isinstance(value, (str, list)):
         return value
     if isinstance(value, dict):
-        return json.dumps(value)
+        return json.dumps(with_numbers(value))
     if isinstance(value, bool) and not isinstance(field.default, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def with_numbers(value: Any) -> Any:
+    """The same with `"1e-4"` as a number, which YAML 1.1 takes for text, in mappings and lists at any depth."""
+    if isinstance(value, dict):
+        return {key: with_numbers(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(v) for v in value]
+    return float(value) if isinstance(value, str) and _EXPONENTIAL.fullmatch(value) else value
 
 
 def _hint(name: str, known: dict[str, Any]) -> str:

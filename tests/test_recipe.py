@@ -9,12 +9,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from transformers import get_scheduler
 
 from hf_clars import TimmForImageClassification
 from hf_clars.cli import main, train
-from hf_clars.configuration import parse
+from hf_clars.configuration import parse, with_numbers
 from hf_clars.recipe_arguments import RecipeArguments
 from hf_clars.training import ClarsTrainingArguments
 
@@ -118,7 +120,21 @@ def test_imagenet_recipes_hold_the_papers_settings(name):
     assert args.optimizer_options().eta == (1e-2 if optim == "clars" else 1e-3)
     assert args.warmup_steps == (0 if optim == "clars" else 390)
     assert args.lr_scheduler_type == "polynomial"
-    assert args.lr_scheduler_kwargs["power"] == 2
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], args.learning_rate)
+    schedule = get_scheduler(
+        args.lr_scheduler_type, optimizer, args.warmup_steps, 1390, scheduler_specific_kwargs=args.lr_scheduler_kwargs
+    )
+    factor = schedule.lr_lambdas[0]
+    ramp = args.warmup_steps
+    assert factor(ramp) == 1
+    halfway = (args.learning_rate - 1e-4) * 0.25 + 1e-4  # power 2, to 1e-4
+    assert factor((ramp + 1390) // 2) * args.learning_rate == pytest.approx(halfway)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3"])
+def test_numbers_that_yaml_takes_for_text_are_numbers(text):
+    assert with_numbers({"a": [text, {"b": text}], "c": "x"}) == {"a": [float(text), {"b": float(text)}], "c": "x"}
+    assert with_numbers("1e-4x") == "1e-4x"
 
 
 def test_more_classes_than_names(tmp_path, images):

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..configuration import with_numbers
 from ..errors import UserError
 
 # What says where and how comfortably a run is made, not what it computes. (The batch size of evaluation is that of
@@ -188,7 +189,7 @@ def _flag(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}", "true" if value else "false"]
     if isinstance(value, Mapping):
-        return [f"--{key}", json.dumps(value)]
+        return [f"--{key}", json.dumps(with_numbers(value))]
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     return [f"--{key}", str(value)]
