@@ -36,9 +36,7 @@ def figure1(results: Results) -> Any:
             for axis, key in zip(row, ("loss", "eval_accuracy", "learning_rate"), strict=True):
                 draw_mean(axis, group, key, **style)
         for axis, key in zip(row, ("loss", "eval_accuracy", "learning_rate"), strict=True):
-            axis.set(
-                title=f"{network}: {_NAMES[key]}", xlabel="epoch", yscale="linear" if key == "eval_accuracy" else "log"
-            )
+            axis.set(title=f"{network}: {_NAMES[key]}", xlabel="epoch", yscale="log" if key == "loss" else "linear")
         row[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
