@@ -28,6 +28,7 @@ def add_running_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, help="CPU threads of each run; all cores by default")
     parser.add_argument("--launch", help="launch each run with this, for several GPUs: 'accelerate launch …'")
+    parser.add_argument("--draw", action="store_true", help="run nothing, draw the results there are")
     parser.add_argument("--list", action="store_true", help="say which runs there are and which have results")
 
 
@@ -48,6 +49,7 @@ def runner_of(options: Namespace, folder: Path) -> Runner:
         jobs=options.jobs,
         threads=options.threads,
         launch=launch,
+        draw_only=options.draw,
         say=lambda line: print(line, flush=True),
     )
 
@@ -116,13 +118,16 @@ def tune(options: Namespace) -> None:
     if options.list:
         list_runs(folder, [run for place in plan.places() for run in plan.trials(place)])
         return
-    contestants = contest(plan, runner)
-    text = contest_table(contestants)
-    (folder / "table.md").write_text(text + "\n")
-    pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)}
-    for name, picture in pictures.items():
-        for path in save(picture, folder / name) if picture is not None else ():
-            print(path)
-    print(text)
+    contestants = [c for c in contest(plan, runner) if any(score is not None for score in c.searched)]
+    if contestants:
+        pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)}
+        for name, picture in pictures.items():
+            for path in save(picture, folder / name) if picture is not None else ():
+                print(path)
+        text = contest_table(contestants)
+        (folder / "table.md").write_text(text + "\n")
+        print(text)
+    else:
+        print(f"no results in {folder}")
     if runner.failed:
         raise TrainingFailedError("; ".join(runner.failed))

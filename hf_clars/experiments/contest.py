@@ -60,7 +60,9 @@ def contest_figure(contestants: Sequence[Contestant]) -> Any:
                 if results:
                     draw_mean(axis, results, key, color=colours(methods.index(method)), label=method)
             axis.set(title=f"{where}: {name}", xlabel="epoch")
-    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axis in axes[0]:
+        if axis.lines:
+            axis.legend(fontsize=7)
     return figure
 
 

@@ -34,6 +34,7 @@ class Runner:
         jobs: runs at a time. With several GPUs they take turns at them.
         threads: CPU threads of each run.
         launch: words to launch each run with, for several processes: `accelerate launch …`.
+        draw_only: make no run.
         say: told what happens, a line at a time.
 
     Attributes:
@@ -46,6 +47,7 @@ class Runner:
     jobs: int = 1
     threads: int | None = None
     launch: Sequence[str] = ()
+    draw_only: bool = False
     say: Callable[[str], None] = print
     failed: list[str] = field(default_factory=list)
 
@@ -59,7 +61,7 @@ class Runner:
         """
         found = {run.key: read_result(self.results, run) for run in runs}
         missing = list({run.key: run for run in runs if found[run.key] is None}.values())
-        if missing:
+        if missing and not self.draw_only:
             self.check(missing)
             for name, folder in (("--results", self.results), ("--work", self.work)):
                 writable_folder(name, folder)

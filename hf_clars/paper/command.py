@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..errors import TrainingFailedError
-from ..experiments import Result, Run, read_grid, read_result
+from ..experiments import Result, Run, read_grid
 from ..experiments.command import (
     add_running_arguments,
     list_runs,
@@ -23,7 +23,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("number", type=int, choices=(1, 2, 3, 4), help="figure of the paper; 4 is Table 1, too")
     parser.add_argument("--preset", default="small", help="paper: its settings; small (default): minutes on a CPU")
     add_running_arguments(parser)
-    parser.add_argument("--draw", action="store_true", help="run nothing, draw the results there are")
 
 
 def figure(options: Namespace) -> None:
@@ -41,9 +40,8 @@ def figure(options: Namespace) -> None:
         list_runs(folder, runs)
         return
     runner = runner_of(options, folder)
-    if not options.draw:
-        runner.fill(runs)
-    found = [(run, result) for run in runs if (result := read_result(folder, run)) is not None]
+    results = runner.fill(runs)
+    found = [(run, results[run.key]) for run in runs if run.key in results]
     if found:
         _draw(options.number, folder, found)
     else:
