@@ -330,12 +330,15 @@ def test_a_grid_that_is_stopped_goes_on(tmp_path, fashion_mnist):
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(60) == 75
-    assert "start again to go on" in first.stderr.read()
+    _, error = first.communicate(timeout=60)
+    assert first.returncode == 75
+    assert "start again to go on" in error
     assert not list((tmp_path / "r").rglob("*.json"))
     subprocess.run([*command, "--results", str(tmp_path / "r")], check=True)
     subprocess.run([*command, "--results", str(tmp_path / "whole")], check=True)
-    for path in (tmp_path / "r").rglob("*.json"):
+    results = list((tmp_path / "r").rglob("*.json"))
+    assert len(results) == 2
+    for path in results:
         whole = next((tmp_path / "whole").rglob(path.name))
         assert json.loads(path.read_text())["curve"] == json.loads(whole.read_text())["curve"]
 
