@@ -95,6 +95,17 @@ def test_what_transformers_says_of_a_schedule_is_one_line(tmp_path):
         ClarsTrainer(seeded(), args, train_dataset=dataset(64)).train()
 
 
+@pytest.mark.parametrize(
+    "stated", [{"warmup_epochs": 2}, {"warmup_steps": 8}, {"warmup_epochs": 2, "lr_milestones": [1]}]
+)
+def test_a_warmup_as_long_as_the_training_is_all_of_it(tmp_path, stated, caplog):
+    """transformers' polynomial would divide by zero after the last step."""
+    seen = rates(tmp_path, epochs=2, **stated)
+    decay = 0.1 if "lr_milestones" in stated else 1
+    assert seen == pytest.approx([2 * t / 8 * (decay if t >= 4 else 1) for t in range(8)])
+    assert "the warmup of 8 steps lasts as long as the training, of 8" in caplog.text
+
+
 def test_factors():
     assert [warmup_factor(t, 4, 0.5) for t in range(6)] == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
     assert warmup_factor(0, 0, 0.5) == 1.0

@@ -7,6 +7,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,14 @@ def tune(options: Namespace) -> None:
     folder = Path(options.results) / f"tuning-{file.stem}" / (options.preset or "")
     runner = runner_of(options, folder)
     if options.list:
-        list_runs(folder, [run for place in plan.places() for run in plan.trials(place)])
+        trials = [run for place in plan.places() for run in plan.trials(place)]
+        runner.check(trials)
+        list_runs(folder, trials)
         return
-    contestants = [c for c in contest(plan, runner) if any(score is not None for score in c.searched)]
+    contestants = contest(plan, runner)
+    if not plan.settings:  # a part of the grid adds to the table of the whole
+        contestants = contest(replace(plan, only={}), replace(runner, draw_only=True))
+    contestants = [c for c in contestants if any(score is not None for score in c.searched)]
     if contestants:
         pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)}
         for name, picture in pictures.items():

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..errors import TrainingFailedError
-from ..experiments import Result, Run, read_grid
+from ..experiments import Result, Run, read_grid, read_result
 from ..experiments.command import (
     add_running_arguments,
     list_runs,
@@ -34,14 +34,17 @@ def figure(options: Namespace) -> None:
     """
     need_matplotlib()
     grid = read_grid(_GRIDS / f"figure{options.number}.yaml", options.preset)
-    runs = grid.runs(only_of(options), settings_of(options))
+    settings = settings_of(options)
+    runs = grid.runs(only_of(options), settings)
     folder = Path(options.results) / f"figure{options.number}" / options.preset
+    runner = runner_of(options, folder)
     if options.list:
+        runner.check(runs)
         list_runs(folder, runs)
         return
-    runner = runner_of(options, folder)
-    results = runner.fill(runs)
-    found = [(run, results[run.key]) for run in runs if run.key in results]
+    runner.fill(runs)
+    drawn = runs if settings else grid.runs()  # a part of the grid adds to the picture of the whole
+    found = [(run, result) for run in drawn if (result := read_result(folder, run)) is not None]
     if found:
         _draw(options.number, folder, found)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, get_scheduler
 
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -51,11 +54,16 @@ class EpochSchedules(_Base):
 
     def _create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None) -> LRScheduler:
         args = self.args
-        if self.lr_scheduler is not None or (args.warmup_epochs is None and not args.lr_milestones):
-            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
         warmup = args.get_warmup_steps(num_training_steps)
         if args.warmup_epochs is not None:
             warmup = self.steps_in("warmup_epochs", args.warmup_epochs)
+        if warmup >= num_training_steps > 0:
+            logger.warning("the warmup of %d steps lasts as long as the training, of %d", warmup, num_training_steps)
+            num_training_steps = warmup + 1  # transformers divides by the steps that are left for the decay
+        if args.warmup_epochs is None and not args.lr_milestones:
+            return super().create_scheduler(num_training_steps, optimizer)
         milestones = [self.steps_in("lr_milestones", epoch) for epoch in args.lr_milestones or ()]
         kind = args.lr_scheduler_type
         self.lr_scheduler = _refined(
