@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import costs, forms, products
+from . import costs, forms, kernels, products
 from .reductions import norm_dtype
 from .rule import Rule, Saved
 
@@ -69,7 +69,21 @@ class ConvRule(Rule):
         return [(n + 2 * p - r * (k - 1) - 1) // s + 1 for n, k, s, p, r in sizes], pixels
 
     def fused(self, x: Tensor, batch: int) -> bool:
-        return not self._gram(x, batch)
+        return self._has_kernel(x) or not self._gram(x, batch)
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        positions, _ = self._sizes(x.shape[2:])
+        return len(self.kernel) < 3 and kernels.serve(x, math.prod(positions), convolution=True)
+
+    def convolution(self, xs: Saved, d: Tensor, batch: int) -> kernels.Convolution | None:
+        if not self._has_kernel(xs[0]) or xs[0].dtype != d.dtype:
+            return None
+        x, d = self._operands(xs[0], d)
+        (outputs, channels, *kernel), (stride, padding, dilation) = self.shape, self.geometry
+        if len(kernel) == 1:  # pixels of one row
+            x, d, kernel = x.unsqueeze(2), d.unsqueeze(2), [1, *kernel]
+            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+        return kernels.Convolution(x, d, (outputs, channels, *kernel), stride, padding, dilation, self.groups)
 
     def _gram(self, x: Tensor, batch: int) -> bool:
         return self.form == "gram" and x.shape[0] == batch  # several rows of a sample have products with each other

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import costs, forms, products
+from . import costs, forms, kernels, products
 from .reductions import norm_dtype
 from .rule import Rule, Saved
 
@@ -25,7 +25,17 @@ class LinearRule(Rule):
         return costs.gram(positions, *self.shape) < costs.products(*self.shape)
 
     def fused(self, x: Tensor, batch: int) -> bool:
-        return not self._gram(x, batch)
+        return self._has_kernel(x, batch) or not self._gram(x, batch)
+
+    def _has_kernel(self, x: Tensor, batch: int) -> bool:
+        return kernels.serve(x, x.numel() // x.shape[-1] // batch, convolution=False)
+
+    def convolution(self, xs: Saved, d: Tensor, batch: int) -> kernels.Convolution | None:
+        if not self._has_kernel(xs[0], batch) or xs[0].dtype != d.dtype:
+            return None
+        left, right = self._matrices(xs, d, batch)
+        x, d = right.mT.unsqueeze(2), left.unsqueeze(2)  # positions are pixels of one row
+        return kernels.Convolution(x, d, (*self.shape, 1, 1), (1, 1), (0, 0), (1, 1), 1)
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
         (x,) = xs

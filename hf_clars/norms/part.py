@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import kernels
 from .recipes import cook
 from .reductions import norm_dtype, squared_norms
 from .rule import Rule, Saved
@@ -98,6 +99,10 @@ class LayerPart(Part):
 
     def squares_and_gradient(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype`."""
+        convolution = self.rule.convolution(self.xs, self.d, self.batch)
+        if convolution is not None:
+            found, gradient = kernels.squares_and_sum(convolution, self.batch)
+            return found, gradient.view(self.shape).to(dtype)
         total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
         squares = [self.rule.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()]
         return _joined(squares), total.to(dtype)

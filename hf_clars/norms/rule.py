@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .kernels import Convolution
 from .reductions import add_samples_, norm_dtype, squared_norms
 
 Saved = tuple[Tensor, ...]
@@ -37,6 +38,10 @@ class Rule(ABC):
     def fused(self, x: Tensor, batch: int) -> bool:
         """Whether the weight gradient shall come out of `samples`, instead of from autograd."""
         return False
+
+    def convolution(self, xs: Saved, d: Tensor, batch: int) -> Convolution | None:
+        """The same as a convolution's weight gradient, if a kernel serves it."""
+        return None
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
         """`‖c_i‖²` of the weight, `[batch]`, without forming `c_i`; None where forming it is the better way."""
