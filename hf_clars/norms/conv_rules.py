@@ -20,6 +20,7 @@ from .rule import Rule, Saved
 # it is not too small for a call of its own.
 _FEW_CHANNELS = 8
 _LARGE = 1 << 20  # multiply-adds
+_NARROW = 16  # channels of a group, of which a kernel's tile would be mostly empty
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ class ConvRule(Rule):
         return self._has_kernel(x) or not self._gram(x, batch)
 
     def _has_kernel(self, x: Tensor) -> bool:
+        if len(self.kernel) > 2 or (self.groups > 1 and 1 < self.shape[1] < _NARROW):
+            return False
         positions, _ = self._sizes(x.shape[2:])
-        return len(self.kernel) < 3 and kernels.serve(x, math.prod(positions), convolution=True)
+        return kernels.serve(x, math.prod(positions), convolution=True)
 
     def convolution(self, xs: Saved, d: Tensor, batch: int) -> kernels.Convolution | None:
         if not self._has_kernel(xs[0]) or xs[0].dtype != d.dtype:

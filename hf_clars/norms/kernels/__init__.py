@@ -55,7 +55,9 @@ def _serve(device: int, dtype: torch.dtype, convolution: bool) -> bool:
 
 def squares_and_sum(convolution: Convolution, samples: int) -> tuple[Tensor, Tensor]:
     """`‖c_i‖²` `[samples]` and `Σ_i c_i` of the weight's shape, both float32."""
-    from .weight_gradient import squares_and_sum
+    from . import depthwise, weight_gradient
 
     c = convolution
-    return squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples)
+    if c.groups == c.shape[0] > 1 == c.shape[1]:
+        return depthwise.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, samples)
+    return weight_gradient.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples)

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .layout import pixels_in_a_row, with_adjacent_channels
+
 _PROGRAMS = 264  # at least so many, where there are samples enough: two for each multiprocessor of an H100
 _SHORT = 1024  # positions; the next sample's are loaded while this one's tile is squared and added
 
@@ -78,7 +80,7 @@ def _weight_gradient(
     TAPS_X: tl.constexpr,
     TAPS: tl.constexpr,
     POINTWISE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -86,6 +88,7 @@ def _weight_gradient(
 ):
     """Program (tile, run, group). Rows of a tile are input channels at one kernel tap, columns are output channels.
 
+    With ALL_TAPS, rows are the channels of all taps one after the other, for channels fewer than a tile's rows.
     x [group · channels per image], d [group · outputs per image]; squares [groups · tiles, samples];
     totals [runs, groups, TAPS, channels, outputs].
     """
@@ -95,15 +98,22 @@ def _weight_gradient(
     group = tl.program_id(2)
     first = tl.program_id(1) * run
     last = tl.minimum(first + run, samples)
-    tap = tile // (input_tiles * output_tiles)
-    c = (tile // output_tiles) % input_tiles * INPUTS + tl.arange(0, INPUTS)
     o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
+    if ALL_TAPS:
+        weight_row = tile // output_tiles * INPUTS + tl.arange(0, INPUTS)
+        tap = (weight_row // channels)[None, :]
+        c = weight_row % channels
+        c_inside = weight_row < TAPS * channels
+    else:
+        tap = tile // (input_tiles * output_tiles)
+        c = (tile // output_tiles) % input_tiles * INPUTS + tl.arange(0, INPUTS)
+        weight_row = tap * channels + c
+        c_inside = c < channels
     shift_y = tap // TAPS_X * dilation_y - padding_y
     shift_x = tap % TAPS_X * dilation_x - padding_x
     chunks = tl.cdiv(positions, POSITIONS)  # of an image
     x += (group * channels + c).to(tl.int64)[None, :] * x_channel
     d += (group * outputs + o).to(tl.int64)[None, :] * d_channel
-    c_inside = (c < channels)[None, :]
     o_inside = (o < outputs)[None, :]
     squares += (group * tl.num_programs(0) + tile).to(tl.int64) * samples
 
@@ -115,24 +125,24 @@ def _weight_gradient(
             p = step % chunks * POSITIONS + tl.arange(0, POSITIONS)
             inside = p < positions
             if POINTWISE:  # positions are pixels, and stand in a row
-                x_at = p * x_column
+                x_at = (p * x_column)[:, None]
                 d_at = p * d_column
-                x_inside = inside
+                x_inside = inside[:, None]
             else:
                 row = p // row_length
                 column = p % row_length
-                y_in = row * stride_y + shift_y
-                x_in = column * stride_x + shift_x
-                x_inside = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+                y_in = (row * stride_y)[:, None] + shift_y
+                x_in = (column * stride_x)[:, None] + shift_x
+                x_inside = inside[:, None] & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
                 x_at = y_in * x_row + x_in * x_column
                 d_at = row * d_row + column * d_column
-            left = tl.load(x + image * x_image + x_at[:, None], mask=x_inside[:, None] & c_inside, other=0.0)
+            left = tl.load(x + image * x_image + x_at, mask=x_inside & c_inside[None, :], other=0.0)
             right = tl.load(d + image * d_image + d_at[:, None], mask=inside[:, None] & o_inside, other=0.0)
-            own = tl.dot(tl.trans(left), right, own, input_precision=PRECISION)
+            own = tl.dot(tl.trans(left), right, own, input_precision="tf32")
         tl.store(squares + sample, tl.sum(tl.sum(own * own, 1), 0))
         total += own
-    at = ((tl.program_id(1) * tl.num_programs(2) + group).to(tl.int64) * TAPS + tap) * channels + c
-    tl.store(totals + at[:, None] * outputs + o[None, :], total, mask=(c < channels)[:, None] & o_inside)
+    at = (tl.program_id(1) * tl.num_programs(2) + group).to(tl.int64) * TAPS * channels + weight_row
+    tl.store(totals + at[:, None] * outputs + o[None, :], total, mask=c_inside[:, None] & o_inside)
 
 
 def squares_and_sum(
@@ -154,12 +164,14 @@ def squares_and_sum(
     """
     outputs, channels, *kernel = shape
     outputs, taps = outputs // groups, kernel[0] * kernel[1]
-    x, d = _with_adjacent_channels(x), _with_adjacent_channels(d)
+    x, d = with_adjacent_channels(x), with_adjacent_channels(d)
     height, width = x.shape[2:]
     positions = d.shape[2] * d.shape[3]
-    pointwise = taps == 1 and max(stride) == 1 and not any(padding) and _in_a_row(x) and _in_a_row(d)
+    pointwise = taps == 1 and max(stride) == 1 and not any(padding) and pixels_in_a_row(x) and pixels_in_a_row(d)
     tiling = _tiling(channels, outputs, positions)
-    tiles = taps * triton.cdiv(channels, tiling.inputs) * triton.cdiv(outputs, tiling.outputs)
+    all_taps = taps > 1 and channels <= tiling.inputs // 2
+    rows = triton.cdiv(taps * channels, tiling.inputs) if all_taps else taps * triton.cdiv(channels, tiling.inputs)
+    tiles = rows * triton.cdiv(outputs, tiling.outputs)
     run = triton.cdiv(samples, min(samples, triton.cdiv(_PROGRAMS, tiles * groups)))
     runs = triton.cdiv(samples, run)
     squares = x.new_empty((groups * tiles, samples), dtype=torch.float32)
@@ -168,7 +180,7 @@ def squares_and_sum(
         _weight_gradient[(tiles, runs, groups)](
             x, d, squares, totals, samples, run, x.shape[0] // samples, channels, outputs, height, width, positions,
             d.shape[3], *x.stride(), *d.stride(), *stride, *padding, *dilation,
-            TAPS_X=kernel[1], TAPS=taps, POINTWISE=pointwise, PRECISION="tf32",
+            TAPS_X=kernel[1], TAPS=taps, POINTWISE=pointwise, ALL_TAPS=all_taps,
             INPUTS=tiling.inputs, OUTPUTS=tiling.outputs, POSITIONS=tiling.positions, FLATTEN=tiling.flatten,
             num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
@@ -188,15 +200,3 @@ def _tiling(channels: int, outputs: int, positions: int) -> Tiling:
 
 def _power(size: int, smallest: int, largest: int) -> int:
     return min(largest, max(smallest, triton.next_power_of_2(size)))
-
-
-def _with_adjacent_channels(t: Tensor) -> Tensor:
-    """As it is, or a copy: adjacent channels are what 16 bytes can be loaded of at once."""
-    if t.shape[1] == 1 or (t.stride(1) == 1 and all(t.stride())):
-        return t
-    return t.contiguous(memory_format=torch.channels_last)
-
-
-def _in_a_row(t: Tensor) -> bool:
-    """Whether pixels have one distance in memory, over ends of rows, too."""
-    return t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3)
