@@ -20,7 +20,6 @@ from .rule import Rule, Saved
 # it is not too small for a call of its own.
 _FEW_CHANNELS = 8
 _LARGE = 1 << 20  # multiply-adds
-_NARROW = 16  # channels of a group, of which a kernel's tile would be mostly empty
 
 
 @dataclass(frozen=True)
@@ -70,23 +69,25 @@ class ConvRule(Rule):
         return [(n + 2 * p - r * (k - 1) - 1) // s + 1 for n, k, s, p, r in sizes], pixels
 
     def fused(self, x: Tensor, batch: int) -> bool:
-        return self._has_kernel(x) or not self._gram(x, batch)
+        kernel = self._cuda_kernel(x, batch)
+        return kernel != "gram" if kernel else not self._gram(x, batch)
 
-    def _has_kernel(self, x: Tensor) -> bool:
-        if len(self.kernel) > 2 or (self.groups > 1 and 1 < self.shape[1] < _NARROW):
-            return False
-        positions, _ = self._sizes(x.shape[2:])
-        return kernels.serve(x, math.prod(positions), convolution=True)
+    def _cuda_kernel(self, x: Tensor, batch: int) -> str:
+        if len(self.kernel) > 2:
+            return ""
+        positions = math.prod(self._sizes(x.shape[2:])[0])
+        return kernels.choose(x, self.shape, positions, self.groups, x.shape[0] // batch, convolution=True)
 
     def convolution(self, xs: Saved, d: Tensor, batch: int) -> kernels.Convolution | None:
-        if not self._has_kernel(xs[0]) or xs[0].dtype != d.dtype:
+        name = self._cuda_kernel(xs[0], batch)
+        if not name or xs[0].dtype != d.dtype:
             return None
         x, d = self._operands(xs[0], d)
         (outputs, channels, *kernel), (stride, padding, dilation) = self.shape, self.geometry
         if len(kernel) == 1:  # pixels of one row
             x, d, kernel = x.unsqueeze(2), d.unsqueeze(2), [1, *kernel]
             stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-        return kernels.Convolution(x, d, (outputs, channels, *kernel), stride, padding, dilation, self.groups)
+        return kernels.Convolution(x, d, (outputs, channels, *kernel), stride, padding, dilation, self.groups, name)
 
     def _gram(self, x: Tensor, batch: int) -> bool:
         return self.form == "gram" and x.shape[0] == batch  # several rows of a sample have products with each other

@@ -25,17 +25,19 @@ class LinearRule(Rule):
         return costs.gram(positions, *self.shape) < costs.products(*self.shape)
 
     def fused(self, x: Tensor, batch: int) -> bool:
-        return self._has_kernel(x, batch) or not self._gram(x, batch)
+        kernel = self._cuda_kernel(x, batch)
+        return kernel != "gram" if kernel else not self._gram(x, batch)
 
-    def _has_kernel(self, x: Tensor, batch: int) -> bool:
-        return kernels.serve(x, x.numel() // x.shape[-1] // batch, convolution=False)
+    def _cuda_kernel(self, x: Tensor, batch: int) -> str:
+        return kernels.choose(x, self.shape, x.numel() // x.shape[-1] // batch, 1, 1, convolution=False)
 
     def convolution(self, xs: Saved, d: Tensor, batch: int) -> kernels.Convolution | None:
-        if not self._has_kernel(xs[0], batch) or xs[0].dtype != d.dtype:
+        name = self._cuda_kernel(xs[0], batch)
+        if not name or xs[0].dtype != d.dtype:
             return None
         left, right = self._matrices(xs, d, batch)
         x, d = right.mT.unsqueeze(2), left.unsqueeze(2)  # positions are pixels of one row
-        return kernels.Convolution(x, d, (*self.shape, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+        return kernels.Convolution(x, d, (*self.shape, 1, 1), (1, 1), (0, 0), (1, 1), 1, name)
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
         (x,) = xs

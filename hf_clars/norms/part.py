@@ -88,6 +88,9 @@ class LayerPart(Part):
         return self.rule.samples(*self._cut(run), run.stop - run.start)
 
     def squares(self) -> Tensor:
+        convolution = self.rule.convolution(self.xs, self.d, self.batch)
+        if convolution is not None:
+            return kernels.squares(convolution, self.batch)
         squares = []
         elements = self.rule.squares_elements(self.xs, self.d, self.batch)
         for run in chunks(self.batch, elements * self.d.element_size(), self.d.device):
@@ -101,8 +104,8 @@ class LayerPart(Part):
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype`."""
         convolution = self.rule.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
-            found, gradient = kernels.squares_and_sum(convolution, self.batch)
-            return found, gradient.view(self.shape).to(dtype)
+            found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype)
+            return found, gradient.view(self.shape)
         total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
         squares = [self.rule.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()]
         return _joined(squares), total.to(dtype)

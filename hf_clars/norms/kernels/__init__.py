@@ -1,21 +1,33 @@
 """Hand-written kernels for CUDA, behind the rules' plain torch forms, which stay the reference and the fallback.
 
-A rule that can be written as the weight gradient of a two-dimensional convolution says so (`Rule.convolution`); where
-`serve` agrees, `squares_and_sum` serves it. Nothing of Triton is imported before.
+A rule that can be written as the weight gradient of a two-dimensional convolution says so (`Rule.convolution`), and
+`choose` says which kernel, if any, serves it:
+
+==========  ============================================================================================
+tiles       `weight_gradient.py`: tensor cores, sample by sample; gives the weight gradient, too
+depthwise   `depthwise.py`: as many groups as channels; gives the weight gradient, too
+gram        `gram.py`: few positions against many weights; the weight gradient is left to torch
+==========  ============================================================================================
+
+Nothing of Triton is imported before one is launched.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _TRITON = importlib.util.find_spec("triton") is not None
-# Fewer positions than this are cheaper in the Gram form or as products: the tile would be squared and added more often
-# than multiplied.
-_POSITIONS = 8
+_NARROW = 16  # channels of a group, of which a tile would be mostly empty
+# From so many weights on a tile is squared and added for longer than two Gram matrices take, if positions are few.
+_MANY_WEIGHTS = 1 << 17
+_FEW_POSITIONS = 64
+_FEWEST_POSITIONS = 8  # of tiles
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Convolution:
     Args:
         x, d: its input `[N, C, H, W]` and its output's derivative `[N, O, H', W']`.
         shape: of its weight, `[O, C / groups, K, L]`.
+        kernel: which one serves it.
     """
 
     x: Tensor
@@ -34,30 +47,53 @@ class Convolution:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    kernel: str
 
 
-def serve(x: Tensor, positions: int, *, convolution: bool) -> bool:
-    """Whether there is a kernel for operands like `x` with so many positions a sample.
+def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: int, *, convolution: bool) -> str:
+    """The kernel for an input like `x`; "" for none.
 
     Args:
+        shape: of the weight.
+        positions: of one image's output.
+        folds: images of a sample.
         convolution: or a matrix product; what torch says about TF32 is said of each.
     """
-    return positions >= _POSITIONS and x.is_cuda and _serve(x.device.index, x.dtype, convolution)
+    if not x.is_cuda or not _serves(x.device.index, x.dtype, convolution):
+        return ""
+    if groups == shape[0] > 1 == shape[1]:
+        return "depthwise"
+    if groups > 1 and min(shape[1], shape[0] // groups) < _NARROW:
+        return ""
+    few = 1 < positions <= _FEW_POSITIONS and folds == 1
+    if few and (math.prod(shape) >= _MANY_WEIGHTS or positions < _FEWEST_POSITIONS):
+        return "gram"
+    return "tiles" if positions * folds >= _FEWEST_POSITIONS else ""
 
 
 @torch.compiler.assume_constant_result
-def _serve(device: int, dtype: torch.dtype, convolution: bool) -> bool:
+def _serves(device: int, dtype: torch.dtype, convolution: bool) -> bool:
     if not _TRITON or torch.cuda.get_device_capability(device) < (8, 0):  # Ampere: bfloat16 and TF32
         return False
     tf32 = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
     return dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and tf32)
 
 
-def squares_and_sum(convolution: Convolution, samples: int) -> tuple[Tensor, Tensor]:
-    """`‖c_i‖²` `[samples]` and `Σ_i c_i` of the weight's shape, both float32."""
+def squares_and_sum(convolution: Convolution, samples: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` of the weight's shape, summed up in float32, in `dtype`."""
     from . import depthwise, weight_gradient
 
     c = convolution
-    if c.groups == c.shape[0] > 1 == c.shape[1]:
-        return depthwise.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, samples)
-    return weight_gradient.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples)
+    if c.kernel == "depthwise":
+        return depthwise.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, samples, dtype)
+    return weight_gradient.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples, dtype)
+
+
+def squares(convolution: Convolution, samples: int) -> Tensor:
+    """`‖c_i‖²` `[samples]` in float32."""
+    c = convolution
+    if c.kernel == "gram":
+        from . import gram
+
+        return gram.squares(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups)
+    return squares_and_sum(convolution, samples, torch.float32)[0]

@@ -12,16 +12,14 @@ from torch import Tensor
 from ..reductions import squared_norms
 from .layout import with_adjacent_channels
 
-_ROWS, _CHANNELS, _WARPS = 8, 64, 4
+_COLUMNS, _CHANNELS, _WARPS = 8, 64, 4
 _PROGRAMS = 2112  # about so many, where there is enough to do: sixteen for each multiprocessor of an H100
 _SHORTEST = 64  # positions of a run
 
 
 @triton.jit(
-    do_not_specialize=[
-        "height", "width", "positions", "row_length", "padding_y", "padding_x", "dilation_y", "dilation_x"
-    ]
-)  # fmt: skip
+    do_not_specialize=["height", "width", "rows", "row_length", "padding_y", "padding_x", "dilation_y", "dilation_x"]
+)
 def _depthwise(
     x,
     d,
@@ -30,8 +28,9 @@ def _depthwise(
     channels,
     height,
     width,
-    positions,
-    row_length,  # positions in a row
+    rows,  # of positions
+    row_length,
+    column_blocks,
     x_image,
     x_channel,
     x_row,
@@ -48,40 +47,41 @@ def _depthwise(
     dilation_x,
     TAPS_X: tl.constexpr,
     TAPS: tl.constexpr,
-    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (channels, sample, run of positions): `Σ_p d_p x_{p+tap}`, the sums of all taps side by side.
+    """Program (channels, sample, run of rows): `Σ_p d_p x_{p+tap}`, the sums of all taps side by side.
 
     each [samples, runs, TAPS, channels].
     """
     sample = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    box_column = tl.arange(0, COLUMNS)
     c_inside = (c < channels)[None, :]
-    x += c[None, :] * x_channel
-    d += c[None, :] * d_channel
-    chunks = tl.cdiv(positions, ROWS)  # of an image
-    run = tl.cdiv(images * chunks, tl.num_programs(2))
+    x += c[None, :] * x_channel + (box_column * stride_x * x_column)[:, None]
+    d += c[None, :] * d_channel + (box_column * d_column)[:, None]
+    steps = images * rows * column_blocks
+    run = tl.cdiv(steps, tl.num_programs(2))
     first = tl.program_id(2) * run
     sums = ()
-    for tap in tl.static_range(TAPS):
-        sums = sums + (tl.zeros((ROWS, CHANNELS), tl.float32),)
-    for step in range(first, tl.minimum(first + run, images * chunks)):
-        image = sample * images + step // chunks
-        p = step % chunks * ROWS + tl.arange(0, ROWS)
-        inside = p < positions
-        row = p // row_length
-        column = p % row_length
+    for _ in tl.static_range(TAPS):
+        sums = (*sums, tl.zeros((COLUMNS, CHANNELS), tl.float32))  # type: ignore[assignment]
+    for step in range(first, tl.minimum(first + run, steps)):
+        column = step % column_blocks * COLUMNS
+        row = step // column_blocks % rows
+        image = sample * images + step // column_blocks // rows
+        inside = box_column < row_length - column
         at = image * d_image + (row * d_row + column * d_column)
-        derivative = tl.load(d + at[:, None], mask=inside[:, None] & c_inside, other=0.0).to(tl.float32)
+        derivative = tl.load(d + at, mask=inside[:, None] & c_inside, other=0.0).to(tl.float32)
         new = ()
         for tap in tl.static_range(TAPS):
             y_in = row * stride_y + (tap // TAPS_X * dilation_y - padding_y)
-            x_in = column * stride_x + (tap % TAPS_X * dilation_x - padding_x)
+            shift_x = tap % TAPS_X * dilation_x - padding_x + column * stride_x
+            x_in = box_column * stride_x + shift_x
             x_inside = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-            at = image * x_image + (y_in * x_row + x_in * x_column)
-            pixels = tl.load(x + at[:, None], mask=x_inside[:, None] & c_inside, other=0.0).to(tl.float32)
-            new = new + (sums[tap] + derivative * pixels,)
+            at = image * x_image + (y_in * x_row + shift_x * x_column)
+            pixels = tl.load(x + at, mask=x_inside[:, None] & c_inside, other=0.0).to(tl.float32)
+            new = (*new, sums[tap] + derivative * pixels)  # type: ignore[assignment]
         sums = new
     for tap in tl.static_range(TAPS):
         at = ((sample * tl.num_programs(2) + tl.program_id(2)) * TAPS + tap) * channels
@@ -96,22 +96,24 @@ def squares_and_sum(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     samples: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """`‖c_i‖²` `[samples]` and `Σ_i c_i`, both float32, of a convolution with as many groups as channels and outputs.
+    """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` in `dtype`: as many groups as channels and outputs.
 
     Arguments as those of `weight_gradient.squares_and_sum`.
     """
     channels, _, *kernel = shape
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    positions = d.shape[2] * d.shape[3]
+    rows, row_length = d.shape[2:]
+    columns = min(_COLUMNS, triton.next_power_of_2(row_length))
     programs = triton.cdiv(channels, _CHANNELS) * samples
-    runs = max(1, min(_PROGRAMS // programs, positions // _SHORTEST))
+    runs = max(1, min(_PROGRAMS // programs, rows * row_length // _SHORTEST))
     each = x.new_empty((samples, runs, kernel[0] * kernel[1], channels), dtype=torch.float32)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         _depthwise[(triton.cdiv(channels, _CHANNELS), samples, runs)](
-            x, d, each, x.shape[0] // samples, channels, *x.shape[2:], positions, d.shape[3], *x.stride(), *d.stride(),
-            *stride, *padding, *dilation, TAPS_X=kernel[1], TAPS=kernel[0] * kernel[1], ROWS=_ROWS, CHANNELS=_CHANNELS,
-            num_warps=_WARPS,
+            x, d, each, x.shape[0] // samples, channels, *x.shape[2:], rows, row_length,
+            triton.cdiv(row_length, columns), *x.stride(), *d.stride(), *stride, *padding, *dilation,
+            TAPS_X=kernel[1], TAPS=kernel[0] * kernel[1], COLUMNS=columns, CHANNELS=_CHANNELS, num_warps=_WARPS,
         )  # fmt: skip
     own = each.sum(1) if runs > 1 else each[:, 0]
-    return squared_norms(own), own.sum(0).T.reshape(shape)
+    return squared_norms(own), own.sum(0).T.reshape(shape).to(dtype)

@@ -1,12 +1,14 @@
 """A weight gradient and the squared norm of every sample's share in it, in one pass and nothing per sample in memory.
 
 The weight gradient of a convolution or a linear layer is a matrix product whose inner dimension runs over samples and
-their positions. A program of this kernel computes one tile of it for a run of samples; at each sample's end its sum of
+their positions. A program of this kernel computes tiles of it for runs of samples; at each sample's end its sum of
 squares is noted and the tile added to the total, both from registers:
 
     Σ_i c_i    and    ‖c_i‖² = Σ_tiles Σ_elements (Σ_p x_{i,p}ᵀ d_{i,p})²
 
-What is added up, in which order, depends on shapes alone: the same input gives the same bits.
+The work, all samples of the first tile, then all of the second, and so on, is dealt out to programs in equal pieces,
+and a tile's pieces are added up afterwards. What is added up in which order depends on shapes alone, not on what was
+found to be fast at run time: the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from torch import Tensor
 
 from .layout import pixels_in_a_row, with_adjacent_channels
 
-_PROGRAMS = 264  # at least so many, where there are samples enough: two for each multiprocessor of an H100
-_SHORT = 1024  # positions; the next sample's are loaded while this one's tile is squared and added
+_MULTIPROCESSORS = 132  # of an H100; elsewhere pieces are not as even
+_BLOCK = 32  # rows of a tile that are added up by a program
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Tiling:
     Args:
         inputs, outputs, positions: sides of a tile, and how many positions are multiplied at once.
         warps, stages: of a program, and how many loads are under way.
-        flatten: whether loads go on over the end of a sample.
+        programs: at a time on a multiprocessor.
     """
 
     inputs: int
@@ -40,12 +42,12 @@ class Tiling:
     positions: int
     warps: int
     stages: int
-    flatten: bool
+    programs: int
 
 
 @triton.jit(
     do_not_specialize=[
-        "samples", "run", "height", "width", "positions", "row_length", "padding_y", "padding_x", "dilation_y",
+        "samples", "work", "height", "width", "rows", "row_length", "padding_y", "padding_x", "dilation_y",
         "dilation_x",
     ]
 )  # fmt: skip
@@ -53,16 +55,18 @@ def _weight_gradient(
     x,
     d,
     squares,
-    totals,
+    pieces,
     samples,
-    run,  # samples of one program
+    work,  # of a program: samples × tiles
+    tiles,
     images,  # of a sample
     channels,
     outputs,
     height,
     width,
-    positions,
-    row_length,  # positions in a row
+    rows,  # of positions
+    row_length,
+    column_blocks,
     x_image,
     x_channel,
     x_row,
@@ -79,70 +83,121 @@ def _weight_gradient(
     dilation_x,
     TAPS_X: tl.constexpr,
     TAPS: tl.constexpr,
-    POINTWISE: tl.constexpr,
+    PADDED: tl.constexpr,
     ALL_TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    FLATTEN: tl.constexpr,
+    BOX_Y: tl.constexpr,
+    BOX_X: tl.constexpr,
 ):
-    """Program (tile, run, group). Rows of a tile are input channels at one kernel tap, columns are output channels.
+    """Rows of a tile are input channels at one kernel tap, columns are output channels.
 
     With ALL_TAPS, rows are the channels of all taps one after the other, for channels fewer than a tile's rows.
-    x [group · channels per image], d [group · outputs per image]; squares [groups · tiles, samples];
-    totals [runs, groups, TAPS, channels, outputs].
-    """
-    output_tiles = tl.cdiv(outputs, OUTPUTS)
-    input_tiles = tl.cdiv(channels, INPUTS)
-    tile = tl.program_id(0)
-    group = tl.program_id(2)
-    first = tl.program_id(1) * run
-    last = tl.minimum(first + run, samples)
-    o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
-    if ALL_TAPS:
-        weight_row = tile // output_tiles * INPUTS + tl.arange(0, INPUTS)
-        tap = (weight_row // channels)[None, :]
-        c = weight_row % channels
-        c_inside = weight_row < TAPS * channels
-    else:
-        tap = tile // (input_tiles * output_tiles)
-        c = (tile // output_tiles) % input_tiles * INPUTS + tl.arange(0, INPUTS)
-        weight_row = tap * channels + c
-        c_inside = c < channels
-    shift_y = tap // TAPS_X * dilation_y - padding_y
-    shift_x = tap % TAPS_X * dilation_x - padding_x
-    chunks = tl.cdiv(positions, POSITIONS)  # of an image
-    x += (group * channels + c).to(tl.int64)[None, :] * x_channel
-    d += (group * outputs + o).to(tl.int64)[None, :] * d_channel
-    o_inside = (o < outputs)[None, :]
-    squares += (group * tl.num_programs(0) + tile).to(tl.int64) * samples
+    Positions are multiplied a box of BOX_Y rows and BOX_X columns at a time.
 
-    total = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    for sample in tl.range(first, last, flatten=FLATTEN):
+    squares [tiles, samples]; pieces [most pieces of a tile, tiles, INPUTS, OUTPUTS].
+    """
+    program = tl.program_id(0)
+    first = program * work
+    last = tl.minimum(first + work, tiles * samples)
+    output_tiles = tl.cdiv(outputs, OUTPUTS)
+    row_tiles = tl.cdiv(TAPS * channels, INPUTS) if ALL_TAPS else TAPS * tl.cdiv(channels, INPUTS)
+    chunks = tl.cdiv(rows, BOX_Y) * column_blocks  # of an image
+    box = tl.arange(0, BOX_Y * BOX_X)
+    box_row = box // BOX_X
+    box_column = box % BOX_X
+    for tile in range(first // samples, tl.cdiv(last, samples)):
+        group = tile // (row_tiles * output_tiles)
+        row_tile = tile // output_tiles % row_tiles
+        o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
+        if ALL_TAPS:
+            weight_row = row_tile * INPUTS + tl.arange(0, INPUTS)
+            tap = (weight_row // channels)[None, :]
+            c = weight_row % channels
+            c_inside = (weight_row < TAPS * channels)[None, :]
+        else:
+            tap = row_tile // tl.cdiv(channels, INPUTS)
+            c = row_tile % tl.cdiv(channels, INPUTS) * INPUTS + tl.arange(0, INPUTS)
+            c_inside = (c < channels)[None, :]
+        o_inside = (o < outputs)[None, :]
+        x_row_of_box = (box_row * stride_y)[:, None] + (tap // TAPS_X * dilation_y - padding_y)
+        x_column_of_box = (box_column * stride_x)[:, None] + (tap % TAPS_X * dilation_x - padding_x)
+        x_tile = x + (group * channels + c).to(tl.int64)[None, :] * x_channel
+        x_tile += x_row_of_box * x_row + x_column_of_box * x_column
+        d_tile = d + (group * outputs + o).to(tl.int64)[None, :] * d_channel
+        d_tile += (box_row * d_row + box_column * d_column)[:, None]
+
+        total = tl.zeros((INPUTS, OUTPUTS), tl.float32)
         own = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-        for step in range(images * chunks):
-            image = (sample * images + step // chunks).to(tl.int64)
-            p = step % chunks * POSITIONS + tl.arange(0, POSITIONS)
-            inside = p < positions
-            if POINTWISE:  # positions are pixels, and stand in a row
-                x_at = (p * x_column)[:, None]
-                d_at = p * d_column
-                x_inside = inside[:, None]
-            else:
-                row = p // row_length
-                column = p % row_length
-                y_in = (row * stride_y)[:, None] + shift_y
-                x_in = (column * stride_x)[:, None] + shift_x
-                x_inside = inside[:, None] & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-                x_at = y_in * x_row + x_in * x_column
-                d_at = row * d_row + column * d_column
-            left = tl.load(x + image * x_image + x_at, mask=x_inside & c_inside[None, :], other=0.0)
-            right = tl.load(d + image * d_image + d_at[:, None], mask=inside[:, None] & o_inside, other=0.0)
+        begin = tl.maximum(first - tile * samples, 0)
+        end = tl.minimum(last - tile * samples, samples)
+        # One loop over samples and their chunks, so that loads go on over a sample's end.
+        image = begin * images - 1
+        chunk = chunks - 1
+        for _ in range((end - begin) * images * chunks):
+            chunk = tl.where(chunk == chunks - 1, 0, chunk + 1)
+            image = tl.where(chunk == 0, image + 1, image)
+            row = chunk // column_blocks * BOX_Y
+            column = chunk % column_blocks * BOX_X
+            inside = (box_row < rows - row) & (box_column < row_length - column)
+            x_inside = inside[:, None]
+            if PADDED:
+                y_in = x_row_of_box + row * stride_y
+                x_in = x_column_of_box + column * stride_x
+                x_inside = x_inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            x_at = tl.cast(image, tl.int64) * x_image + (row * stride_y * x_row + column * stride_x * x_column)
+            d_at = tl.cast(image, tl.int64) * d_image + (row * d_row + column * d_column)
+            left = tl.load(x_tile + x_at, mask=x_inside & c_inside, other=0.0)
+            right = tl.load(d_tile + d_at, mask=inside[:, None] & o_inside, other=0.0)
             own = tl.dot(tl.trans(left), right, own, input_precision="tf32")
-        tl.store(squares + sample, tl.sum(tl.sum(own * own, 1), 0))
-        total += own
-    at = (tl.program_id(1) * tl.num_programs(2) + group).to(tl.int64) * TAPS * channels + weight_row
-    tl.store(totals + at[:, None] * outputs + o[None, :], total, mask=c_inside[:, None] & o_inside)
+            if chunk == chunks - 1 and image % images == images - 1:
+                tl.store(squares + tile * samples + image // images, tl.sum(tl.sum(own * own, 1), 0))
+                total += own
+                own = tl.zeros((INPUTS, OUTPUTS), tl.float32)
+        piece = program - tile * samples // work
+        at = ((piece * tiles + tile) * INPUTS + tl.arange(0, INPUTS)).to(tl.int64) * OUTPUTS
+        tl.store(pieces + at[:, None] + tl.arange(0, OUTPUTS)[None, :], total)
+
+
+@triton.jit(do_not_specialize=["samples", "work", "tiles"])
+def _add_up(
+    pieces,
+    gradient,
+    samples,
+    work,
+    tiles,
+    channels,
+    outputs,
+    TAPS: tl.constexpr,
+    ALL_TAPS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (rows of a tile, tile): gradient [groups · outputs, channels, TAPS], the sums of the tiles' pieces."""
+    tile = tl.program_id(1)
+    output_tiles = tl.cdiv(outputs, OUTPUTS)
+    row_tiles = tl.cdiv(TAPS * channels, INPUTS) if ALL_TAPS else TAPS * tl.cdiv(channels, INPUTS)
+    group = tile // (row_tiles * output_tiles)
+    row_tile = tile // output_tiles % row_tiles
+    o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
+    tile_row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if ALL_TAPS:
+        weight_row = row_tile * INPUTS + tile_row
+        tap = weight_row // channels
+        c = weight_row % channels
+        inside = weight_row < TAPS * channels
+    else:
+        tap = row_tile // tl.cdiv(channels, INPUTS)
+        c = row_tile % tl.cdiv(channels, INPUTS) * INPUTS + tile_row
+        inside = c < channels
+    total = tl.zeros((BLOCK, OUTPUTS), tl.float32)
+    for piece in range((tile * samples + samples - 1) // work - tile * samples // work + 1):
+        at = ((piece * tiles + tile) * INPUTS + tile_row).to(tl.int64) * OUTPUTS
+        total += tl.load(pieces + at[:, None] + tl.arange(0, OUTPUTS)[None, :])
+    at = ((group * outputs + o).to(tl.int64)[None, :] * channels + c[:, None]) * TAPS
+    at += tap[:, None] if ALL_TAPS else tap
+    tl.store(gradient + at, total.to(gradient.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])
 
 
 def squares_and_sum(
@@ -154,8 +209,9 @@ def squares_and_sum(
     dilation: tuple[int, ...],
     groups: int,
     samples: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """`‖c_i‖²` `[samples]` and `Σ_i c_i` of a convolution, both float32.
+    """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` of a convolution, summed up in float32 and given in `dtype`.
 
     Args:
         x, d: input `[N, C, H, W]` and output derivative `[N, O, H', W']`, of one type: half precision, or float32,
@@ -165,38 +221,39 @@ def squares_and_sum(
     outputs, channels, *kernel = shape
     outputs, taps = outputs // groups, kernel[0] * kernel[1]
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    height, width = x.shape[2:]
-    positions = d.shape[2] * d.shape[3]
-    pointwise = taps == 1 and max(stride) == 1 and not any(padding) and pixels_in_a_row(x) and pixels_in_a_row(d)
-    tiling = _tiling(channels, outputs, positions)
+    height, width, rows, row_length = *x.shape[2:], *d.shape[2:]
+    padded = any(padding)
+    if taps == 1 and max(stride) == 1 and not padded and pixels_in_a_row(x) and pixels_in_a_row(d):
+        rows, row_length = 1, rows * row_length
+    tiling = _tiling(channels, outputs, taps)
     all_taps = taps > 1 and channels <= tiling.inputs // 2
-    rows = triton.cdiv(taps * channels, tiling.inputs) if all_taps else taps * triton.cdiv(channels, tiling.inputs)
-    tiles = rows * triton.cdiv(outputs, tiling.outputs)
-    run = triton.cdiv(samples, min(samples, triton.cdiv(_PROGRAMS, tiles * groups)))
-    runs = triton.cdiv(samples, run)
-    squares = x.new_empty((groups * tiles, samples), dtype=torch.float32)
-    totals = x.new_empty((runs, groups, taps, channels, outputs), dtype=torch.float32)
+    box_x = min(tiling.positions, triton.next_power_of_2(row_length))
+    row_tiles = triton.cdiv(taps * channels, tiling.inputs) if all_taps else taps * triton.cdiv(channels, tiling.inputs)
+    tiles = groups * row_tiles * triton.cdiv(outputs, tiling.outputs)
+    work = triton.cdiv(tiles * samples, _MULTIPROCESSORS * tiling.programs)
+    most_pieces = (samples - 2) // work + 2  # samples that begin with the last of a program's work
+    squares = x.new_empty((tiles, samples), dtype=torch.float32)
+    pieces = x.new_empty((most_pieces, tiles, tiling.inputs, tiling.outputs), dtype=torch.float32)
+    gradient = x.new_empty(shape, dtype=dtype)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _weight_gradient[(tiles, runs, groups)](
-            x, d, squares, totals, samples, run, x.shape[0] // samples, channels, outputs, height, width, positions,
-            d.shape[3], *x.stride(), *d.stride(), *stride, *padding, *dilation,
-            TAPS_X=kernel[1], TAPS=taps, POINTWISE=pointwise, ALL_TAPS=all_taps,
-            INPUTS=tiling.inputs, OUTPUTS=tiling.outputs, POSITIONS=tiling.positions, FLATTEN=tiling.flatten,
+        _weight_gradient[(triton.cdiv(tiles * samples, work),)](
+            x, d, squares, pieces, samples, work, tiles, x.shape[0] // samples, channels, outputs, height, width, rows,
+            row_length, triton.cdiv(row_length, box_x), *x.stride(), *d.stride(), *stride, *padding, *dilation,
+            TAPS_X=kernel[1], TAPS=taps, PADDED=padded, ALL_TAPS=all_taps, INPUTS=tiling.inputs,
+            OUTPUTS=tiling.outputs, BOX_Y=tiling.positions // box_x, BOX_X=box_x,
             num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
-    total = totals.sum(0) if runs > 1 else totals[0]
-    return squares.sum(0), total.permute(0, 3, 2, 1).reshape(shape)
+        _add_up[(tiling.inputs // _BLOCK, tiles)](
+            pieces, gradient, samples, work, tiles, channels, outputs, TAPS=taps, ALL_TAPS=all_taps,
+            INPUTS=tiling.inputs, OUTPUTS=tiling.outputs, BLOCK=_BLOCK,
+        )  # fmt: skip
+    return squares.sum(0), gradient
 
 
-def _tiling(channels: int, outputs: int, positions: int) -> Tiling:
-    """By shapes alone, and not by trying at run time: what is added up in another order has other bits."""
-    wide = _power(channels, 64, 128)
-    if outputs <= 32 or wide == 64:
-        return Tiling(wide, _power(outputs, 16, 128), 64, warps=4, stages=4, flatten=positions <= _SHORT)
+def _tiling(channels: int, outputs: int, taps: int) -> Tiling:
+    if taps > 1 and channels <= 32:  # all taps' channels side by side
+        return Tiling(64, 64, 64, warps=4, stages=4, programs=2)
+    wide = 128 if channels > 64 else 64
     if outputs <= 64:
-        return Tiling(wide, 64, 64, warps=4, stages=4, flatten=positions <= _SHORT)
-    return Tiling(wide, 128, 64, warps=8, stages=3, flatten=positions <= _SHORT)
-
-
-def _power(size: int, smallest: int, largest: int) -> int:
-    return min(largest, max(smallest, triton.next_power_of_2(size)))
+        return Tiling(wide, 32 if outputs <= 32 else 64, 64, warps=4, stages=4, programs=2)
+    return Tiling(wide, 128, 64, warps=8, stages=3, programs=1) if wide == 128 else Tiling(64, 128, 64, 4, 3, 2)

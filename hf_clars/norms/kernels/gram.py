@@ -1,0 +1,122 @@
+"""Squared norms of weight gradients where positions are few against channels: the Gram form in one pass.
+
+    ‖c_i‖² = Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩
+
+with `x_p` the window of the input that output position p sees. Both Gram matrices stay in registers.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .layout import with_adjacent_channels
+
+_CHANNELS = 64
+
+
+@triton.jit(
+    do_not_specialize=[
+        "height",
+        "width",
+        "positions",
+        "row_length",
+        "padding_y",
+        "padding_x",
+        "dilation_y",
+        "dilation_x",
+    ]
+)
+def _gram_squares(
+    x,
+    d,
+    squares,
+    channels,
+    outputs,
+    height,
+    width,
+    positions,
+    row_length,
+    x_image,
+    x_channel,
+    x_row,
+    x_column,
+    d_image,
+    d_channel,
+    d_row,
+    d_column,
+    stride_y,
+    stride_x,
+    padding_y,
+    padding_x,
+    dilation_y,
+    dilation_x,
+    TAPS_X: tl.constexpr,
+    TAPS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Program (sample, group): squares [samples, groups]."""
+    sample = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1)
+    p = tl.arange(0, POSITIONS)
+    row = p // row_length
+    column = p % row_length
+    lane = tl.arange(0, CHANNELS)
+    x_tile = x + sample * x_image + (group * channels + lane)[None, :] * x_channel
+    x_tile += (row * stride_y * x_row + column * stride_x * x_column)[:, None]
+    d_tile = d + sample * d_image + (group * outputs + lane)[None, :] * d_channel
+    d_tile += (row * d_row + column * d_column)[:, None]
+    inside = p < positions
+
+    gram_x = tl.zeros((POSITIONS, POSITIONS), tl.float32)
+    blocks = tl.cdiv(channels, CHANNELS)
+    for step in range(TAPS * blocks):
+        tap = step // blocks
+        first = step % blocks * CHANNELS
+        shift_y = tap // TAPS_X * dilation_y - padding_y
+        shift_x = tap % TAPS_X * dilation_x - padding_x
+        y_in = row * stride_y + shift_y
+        x_in = column * stride_x + shift_x
+        seen = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+        at = shift_y * x_row + shift_x * x_column + first * x_channel
+        window = tl.load(x_tile + at, mask=seen[:, None] & (lane < channels - first)[None, :], other=0.0)
+        gram_x = tl.dot(window, tl.trans(window), gram_x, input_precision="tf32")
+    gram_d = tl.zeros((POSITIONS, POSITIONS), tl.float32)
+    for block in range(tl.cdiv(outputs, CHANNELS)):
+        first = block * CHANNELS
+        mask = inside[:, None] & (lane < outputs - first)[None, :]
+        derivative = tl.load(d_tile + first * d_channel, mask=mask, other=0.0)
+        gram_d = tl.dot(derivative, tl.trans(derivative), gram_d, input_precision="tf32")
+    square = tl.sum(tl.sum(gram_x * gram_d, 1), 0)
+    tl.store(squares + sample * tl.num_programs(1) + group, tl.maximum(square, 0.0))  # rounding could pass it
+
+
+def squares(
+    x: Tensor,
+    d: Tensor,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """`‖c_i‖²` `[N]`, float32, of a convolution a sample of which is one image.
+
+    Arguments as those of `weight_gradient.squares_and_sum`.
+    """
+    outputs, channels, *kernel = shape
+    x, d = with_adjacent_channels(x), with_adjacent_channels(d)
+    positions = d.shape[2] * d.shape[3]
+    each = x.new_empty((x.shape[0], groups), dtype=torch.float32)
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        _gram_squares[(x.shape[0], groups)](
+            x, d, each, channels, outputs // groups, *x.shape[2:], positions, d.shape[3], *x.stride(), *d.stride(),
+            *stride, *padding, *dilation, TAPS_X=kernel[1], TAPS=kernel[0] * kernel[1],
+            POSITIONS=max(16, triton.next_power_of_2(positions)), CHANNELS=_CHANNELS, num_warps=4, num_stages=4,
+        )  # fmt: skip
+    return each.sum(1) if groups > 1 else each[:, 0]
