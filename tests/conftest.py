@@ -6,6 +6,8 @@ import torch
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B says so
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on a CPU, slowly
 
 
 torch.set_num_threads(1)  # these tensors are tiny; threads that wait for each other are slower than one

@@ -59,7 +59,7 @@ def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: 
         folds: images of a sample.
         convolution: or a matrix product; what torch says about TF32 is said of each.
     """
-    if not x.is_cuda or not _serves(x.device.index, x.dtype, convolution):
+    if not _serves(x.device, x.dtype, convolution):
         return ""
     if groups == shape[0] > 1 == shape[1]:
         return "depthwise"
@@ -72,8 +72,10 @@ def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: 
 
 
 @torch.compiler.assume_constant_result
-def _serves(device: int, dtype: torch.dtype, convolution: bool) -> bool:
-    if not _TRITON or torch.cuda.get_device_capability(device) < (8, 0):  # Ampere: bfloat16 and TF32
+def _serves(device: torch.device, dtype: torch.dtype, convolution: bool) -> bool:
+    if not _TRITON or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):  # Ampere: bfloat16 and TF32
         return False
     tf32 = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
     return dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and tf32)

@@ -1,0 +1,225 @@
+"""The CUDA kernels against each sample's gradient in float64; without a GPU, in Triton's interpreter."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_clars.norms import PerSampleNorms, kernels
+from hf_clars.norms.kernels import Convolution, depthwise, gram, weight_gradient
+
+from .test_norms_rules import check
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+# Products of halves are exact in float32, in which sums are taken; float32 itself is TF32 on a GPU.
+TOLERANCE = {torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.float32: 5e-3 if DEVICE == "cuda" else 1e-5}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _interpreted_bfloat16():
+    """NumPy has no bfloat16, and the interpreter multiplies its bits as whole numbers: widened here."""
+    if DEVICE == "cuda":
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
+
+    multiply = InterpreterBuilder.create_dot
+
+    def wide(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self, a, b, *rest):
+        return multiply(self, wide(a), wide(b), *rest)
+
+    with mock.patch.object(InterpreterBuilder, "create_dot", create_dot):
+        yield
+
+
+@st.composite
+def convolutions(draw, most=70, is_depthwise=False, folds=(1, 2)):
+    """A convolution's weight gradient, and how many samples it is of."""
+    groups = draw(st.integers(2, most)) if is_depthwise else draw(st.sampled_from([1, 1, 1, 2]))
+    channels = groups if is_depthwise else groups * draw(st.integers(1, most // groups))
+    outputs = groups if is_depthwise else groups * draw(st.integers(1, most // groups))
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride, dilation, padding = (draw(st.tuples(st.integers(a, 2), st.integers(a, 2))) for a in (1, 1, 0))
+    size = [r * (k - 1) + draw(st.integers(1, 9)) for k, r in zip(kernel, dilation, strict=True)]
+    samples, fold = draw(st.integers(1, 6)), draw(st.sampled_from(folds))
+    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    x = torch.randn(samples * fold, channels, *size, generator=generator)
+    shape = (outputs, channels // groups, *kernel)
+    positions = F.conv2d(x, torch.zeros(shape), None, stride, padding, dilation, groups).shape
+    d = torch.randn(positions, generator=generator)
+    x, d = x.to(DEVICE, dtype), d.to(DEVICE, dtype)
+    layout = draw(st.sampled_from(["channels last", "channels first", "one pixel for all"]))
+    if layout == "channels last":
+        x, d = (t.contiguous(memory_format=torch.channels_last) for t in (x, d))
+    elif layout == "one pixel for all":  # as behind a mean over positions
+        d = d[:, :, :1, :1].expand(positions)
+    return Convolution(x, d, shape, stride, padding, dilation, groups, ""), samples
+
+
+def reference(c: Convolution, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`‖c_i‖²` and `Σ_i c_i` in float64, sample by sample."""
+    each = []
+    for x, d in zip(c.x.double().chunk(samples), c.d.double().chunk(samples), strict=True):
+        weight = torch.zeros(c.shape, dtype=torch.float64, device=x.device, requires_grad=True)
+        y = F.conv2d(x, weight, None, c.stride, c.padding, c.dilation, c.groups)
+        each.append(torch.autograd.grad(y, weight, d)[0])
+    stacked = torch.stack(each)
+    return stacked.flatten(1).square().sum(1), stacked.sum(0)
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert found.shape == expected.shape
+    error = (found.double() - expected).norm() / expected.norm().clamp_min(1e-9)
+    assert error < TOLERANCE[dtype], error
+
+
+@FEW
+@given(convolutions(), st.sampled_from([1, 3, 132]))
+def test_tiles(case, multiprocessors):
+    c, samples = case
+    with mock.patch.object(weight_gradient, "_MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
+        squares, total = weight_gradient.squares_and_sum(*operands(c), c.groups, samples)
+        again = weight_gradient.squares_and_sum(*operands(c), c.groups, samples)
+    expected = reference(c, samples)
+    agree(squares, expected[0], c.x.dtype)
+    agree(total, expected[1], c.x.dtype)
+    assert torch.equal(squares, again[0])
+    assert torch.equal(total, again[1])
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 40), (20, 130), (130, 20), (140, 135), (65, 64)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_tiles_of_all_shapes(channels, outputs, kernel):
+    x, d = torch.randn(2, channels, 9, 7), torch.randn(2, outputs, 9, 7)
+    c = Convolution(
+        x.to(DEVICE), d.to(DEVICE), (outputs, channels, kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1), 1, ""
+    )
+    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
+    expected = reference(c, 2)
+    agree(squares, expected[0], torch.float32)
+    agree(total, expected[1], torch.float32)
+
+
+def test_rows_longer_than_a_box():
+    x, d = torch.randn(2, 5, 3, 150, device=DEVICE), torch.randn(2, 6, 3, 150, device=DEVICE)
+    c = Convolution(x, d, (6, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
+    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
+    expected = reference(c, 2)
+    agree(squares, expected[0], torch.float32)
+    agree(total, expected[1], torch.float32)
+
+
+@FEW
+@given(convolutions(is_depthwise=True))
+def test_depthwise(case):
+    c, samples = case
+    squares, total = depthwise.squares_and_sum(*operands(c), samples)
+    expected = reference(c, samples)
+    agree(squares, expected[0], c.x.dtype)
+    agree(total, expected[1], c.x.dtype)
+
+
+@FEW
+@given(convolutions(folds=(1,)))
+def test_gram(case):
+    c, samples = case
+    positions = c.d.shape[2] * c.d.shape[3]
+    if positions <= 64:
+        agree(gram.squares(*operands(c), c.groups), reference(c, samples)[0], c.x.dtype)
+
+
+def test_the_gradient_has_the_type_that_is_asked_for():
+    x, d = torch.randn(3, 4, 5, 5, device=DEVICE), torch.randn(3, 4, 5, 5, device=DEVICE)
+    for groups, name in ((1, "tiles"), (4, "depthwise")):
+        c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
+        wide, narrow = (kernels.squares_and_sum(c, 3, dtype)[1] for dtype in (torch.float32, torch.float16))
+        assert torch.equal(narrow, wide.half())
+
+
+def operands(c: Convolution) -> tuple:
+    return c.x, c.d, c.shape, c.stride, c.padding, c.dilation
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.norm = nn.BatchNorm2d(16)
+        self.rows = nn.Conv1d(16, 20, 3, dilation=2)
+        self.mix = nn.Linear(20, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.depthwise(self.stem(x).relu())).relu()
+        x = self.mix(self.rows(x.flatten(2)).mT).relu()
+        return self.head(x.mean(1))
+
+
+@pytest.fixture
+def _served():
+    """The kernels serve tensors of this machine, whatever its device."""
+    with mock.patch.object(kernels, "_serves", lambda device, dtype, convolution: dtype != torch.float64):
+        yield
+
+
+@pytest.mark.usefixtures("_served")
+@pytest.mark.skipif(DEVICE == "cuda", reason="compares in float32, which a GPU multiplies as TF32")
+def test_a_network():
+    names = []
+    choose = kernels.choose
+
+    def noted(*args, **kwargs):
+        names.append(choose(*args, **kwargs))
+        return names[-1]
+
+    with mock.patch.object(kernels, "choose", noted):
+        check(Network(), torch.randn(3, 3, 12, 10), torch.float32)
+    assert {"tiles", "depthwise", ""} == set(names)
+
+
+@pytest.mark.usefixtures("_served")
+@pytest.mark.parametrize("mode", ["per_sample", "subset"])
+def test_the_gram_form_of_a_layer(mode):
+    model, x = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(DEVICE), torch.randn(4, 128, 7, 7, device=DEVICE)
+    with (
+        PerSampleNorms(model, mode, norm_samples=2) as norms,
+        mock.patch.object(gram, "squares", side_effect=gram.squares) as called,
+    ):
+        model(x).square().sum().backward()
+    assert called.called
+    d = 2 * model(x).detach()
+    c = Convolution(x, d, (128, 128, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
+    chosen = slice(0, 4) if mode == "per_sample" else norms.subset_of(4)
+    agree(norms.per_sample()["weight"].square(), reference(c, 4)[0][chosen], torch.float32)
+
+
+@pytest.mark.usefixtures("_served")
+def test_which_kernel():
+    def chosen(shape, positions, groups=1, folds=1, dtype=torch.bfloat16):
+        return kernels.choose(torch.empty(1, dtype=dtype), shape, positions, groups, folds, convolution=True)
+
+    assert chosen((64, 3, 7, 7), 112 * 112) == "tiles"
+    assert chosen((64, 3, 7, 7), 112 * 112, dtype=torch.float64) == ""
+    assert chosen((512, 512, 3, 3), 49) == "gram"
+    assert chosen((512, 512, 3, 3), 49, folds=4) == "tiles"  # several images of a sample have products with each other
+    assert chosen((32, 128, 3, 3), 49) == "tiles"
+    assert chosen((96, 1, 3, 3), 49, groups=96) == "depthwise"
+    assert chosen((128, 4, 3, 3), 196, groups=32) == ""
+    assert chosen((1000, 2048), 1) == ""  # ‖x‖² ‖d‖²
+
+
+def test_a_cpu_is_not_served():
+    assert kernels.choose(torch.empty(1), (64, 64, 3, 3), 100, 1, 1, convolution=True) == ""
