@@ -15,17 +15,8 @@ import yaml
 
 from ..configuration import with_numbers
 from ..errors import UserError
+from ..provenance import HOUSEKEEPING
 
-# What says where and how comfortably a run is made, not what it computes. (The batch size of evaluation is that of
-# measuring M_k, too, and then counts.)
-HOUSEKEEPING = frozenset(
-    {
-        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "disable_tqdm",
-        "eval_on_start", "eval_strategy", "eval_steps", "layer_statistics_steps", "logging_steps", "logging_strategy",
-        "output_dir", "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint", "run_name",
-        "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
-    }
-)  # fmt: skip
 _SECTIONS = {"base", "axes", "choices", "presets", "tuning"}
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from ..checks import writable_folder
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
+from ..provenance import commit, hardware
 from .grid import Run
 from .processes import RunProcess, cores, devices
-from .results import Result, commit, curve_of, hardware, read_result, write_result
+from .results import Result, curve_of, read_result, write_result
 
 # How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
