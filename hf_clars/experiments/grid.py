@@ -112,7 +112,7 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
         UserError: no such file or preset, no YAML mapping, an unknown section, an axis that is no list, or a value that
             is not among the choices of its axis.
     """
-    content = _content(file)
+    content = read_mapping(file, "axes: name → list of values")
     presets = _section(file, content, "presets")
     if preset is not None and preset not in presets:
         raise UserError(f"{file.name} has no preset {preset!r}: it has {', '.join(presets) or 'none'}")
@@ -144,7 +144,8 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
     return Grid(base, axes, choices, tuning)
 
 
-def _content(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path, wanted: str) -> dict[str, Any]:
+    """A YAML file that holds keys and values; raises `UserError` with what is `wanted` in it where it does not."""
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     try:
@@ -152,7 +153,7 @@ def _content(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} must hold axes: name → list of values")
+        raise UserError(f"{file} must hold {wanted}")
     return content
 
 
