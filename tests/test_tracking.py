@@ -56,16 +56,21 @@ print("LINE", wandb_line())
 """
 
 
-def run(folder: Path, environment: dict[str, str] | None = None, status: int = 0, **options) -> str:
+def run_script(script: str, folder: Path, *words: str, environment: dict | None = None, status: int = 0) -> str:
+    """In `folder`, with nothing of W&B in the environment but what is said here."""
     root = Path(__file__).resolve().parents[1]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     clean |= {"PYTHONPATH": str(root), "HOME": str(folder), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(options)], cwd=folder, env={**clean, **(environment or {})},
+        [sys.executable, "-c", script, *words], cwd=folder, env={**clean, **(environment or {})},
         capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240, check=False,
     )  # fmt: skip
     assert result.returncode == status, result.stderr[-3000:]
     return result.stdout
+
+
+def run(folder: Path, environment: dict[str, str] | None = None, status: int = 0, **options) -> str:
+    return run_script(SCRIPT, folder, json.dumps(options), environment=environment, status=status)
 
 
 def run_json(folder: Path) -> dict:
