@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     plot.add_argument("output_dir", help="output folder of a run")
     figure = commands.add_parser("figure", help="the runs of a figure of the paper, and its picture")
     tune = commands.add_parser("tune", help="as many trials for each method, fresh seeds for the best ones")
+    sweep = commands.add_parser("sweep", help="the runs of a `wandb sweep` file, offline")
     if argv[:1] == ["figure"]:
         from .paper.command import add_arguments
 
@@ -37,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         from .experiments.command import add_tuning_arguments
 
         add_tuning_arguments(tune)
+    elif argv[:1] == ["sweep"]:
+        from .experiments.sweep_command import add_arguments as add_sweep_arguments
+
+        add_sweep_arguments(sweep)
     options = parser.parse_args(argv)
     return _guarded(lambda: _COMMANDS[options.command](options))
 
@@ -72,13 +77,19 @@ def _tune(options: Namespace) -> None:
     tune(options)
 
 
+def _sweep(options: Namespace) -> None:
+    from .experiments.sweep_command import sweep
+
+    sweep(options)
+
+
 def _rates(argv: list[str]) -> None:
     from .theory.command import run
 
     run(argv)
 
 
-_COMMANDS: dict[str, Callable[[Namespace], None]] = {"plot": _plot, "figure": _figure, "tune": _tune}
+_COMMANDS: dict[str, Callable[[Namespace], None]] = {"plot": _plot, "figure": _figure, "tune": _tune, "sweep": _sweep}
 
 
 def _guarded(work: Callable[[], None]) -> int:

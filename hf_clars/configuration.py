@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from argparse import ArgumentParser
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
     head.add_argument("--config")
     given, flags = head.parse_known_args(argv)
     known = {f.name: f for kind in kinds for f in fields(kind) if f.init}
-    values = _read(given.config, known) if given.config else {}
+    values = read_config(given.config, *kinds) if given.config else {}
 
     parser = HfArgumentParser(list[Any](kinds), description="YAML keys and flags have the same names; flags win.")
     parser.add_argument("--config", help="YAML file with defaults for everything below.")
@@ -38,7 +39,7 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
         name = flag.removeprefix("--").partition("=")[0].removeprefix("no_").replace("-", "_")
         if flag.startswith("--") and name not in known and name != "help":
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
-    parser.set_defaults(**values)
+    parser.set_defaults(**{key: _as_typed(known[key], value) for key, value in values.items()})
     try:
         *instances, stray = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
@@ -52,7 +53,13 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
     return tuple(instances[: len(kinds)])
 
 
-def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
+def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
+    """What a `--config` file says, as YAML has it; keys are fields of the dataclasses.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    known = {f.name for kind in kinds for f in fields(kind) if f.init}
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"--config {path}: no such file")
@@ -68,7 +75,7 @@ def _read(path: str, known: dict[str, Any]) -> dict[str, Any]:
     dataset = values.get("dataset")
     if isinstance(dataset, str) and not Path(dataset).exists() and (file.parent / dataset).is_dir():
         values["dataset"] = str(file.parent / dataset)
-    return {key: _as_typed(known[key], value) for key, value in values.items()}
+    return values
 
 
 def _as_typed(field: Any, value: Any) -> Any:
@@ -94,7 +101,7 @@ def with_numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _EXPONENTIAL.fullmatch(value) else value
 
 
-def _hint(name: str, known: dict[str, Any]) -> str:
+def _hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

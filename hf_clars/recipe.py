@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def run(argv: list[str]) -> dict[str, float]:
 
     _check(args)
     recipe.check()
+    if os.environ.get("WANDB_SWEEP_ID") and (own := os.environ.get("WANDB_RUN_ID")):
+        args.output_dir = str(Path(str(args.output_dir)) / own)  # an agent starts all its runs with the same one
     wanted = str(args.resume_from_checkpoint or "")
     found = once(lambda: checkpoints.find(wanted, Path(str(args.output_dir))))  # a mistake shows before data is read
     if wanted and not args.process_index:
@@ -70,10 +73,17 @@ def run(argv: list[str]) -> dict[str, float]:
         eval_collator=data.eval_collator,
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=best_classes,
+        about={k: v for k, v in asdict(recipe).items() if k != "plots"},
     )
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)
         trainer.add_callback(GradientVarianceCallback(trainer, batches, recipe.gradient_variance))
+    with trainer.record.closed_afterwards():
+        return _train(trainer, recipe, wanted)
+
+
+def _train(trainer: ImageTrainer, recipe: RecipeArguments, wanted: str) -> dict[str, float]:
+    args = trainer.args
     try:
         result = trainer.train(resume_from_checkpoint=wanted)
     except (TrainingFailedError, Preempted):

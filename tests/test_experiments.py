@@ -17,8 +17,9 @@ from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.experiments import Grid, Result, Run, Runner, read_grid, read_result
 from hf_clars.experiments.drawing import mean_and_deviation, table
-from hf_clars.experiments.results import commit, curve_of, write_result
+from hf_clars.experiments.results import curve_of, write_result
 from hf_clars.experiments.tuning import Plan, tune
+from hf_clars.provenance import commit
 
 TINY = {
     "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 8, "augmentation": "flip",
@@ -126,6 +127,11 @@ def some_result(**changes) -> Result:
     return Result(**{**values, **changes})
 
 
+def timeless(curve: list[dict]) -> list[dict]:
+    """The curve without how long it took."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in curve]
+
+
 def test_a_result_is_read_as_it_was_written(tmp_path):
     run = Run({"method": "clars", "seed": 0}, {"seed": 0})
     path = write_result(tmp_path, run, some_result())
@@ -139,15 +145,17 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
 
 def test_curves_have_a_row_for_each_step_and_no_nan():
     history = [
-        {"step": 2, "epoch": 1.0, "loss": 1.23456789, "learning_rate": 0.1, "grad_norm": float("nan")},
-        {"step": 2, "epoch": 1.0, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_runtime": 3.0},
+        {"step": 2, "epoch": 1.0, "loss": 1.23456789, "learning_rate": 0.1, "grad_norm": float("nan"),
+         "images_seen": 123456789, "seconds": 1.23456789},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_runtime": 3.0, "seconds": 9.0},
         {"step": 4, "epoch": 2.0, "loss": float("inf")},
         {"step": 4, "epoch": 2.0, "train_runtime": 1.0},
-    ]
+    ]  # fmt: skip
     assert curve_of(history) == [
-        {"step": 2, "epoch": 1.0, "loss": 1.23457, "learning_rate": 0.1, "eval_loss": 1.0, "eval_accuracy": 0.5},
+        {"step": 2, "epoch": 1.0, "images_seen": 123456789, "seconds": 1.23457, "loss": 1.23457, "learning_rate": 0.1,
+         "eval_loss": 1.0, "eval_accuracy": 0.5},
         {"step": 4, "epoch": 2.0},
-    ]
+    ]  # fmt: skip
 
 
 def test_tables_have_mean_and_deviation_over_seeds():
@@ -186,6 +194,8 @@ def test_what_has_a_result_is_not_run_again(tmp_path, fashion_mnist):
         assert result.state == "finished"
         assert [row["epoch"] for row in result.curve] == [0.25, 1, 2]
         assert all({"loss", "eval_accuracy", "learning_rate"} <= row.keys() for row in result.curve[1:])
+        assert [row["images_seen"] for row in result.curve] == [64, 256, 512]
+        assert 0 < result.curve[0]["seconds"] < result.curve[1]["seconds"] < result.curve[2]["seconds"] < result.seconds
         assert result.final["eval_accuracy"] == result.curve[-1]["eval_accuracy"]
         assert result.settings == run.settings
         assert result.hardware["threads"] == 1
@@ -194,7 +204,7 @@ def test_what_has_a_result_is_not_run_again(tmp_path, fashion_mnist):
     assert runner.fill(grid.runs({"seed": ["0"]})) == results
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()} == written
     repeated = Runner(tmp_path / "again", tmp_path / "work", threads=1, say=said.append).fill(runs[:1])
-    assert repeated[runs[0].key].curve == results[runs[0].key].curve
+    assert timeless(repeated[runs[0].key].curve) == timeless(results[runs[0].key].curve)
 
 
 def test_a_run_that_diverges_has_a_result_that_says_so(tmp_path, fashion_mnist):
@@ -340,7 +350,8 @@ def test_a_grid_that_is_stopped_goes_on(tmp_path, fashion_mnist):
     assert len(results) == 2
     for path in results:
         whole = next((tmp_path / "whole").rglob(path.name))
-        assert json.loads(path.read_text())["curve"] == json.loads(whole.read_text())["curve"]
+        curves = [json.loads(file.read_text())["curve"] for file in (path, whole)]
+        assert timeless(curves[0]) == timeless(curves[1])
 
 
 # ---- tuning ----------------------------------------------------------------------------------------------------------

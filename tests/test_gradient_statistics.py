@@ -33,8 +33,9 @@ from hf_clars.noise import noise_statistics
 from hf_clars.training.gradient_statistics import _OwnNorms
 from hf_clars.training.seams import calling_trainer
 
-from . import test_tracking
 from .models import Classifier, dataset
+from .test_tracking import run_script
+from .wandb_files import offline_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
@@ -457,26 +458,19 @@ Trainer(Classifier(), args, train_dataset=dataset(64), callbacks=[GradientStatis
 """
 
 
-def test_wandb(tmp_path, monkeypatch):
-    monkeypatch.setattr(test_tracking, "SCRIPT", SCRIPT)
-    test_tracking.run(tmp_path, "wandb")
-    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    lines = subprocess.run(
-        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(file)],
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    history = [record["history"] for record in map(json.loads, lines) if record["type"] == "history"]
-    keys = {key for record in history for key in test_tracking._flat(record)}
+def test_wandb(tmp_path):
+    run_script(SCRIPT, tmp_path, "wandb")
+    (written,) = offline_runs(tmp_path)
+    keys = {key for row in written.history for key in row}
     assert {"train/loss", "train/gradient_variance_factor"} <= keys
     assert {f"layers/gradient_variance_factor/{name}" for name in ("conv.weight", "head.weight")} <= keys
     assert "layer panels/M_k" in {key.partition("_table")[0] for key in keys}
 
 
-def test_tensorboard(tmp_path, monkeypatch):
+def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(test_tracking, "SCRIPT", SCRIPT)
-    test_tracking.run(tmp_path, "tensorboard")
+    run_script(SCRIPT, tmp_path, "tensorboard")
     (file,) = tmp_path.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     assert [e.step for e in events.Scalars("train/gradient_variance_factor")] == [2, 4]

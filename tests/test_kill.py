@@ -25,7 +25,7 @@ OPTIONS = {
     "per_device_train_batch_size": 8, "resume_from_checkpoint": "auto", "layer_statistics_steps": 5,
     "model_kwargs": {"channels": [4, 4, 4, 4], "stem_width": 4, "drop_rate": 0.2},
 }  # fmt: skip
-TIMES = ("runtime", "per_second", "flos")
+TIMES = ("runtime", "per_second", "seconds", "flos")
 
 
 def result(folder) -> tuple[dict[str, torch.Tensor], list[dict], list[str]]:

@@ -15,17 +15,8 @@ import yaml
 
 from ..configuration import with_numbers
 from ..errors import UserError
+from ..provenance import HOUSEKEEPING
 
-# What says where and how comfortably a run is made, not what it computes. (The batch size of evaluation is that of
-# measuring M_k, too, and then counts.)
-HOUSEKEEPING = frozenset(
-    {
-        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "disable_tqdm",
-        "eval_on_start", "eval_strategy", "eval_steps", "layer_statistics_steps", "logging_steps", "logging_strategy",
-        "output_dir", "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint", "run_name",
-        "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
-    }
-)  # fmt: skip
 _SECTIONS = {"base", "axes", "choices", "presets", "tuning"}
 
 
@@ -121,7 +112,7 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
         UserError: no such file or preset, no YAML mapping, an unknown section, an axis that is no list, or a value that
             is not among the choices of its axis.
     """
-    content = _content(file)
+    content = read_mapping(file, "axes: name → list of values")
     presets = _section(file, content, "presets")
     if preset is not None and preset not in presets:
         raise UserError(f"{file.name} has no preset {preset!r}: it has {', '.join(presets) or 'none'}")
@@ -153,7 +144,8 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
     return Grid(base, axes, choices, tuning)
 
 
-def _content(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path, wanted: str) -> dict[str, Any]:
+    """A YAML file that holds keys and values; raises `UserError` with what is `wanted` in it where it does not."""
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     try:
@@ -161,7 +153,7 @@ def _content(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} must hold axes: name → list of values")
+        raise UserError(f"{file} must hold {wanted}")
     return content
 
 

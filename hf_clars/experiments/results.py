@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..errors import UserError
 from .grid import Run
@@ -30,7 +25,8 @@ class Result:
         seconds: from start to end of the process, loading the data included; of its last part where it was cut off.
         commit: of this package; `+changes` where files were changed since; its version where it is not a checkout.
         hardware: device, threads, torch.
-        curve: `{"step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy"}`, what was logged of them.
+        curve: `{"step", "epoch", "images_seen", "seconds", "loss", "learning_rate", "eval_loss", "eval_accuracy"}`,
+            what was logged of them; earlier results lack the images and seconds, which are those of training so far.
         final: the last evaluation and the mean training loss.
         variances: of Fig. 2: `{"epoch", "layers": {name: M_k}}`, where they were measured.
         layers: of layer statistics: `{"step", "epoch", "layers": {name: {statistic: value}}}`, where they are kept.
@@ -85,55 +81,23 @@ def write_result(folder: Path, run: Run, result: Result) -> Path:
 
 def curve_of(history: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Trainer's log as one row for each step."""
-    keys = ("loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "skipped_steps")
+    keys = (
+        "loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "skipped_steps",
+    )  # fmt: skip
     rows: dict[int, dict[str, float]] = {}
     for entry in history:
         found = {k: _rounded(entry[k]) for k in keys if isinstance(entry.get(k), int | float)}
         if found:
-            row = rows.setdefault(entry["step"], {"step": entry["step"], "epoch": float(f"{entry['epoch']:.6g}")})
-            row |= {k: v for k, v in found.items() if v is not None}
+            place = {"step": entry["step"], "epoch": float(f"{entry['epoch']:.6g}")}
+            place |= {k: _rounded(entry[k]) for k in ("images_seen", "seconds") if k in entry}
+            rows.setdefault(entry["step"], place).update({k: v for k, v in found.items() if v is not None})
     return [rows[step] for step in sorted(rows)]
 
 
-def hardware(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Where runs are made."""
-    cuda = torch.cuda.is_available() and not settings.get("use_cpu")
-    return {
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def commit() -> str:
-    """Of the checkout this package is in, or the package's version."""
-    from .. import __version__
-
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
-
-    try:
-        if "hf_clars/experiments" not in git("ls-files", "--full-name", str(here)):
-            return f"version {__version__}"  # installed inside somebody else's checkout
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent)).strip()
-        return git("rev-parse", "--short=7", "HEAD").strip() + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _rounded(value: float) -> float | None:
-    """Six digits; JSON knows neither NaN nor infinity."""
+    """Six digits, but for whole numbers; JSON knows neither NaN nor infinity."""
+    if isinstance(value, int):
+        return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from ..checks import writable_folder
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
+from ..provenance import commit, hardware
 from .grid import Run
 from .processes import RunProcess, cores, devices
-from .results import Result, commit, curve_of, hardware, read_result, write_result
+from .results import Result, curve_of, read_result, write_result
 
 # How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
@@ -36,6 +37,8 @@ class Runner:
         launch: words to launch each run with, for several processes: `accelerate launch …`.
         draw_only: make no run.
         say: told what happens, a line at a time.
+        watch: told how it stands, some times a second: runs that are done, all runs to be made, how many have failed,
+            and which are under way.
 
     Attributes:
         failed: what ended without a result, a line for each run.
@@ -49,6 +52,7 @@ class Runner:
     launch: Sequence[str] = ()
     draw_only: bool = False
     say: Callable[[str], None] = print
+    watch: Callable[[int, int, int, Sequence[Run]], None] = lambda *how_it_stands: None
     failed: list[str] = field(default_factory=list)
 
     def fill(self, runs: Sequence[Run]) -> dict[str, Result]:
@@ -102,6 +106,7 @@ class Runner:
                     under_way.remove(process)
                     done[process.run.key] = self._collect(process)
                     self._tell(process, done[process.run.key], len(done), len(runs))
+                self.watch(len(done), len(runs), len(self.failed), [process.run for process in under_way])
                 if stop.asked:
                     for process in under_way:
                         process.terminate()

@@ -53,6 +53,7 @@ class ResumePoint(TrainerCallback, ExportableState):
             "skipped_steps": trainer.health.skipped_steps,
             "unlogged_skipped_steps": trainer.health.unlogged_skipped_steps,
             "wandb_run_id": wandb_run_id(),
+            "seconds": trainer.clock.seconds,
             "world_size": trainer.args.world_size,
             "optim": _method(trainer.args),
             "learning_rate": trainer.args.learning_rate,
@@ -69,6 +70,7 @@ class ResumePoint(TrainerCallback, ExportableState):
         trainer = self._trainer
         self.loss_since = 0 if saved else state.global_step
         trainer.health.logged_at = state.global_step
+        trainer.clock.start(saved.get("seconds", 0.0) if state.global_step else 0.0)
         if not state.global_step or not saved:
             return
         losses = saved["loss"]

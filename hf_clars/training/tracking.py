@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import requests
 import requests.utils
 import wandb
 
+from .description import Description
+
 _PATIENCE = 10  # seconds for an answer of any kind
+_BEST = {"max": ("accuracy", "f1", "precision", "recall", "auc"), "min": ("loss", "error", "perplexity")}
 
 logger = logging.getLogger(__name__)
 
@@ -24,29 +27,101 @@ def keep_wandb_offline_without_login(report_to: str | Sequence[str] | None) -> N
         _stay_offline()
 
 
-def begin_wandb(args: Any, run_id: str | None) -> None:
-    """Begin the run, or go on with run `run_id`. Offline if W&B cannot be reached. For the main process."""
+def begin_wandb(args: Any, run_id: str | None, about: Description) -> bool:
+    """Begin the run, or go on with run `run_id`. Offline if W&B cannot be reached. For the main process.
+
+    `WANDB_NAME`, `WANDB_RUN_GROUP` and `args.run_name` win over what `about` has; `WANDB_TAGS` are added to.
+
+    Returns:
+        Whether a run was begun: not where W&B is not asked for, and not where somebody else has begun one.
+    """
     if not _is_asked_for(args.report_to) or os.environ.get("WANDB_MODE") == "disabled":
-        return
-    options = {"project": os.environ.get("WANDB_PROJECT", "huggingface"), "name": args.run_name}
-    if run_id is not None:
-        options |= {"id": run_id, "resume": "allow"}
-    if os.environ.get("WANDB_MODE", "online") == "online":
+        return False
+    environment = os.environ
+    options: dict[str, Any] = {
+        "name": args.run_name or (None if environment.get("WANDB_NAME") else about.name),
+        "group": None if environment.get("WANDB_RUN_GROUP") else about.group,
+        "tags": _with_tags((environment.get("WANDB_TAGS") or "").split(","), about.tags),
+    }
+    if not environment.get("WANDB_SWEEP_ID"):  # whose agent has decided on both
+        options["project"] = environment.get("WANDB_PROJECT", "huggingface")
+        if run_id is not None:
+            options |= {"id": run_id, "resume": "allow"}
+    if environment.get("WANDB_MODE", "online") == "online":
         trouble = _unreachable(wandb.setup().settings.base_url)
         if trouble is None:
             try:
                 wandb.init(**options)
-                return
+                return True
             except wandb.errors.CommError as error:
                 trouble = " ".join(str(error).split())
         logger.warning("W&B cannot be reached (%s): the run is kept offline, for `wandb sync` afterwards", trouble)
         _stay_offline()
     wandb.init(**options)
+    return True
+
+
+def describe_wandb_run(args: Any, about: Description, ours: bool) -> None:
+    """Complete the config of the run at work, and say how its metrics are drawn and summed up.
+
+    Transformers has logged all its arguments before. Whatever else somebody put into the config stays, and so does what
+    a sweep decided. Epoch, images and seconds can be x axes, and get no panels. A run that is not `ours` gets our tags
+    beside its own, and keeps its own view of metrics.
+    """
+    run = live_run()
+    if run is None:
+        return
+    raw = args.to_dict()
+    logged = dict(run.config)
+    changed = {
+        key: value
+        for key, value in about.config.items()
+        if logged.get(key) != value and (logged.get(key) is None or logged[key] == raw.get(key))
+    }
+    run.config.update(changed, allow_val_change=True)
+    if not ours:
+        run.tags = _with_tags(run.tags or (), about.tags)
+        return
+    for axis in ("train/epoch", "train/images_seen", "train/seconds"):
+        run.define_metric(axis, hidden=True)
+    run.define_metric("eval/*", step_metric="train/global_step")
+
+
+def define_best(metrics: Iterable[str]) -> None:
+    """Let W&B's summary hold the best value of what a Trainer is about to log, `eval_accuracy`, beside the last one.
+
+    That is the largest of what is called an accuracy (or F1, …), the smallest of what is called a loss (or error).
+    """
+    run = live_run()
+    for metric in metrics if run is not None else ():
+        name = metric.removeprefix("eval_")
+        best = next((best for best, words in _BEST.items() if any(word in name for word in words)), None)
+        if best is not None and metric.startswith("eval_"):
+            run.define_metric(f"eval/{name}", step_metric="train/global_step", summary=f"last,{best}")
+
+
+def end_wandb(status: int, again: bool = False) -> None:
+    """End the run at work: as a success if `status` is 0; as one that was cut short if it is to go on `again`."""
+    run = live_run()
+    if run is not None:
+        if again:
+            run.mark_preempting()
+        run.finish(exit_code=status)
+
+
+def live_run() -> Any:
+    """The run at work, if there is one."""
+    return wandb.run if wandb.run is not None and not wandb.run.disabled else None
 
 
 def wandb_run_id() -> str | None:
     """Of the run at work, if there is one."""
-    return wandb.run.id if wandb.run is not None and not wandb.run.disabled else None
+    run = live_run()
+    return None if run is None else run.id
+
+
+def _with_tags(chosen: Iterable[str], further: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, (*map(str.strip, chosen), *further))))
 
 
 def _is_asked_for(report_to: str | Sequence[str] | None) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,19 @@ from . import checkpoints
 from .arguments import ClarsTrainingArguments
 from .authors_norms import AuthorsNorms, KeptSamples
 from .checkpointing import AtomicCheckpoints
+from .clock import TrainingClock
 from .freezing import FreezeFullyConnected
 from .health import StepHealth
 from .layerwise_warmup import LayerwiseWarmup
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
+from .run_record import RunRecord
 from .schedules import EpochSchedules
 from .signals import listening
 from .statistics import LayerStatisticsCallback
 from .streaming import StreamedBatches
-from .tracking import begin_wandb, keep_wandb_offline_without_login
+from .tracking import keep_wandb_offline_without_login
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +57,17 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
     - Warmup and decay of the learning rate may be stated in epochs, fully-connected layers be frozen at first, and
       layer-wise learning rates be used at first only (`LayerwiseWarmup`).
     - `norm_mode="authors"` has passes of its own after a step, over some of its samples (`AuthorsNorms`).
-    - Weight decay is decided by module type and dimension; `images_per_second` is logged; layers' norms, γ_k and M_k
-      are logged every `layer_statistics_steps`; W&B without a login or network is offline; evaluation draws random
-      numbers of its own. Measuring ends with `train()`, so the model comes back as it was.
+    - Weight decay is decided by module type and dimension; layers' norms, γ_k and M_k are logged every
+      `layer_statistics_steps`; evaluation draws random numbers of its own. Measuring ends with `train()`, so the model
+      comes back as it was.
+    - Every row that is logged has `images_seen` (steps × B) and `seconds` (of training so far without evaluations,
+      over all parts of a resumed run), those of training `images_per_second`, too. `run.json` and W&B know the run's
+      settings and how it ended (`RunRecord`); W&B without a login or network is offline.
 
-    Takes what `Trainer` takes, with `ClarsTrainingArguments`.
+    Takes what `Trainer` takes, with `ClarsTrainingArguments`, and
+
+    Args:
+        about: settings of the run that these do not have, for `run.json` and W&B's config (`model_name`, `dataset`, …).
 
     Raises:
         UserError: several devices in one process (`nn.DataParallel`); no whole step in the data.
@@ -68,7 +78,12 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
     args: ClarsTrainingArguments
 
     def __init__(
-        self, model: Any = None, args: ClarsTrainingArguments | None = None, *rest: Any, **kwargs: Any
+        self,
+        model: Any = None,
+        args: ClarsTrainingArguments | None = None,
+        *rest: Any,
+        about: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         if args is not None and not isinstance(args, ClarsTrainingArguments):
             raise UserError(f"ClarsTrainer takes ClarsTrainingArguments, not {type(args).__name__}")
@@ -78,6 +93,9 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
         super().__init__(model, args, *rest, **kwargs)
         if args.tail == "carry" and not isinstance(self.train_dataset, TrainStream):
             raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
+        self.clock = TrainingClock()
+        self.record = RunRecord(self, about or {})
+        self.add_callback(self.record)
         self.training_lasts = torch.zeros((), dtype=torch.int64).share_memory_()
         self._log_mark: tuple[int, float] | None = None
         if not args.disable_tqdm:
@@ -144,8 +162,11 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
                 len(old),
             )
         self.foreign_checkpoints = [] if checkpoint is not None else checkpoints.all_of(run_dir)
-        if self.is_world_process_zero() and kwargs.get("trial") is None:
-            begin_wandb(self.args, saved.get("wandb_run_id"))
+        is_trial = kwargs.get("trial") is not None  # of a search, which has reporters begin its runs
+        with nullcontext() if is_trial else self.record.of_training(saved.get("wandb_run_id")):
+            return self._train(checkpoint, *args, **kwargs)
+
+    def _train(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
         if self.norms is not None:  # a second call: the first one detached
             self.norms.attach()
         self._log_mark = self._smallest_tried = None
@@ -156,6 +177,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
                     result = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             finally:
                 self.training_lasts.zero_()
+                self.clock.stop()
                 if self.norms is not None:
                     self.norms.detach()
         except RuntimeError as error:
@@ -169,6 +191,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
                 f"{reason} (after step {step}). Go on with resume_from_checkpoint=auto"
             ) from error
         if self.health.stopped_by is not None:
+            run_dir = Path(str(self.args.output_dir))
             there = (run_dir / f"checkpoint-{self.state.global_step}").is_dir()
             raise Preempted(
                 f"stopped by {self.health.stopped_by.name} after step {self.state.global_step} "
@@ -179,7 +202,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, without influence on the random numbers of the training."""
-        with same_randomness_afterwards():
+        with same_randomness_afterwards(), self.clock.paused():
             return super().evaluate(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -205,7 +228,12 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
         if "train_loss" in logs:  # of the whole training, whatever part of it is this call's
             steps = step - self.resume_point.loss_since - self.health.skipped_steps
             logs["train_loss"] = self._total_loss_scalar / max(1, steps)
+        self.record.before_log(logs)
+        progress = {"images_seen": step * (self.args.total_batch_size or 0), "seconds": self.clock.seconds}
+        logs |= progress
         super().log(logs, start_time)
+        for name in progress:  # who asked for the evaluation gets metrics alone: a search adds all of them up
+            del logs[name]
 
 
 def _what_was_lost(error: RuntimeError) -> str | None:
