@@ -14,12 +14,26 @@ from .errors import UserError
 T = TypeVar("T")
 
 
-def lost_a_process(error: Exception) -> bool:
+def _lost_a_process(error: Exception) -> bool:
     """Whether a collective operation failed because a process is gone; gloo says so in plain RuntimeErrors."""
     if not (dist.is_available() and dist.is_initialized()):
         return False
     gloo = any(sign in str(error) for sign in ("gloo", "Connection closed by peer", "Connection reset by peer"))
     return isinstance(error, dist.DistError) or gloo
+
+
+def what_was_lost(error: RuntimeError) -> str | None:
+    """Which process is gone, where that is what the error is about. DataLoader may raise anywhere, from a signal."""
+    if _lost_a_process(error):
+        return "lost the connection to another process: it ended or was killed, and may have said why"
+    message = str(error)
+    if "DataLoader worker" not in message:
+        return None
+    how = message.partition(" killed by signal: ")[2].partition(".")[0] or "unexpectedly"
+    return (
+        f"a data worker ended ({how}): where memory ran out (a Bus error: /dev/shm), lower dataloader_num_workers or "
+        "shuffle_buffer"
+    )
 
 
 def once(work: Callable[[], T]) -> T:

@@ -29,7 +29,8 @@ def sweep(options: Namespace) -> None:
     """
     file = Path(options.file)
     plan = read_sweep(file)
-    runs = plan.runs(only_of(options), settings_of(options), options.count, options.seed)
+    drawn = plan.runs(only_of(options), settings_of(options), options.count, options.seed)
+    runs = list({run.key: run for run in drawn}.values())  # draws may repeat
     folder = Path(options.results) / f"sweep-{file.stem}"
     runner = runner_of(options, folder)
     runner = replace(runner, launch=runner.launch or plan.launch)

@@ -18,7 +18,7 @@ from ..data import TrainStream
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
-from ..processes import lost_a_process, once
+from ..processes import once, what_was_lost
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
 from .authors_norms import AuthorsNorms, KeptSamples
@@ -183,7 +183,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
         except RuntimeError as error:
             if checkpoint is not None and "loading state_dict" in str(error):
                 raise UserError(f"{checkpoint} is of another model: {str(error).splitlines()[-1].strip()}") from error
-            reason = _what_was_lost(error)
+            reason = what_was_lost(error)
             if reason is None:
                 raise
             step = self.state.global_step
@@ -234,20 +234,6 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
         super().log(logs, start_time)
         for name in progress:  # who asked for the evaluation gets metrics alone: a search adds all of them up
             del logs[name]
-
-
-def _what_was_lost(error: RuntimeError) -> str | None:
-    """Which process is gone, where that is what the error is about. DataLoader may raise anywhere, from a signal."""
-    if lost_a_process(error):
-        return "lost the connection to another process: it ended or was killed, and may have said why"
-    message = str(error)
-    if "DataLoader worker" not in message:
-        return None
-    how = message.partition(" killed by signal: ")[2].partition(".")[0] or "unexpectedly"
-    return (
-        f"a data worker ended ({how}): where memory ran out (a Bus error: /dev/shm), lower dataloader_num_workers or "
-        "shuffle_buffer"
-    )
 
 
 class _DropUnfinishedStep(TrainerCallback):
