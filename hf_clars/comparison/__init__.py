@@ -1,1 +1,1 @@
-"""Comparing runs: read from W&B, Trainer's output folders and others; grouped over seeds; as tables, curves, a report."""
+"""Comparing runs: read from W&B, output folders and others; grouped over seeds; as tables, curves, a report."""

@@ -28,7 +28,7 @@ class ComparedRun:
             ended with a loss that was not finite. `failed`: it ended before its time, for another reason. `running`:
             it has not ended, or was cut off without a word.
         layers: records of layer statistics, `{"step", "epoch", "layers": {name: {statistic: value}}}`, with the
-            statistics of `layer_statistics.jsonl` (`gamma`, `variance_factor`, …); empty where the source does not hold them.
+            statistics of `layer_statistics.jsonl` (`gamma`, `variance_factor`, …); empty where the source has none.
     """
 
     name: str
