@@ -52,7 +52,7 @@ class Group:
 
     def mixed(self) -> list[str]:
         """The settings, apart from seeds and housekeeping, that differ between its runs."""
-        return [key for key in varying(self.runs) if key not in _TECHNICAL]
+        return compared_settings(varying(self.runs))
 
 
 def seed_of(run: ComparedRun) -> Hashable | None:
@@ -66,6 +66,11 @@ def varying(runs: Iterable[ComparedRun]) -> list[str]:
     runs = list(runs)
     keys = sorted({key for run in runs for key in run.config})
     return [key for key in keys if len({_plain(run.config.get(key)) for run in runs}) > 1]
+
+
+def compared_settings(keys: Iterable[str]) -> list[str]:
+    """Without seeds and housekeeping."""
+    return [key for key in keys if key not in _TECHNICAL and not key.startswith("_")]
 
 
 def group_runs(runs: Sequence[ComparedRun], keys: Sequence[str] | None = None) -> list[Group]:

@@ -17,9 +17,7 @@ from .words import short_interval, spread
 
 Rows = list[list[str]]
 
-DIFFERENCES = f"differences [{LEVEL:.0%} interval]; n seed pairs, or W (Welch) where seeds do not pair".replace(
-    "%", " %"
-)
+DIFFERENCES = f"differences [{LEVEL * 100:g} % interval]; n seed pairs, or W (Welch) where seeds do not pair"
 
 
 def table(comparison: Comparison) -> tuple[list[str], Rows]:

@@ -57,7 +57,7 @@ def _first(comparison: Comparison, leader: GroupSummary) -> str:
 
 def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, leader: GroupSummary) -> str:
     deciding, interval = comparison.deciding, found.interval
-    size = number(abs(interval.difference))
+    size = interval_numbers(interval)[0].lstrip("+-")
     if deciding in AXES:
         beginning = f"{rival.name}, the second, needs {size} {UNITS[deciding]} {_more(interval, 'more', 'less')}"
     else:

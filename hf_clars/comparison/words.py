@@ -37,11 +37,9 @@ def short_interval(interval: Interval) -> str:
     """`+1.50 [+0.91, +2.09] n=3`, or `W` in place of n for Welch's."""
     middle, *bounds = interval_numbers(interval)
     of = "W" if interval.pairs is None else f"n={interval.pairs}"
-    return (
-        f"{middle} [{', '.join(bounds)}] {of}"
-        if bounds
-        else f"{middle} {of if interval.low is not None else ''}".strip()
-    )
+    if bounds:
+        return f"{middle} [{', '.join(bounds)}] {of}"
+    return middle if interval.low is None else f"{middle} {of}"
 
 
 def _decimals(value: float, digits: int) -> int:
