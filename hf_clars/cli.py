@@ -1,4 +1,4 @@
-"""`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly."""
+"""`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly, compare runs."""
 
 import os
 import sys
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     plot.add_argument("output_dir", help="output folder of a run")
     figure = commands.add_parser("figure", help="the runs of a figure of the paper, and its picture")
     tune = commands.add_parser("tune", help="as many trials for each method, fresh seeds for the best ones")
+    compare = commands.add_parser("compare", help="which runs reach the target first, and how sure that is")
     if argv[:1] == ["figure"]:
         from .paper.command import add_arguments
 
@@ -37,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         from .experiments.command import add_tuning_arguments
 
         add_tuning_arguments(tune)
+    elif argv[:1] == ["compare"]:
+        from .comparison.command import add_arguments
+
+        add_arguments(compare)
     options = parser.parse_args(argv)
     return _guarded(lambda: _COMMANDS[options.command](options))
 
@@ -72,13 +77,24 @@ def _tune(options: Namespace) -> None:
     tune(options)
 
 
+def _compare(options: Namespace) -> None:
+    from .comparison.command import compare
+
+    compare(options)
+
+
 def _rates(argv: list[str]) -> None:
     from .theory.command import run
 
     run(argv)
 
 
-_COMMANDS: dict[str, Callable[[Namespace], None]] = {"plot": _plot, "figure": _figure, "tune": _tune}
+_COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "plot": _plot,
+    "figure": _figure,
+    "tune": _tune,
+    "compare": _compare,
+}
 
 
 def _guarded(work: Callable[[], None]) -> int:

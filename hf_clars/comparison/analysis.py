@@ -155,6 +155,12 @@ class Comparison:
         return [d for d in self.differences if d.measure == measure]
 
     @property
+    def axes_to_target(self) -> list[str]:
+        """Those over which the way to the target is known, the one that was asked for first."""
+        known = [axis for axis in self.axes if any(axis in group.means for group in self.groups)]
+        return sorted(known, key=lambda axis: axis != self.question.axis)
+
+    @property
     def deciding(self) -> str:
         """The measure that ranks the groups: how long to the target if one of them reached it, else the last value."""
         axis = self.question.axis
@@ -304,7 +310,7 @@ def _summary(group: Group, runs: Sequence[RunSummary]) -> GroupSummary:
 def _remarks(groups: Sequence[GroupSummary], question: Question, range_: tuple[float, float] | None) -> list[str]:
     lines = []
     if open_ := sum(group.count("running", "failed") for group in groups):
-        lines.append(f"{open_} runs did not end as meant (failed, cut off or still running): they are in no mean")
+        lines.append(f"did not end as meant (failed, cut off or still running), and are in no mean: {open_} runs")
     if question.target is not None and not any(group.reached for group in groups):
         best = ranked(groups, question, "best")[0]
         nearest = best.means.get("best")

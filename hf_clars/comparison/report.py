@@ -10,7 +10,6 @@ from .analysis import MEASURE_NAMES, MEASURES, UNITS, VALUES, Comparison, Differ
 from .groups import compared_settings, shown, varying
 from .heat_maps import HeatMap
 from .report_pictures import chart, heat, style
-from .runs import AXES
 from .series import MOST_SINGLE_RUNS, STYLES
 from .statistics import LEVEL
 from .tables import finite
@@ -44,7 +43,7 @@ def _content(
     comparison: Comparison, about: Mapping[str, Any], heat_rows: Sequence[Sequence[HeatMap]]
 ) -> dict[str, Any]:
     question = comparison.question
-    to_target = [axis for axis in comparison.axes if any(axis in group.means for group in comparison.groups)]
+    to_target = comparison.axes_to_target
     charts = [chart(comparison, axis) for axis in comparison.axes]
     heats = [heat(row) for row in heat_rows]
     return {
@@ -145,9 +144,9 @@ def _differences(comparison: Comparison) -> dict[str, Any]:
 
 def _interval_cell(difference: Difference | None) -> dict[str, Any]:
     if difference is None:
-        return {"text": "–", "value": None, "clear": False}
+        return {"text": "–", "value": None, "outside": False}
     interval = difference.interval
-    return {"text": short_interval(interval), "value": interval.difference, "clear": interval.clear}
+    return {"text": short_interval(interval), "value": interval.difference, "outside": interval.clear}
 
 
 def _cell(value: float | None) -> dict[str, Any]:
@@ -189,10 +188,10 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
             else:
                 several = list(dict.fromkeys(shown(run.config.get(key)) for run in group.group.runs))
                 values.append(f"several: {', '.join(several[:4])}{', …' if len(several) > 4 else ''}")
-        rows.append({"name": group.name, "values": values})
+        rows.append({"name": group.name, "cells": values})
     everywhere = {k: v for k, v in runs[0].config.items() if k not in set(varying(runs))}
     return {
-        "keys": differing[:_MOST_SETTINGS],
+        "names": differing[:_MOST_SETTINGS],
         "more": len(differing) - len(differing[:_MOST_SETTINGS]),
         "rows": rows,
         "shared": {key: shown(everywhere[key]) for key in compared_settings(sorted(everywhere))},
@@ -200,7 +199,7 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
 
 
 def _runs(comparison: Comparison, to_target: Sequence[str]) -> list[dict[str, Any]]:
-    measures = [*VALUES, *(axis for axis in AXES if axis in to_target)]
+    measures = [*VALUES, *to_target]
     return [
         {
             "group": group.name,

@@ -170,7 +170,7 @@ def brief(value: float) -> str:
     return number(value)
 
 
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
+def _ticks(low: float, high: float, most: int = 6) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     found = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)

@@ -24,20 +24,20 @@ def table(comparison: Comparison) -> tuple[list[str], Rows]:
     """The head and a row for each group, the leader first; columns that no group fills are left out."""
     head = ["group", "runs", "diverged"]
     unfinished = any(group.count("running", "failed") for group in comparison.groups)
-    to_target = [axis for axis in comparison.axes if any(axis in group.means for group in comparison.groups)]
+    to_target = comparison.axes_to_target
     if unfinished:
         head.append("unfinished")
-    head += ["last", "best", "mean"]
     if comparison.question.target is not None:
         head += ["reached", *(UNITS[axis] for axis in to_target)]
+    head += ["last", "best", "mean"]
     rows = []
     for group in comparison.groups:
         row = [group.name, str(len(group.runs)), str(group.count("diverged"))]
         if unfinished:
             row.append(str(group.count("running", "failed")))
-        row += [spread(group.means.get(measure)) for measure in VALUES]
         if comparison.question.target is not None:
             row += [f"{group.reached}/{group.tried}", *(spread(group.means.get(axis)) for axis in to_target)]
+        row += [spread(group.means.get(measure)) for measure in VALUES]
         rows.append(row)
     return head, rows
 
@@ -88,7 +88,7 @@ def print_comparison(comparison: Comparison, file: TextIO) -> None:
             print(heading, aligned(head, rows), "", sep="\n", file=file)
     for sentence in verdict(comparison):
         print(sentence, file=file)
-    for line in lines(comparison):
+    for line in _most(lines(comparison)):
         print(f"note: {line}", file=file)
 
 
@@ -97,19 +97,38 @@ def _print_rich(comparison: Comparison, sections: Sequence[tuple[str, list[str],
     from rich.text import Text
 
     for heading, head, rows in sections:
-        if not rows:
-            continue
-        drawn = Table(title=Text(heading), title_justify="left", title_style="italic", box=None, pad_edge=False)
-        for i, name in enumerate(head):
-            drawn.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
-        for i, row in enumerate(rows):
-            drawn.add_row(*map(Text, row), style="bold" if i == 0 and heading != DIFFERENCES else "")
-        console.print(drawn)
-        console.print()
+        if rows:
+            console.print(Text(heading, style="italic"))
+        for part in _parts(head, rows, console.width) if rows else ():
+            drawn = Table(box=None, pad_edge=False)
+            for column in part:
+                drawn.add_column(Text(head[column]), justify="right" if column else "left", overflow="fold")
+            for i, row in enumerate(rows):
+                drawn.add_row(
+                    *(Text(row[column]) for column in part), style="bold" if i == 0 and head[0] == "group" else ""
+                )
+            console.print(drawn)
+            console.print()
     for i, sentence in enumerate(verdict(comparison)):
         console.print(Text(sentence, style="bold green" if i == 0 else ""))
-    for line in lines(comparison):
+    for line in _most(lines(comparison)):
         console.print(Text(f"note: {line}", style="yellow"))
+
+
+def _most(lines: list[str], most: int = 40) -> list[str]:
+    return lines[:most] + ([f"and {len(lines) - most} more lines of this kind"] if len(lines) > most else [])
+
+
+def _parts(head: Sequence[str], rows: Rows, width: int) -> list[list[int]]:
+    """Columns of tables that fit a width, the first column in each of them."""
+    widths = [max(len(row[i]) for row in [head, *rows]) + 1 for i in range(len(head))]
+    first = min(widths[0], width // 2)
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(head)):
+        if len(parts[-1]) > 1 and first + sum(widths[j] for j in parts[-1][1:]) + widths[i] > width:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def aligned(head: Sequence[str], rows: Rows) -> str:

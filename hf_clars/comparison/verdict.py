@@ -59,7 +59,8 @@ def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, l
     deciding, interval = comparison.deciding, found.interval
     size = interval_numbers(interval)[0].lstrip("+-")
     if deciding in AXES:
-        beginning = f"{rival.name}, the second, needs {size} {UNITS[deciding]} {_more(interval, 'more', 'less')}"
+        unit = UNITS[deciding] if size != "1" else UNITS[deciding].removesuffix("s")
+        beginning = f"{rival.name}, the second, needs {size} {unit} {_more(interval, 'more', 'less')}"
     else:
         beginning = f"{rival.name}, the second, ends {size} {_more(interval, 'higher', 'lower')}"
     if interval.low is None or interval.high is None:

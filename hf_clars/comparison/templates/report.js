@@ -41,9 +41,11 @@ for (const figure of document.querySelectorAll(".chart")) {
   const plot = figure.querySelector(".plot"), cursor = figure.querySelector(".cursor"), values = figure.querySelector(".values");
   let share = 0;
   const say = () => {
-    const x = chart.left + share * (chart.right - chart.left);
+    let x = chart.left + share * (chart.right - chart.left);
+    const measured = chart.series.find((s) => !hidden.has(s.style))?.x ?? [];
+    x = measured.reduce((best, other) => Math.abs(other - x) < Math.abs(best - x) ? other : best, measured[0] ?? x);
     cursor.hidden = false;
-    cursor.style.left = `${100 * share}%`;
+    cursor.style.left = `${100 * (x - chart.left) / (chart.right - chart.left)}%`;
     const found = chart.series.filter((s) => !hidden.has(s.style) && x >= s.x[0] && x <= s.x[s.x.length - 1]).map((s) => {
       let i = s.x.findIndex((other) => other >= x);
       if (i > 0 && x - s.x[i - 1] < s.x[i] - x) i -= 1;
