@@ -8,16 +8,20 @@ from ..experiments.drawing import panels
 from .analysis import UNITS, Comparison
 from .series import COLOURS, DASHES, STYLES, Series, scale_of, series_of
 
+_LONGEST_NAME = 70
+
 
 def curves_figure(comparison: Comparison, axis: str) -> Any:
     """A line for each group, the mean over its finished seeds, in a band of one standard deviation; single runs thin,
     a cross where a run diverged, the target dotted."""
     series = series_of(comparison, axis)
     scale = scale_of(comparison, series)
-    figure, axes = panels(1, 1, width=7.2)
+    figure, axes = panels(1, 1)
     panel = axes[0, 0]
     drawn = [(_draw(panel, one), one) for one in reversed(series)][::-1]  # the leader on top
-    labels = [(line, f"{one.name} ({one.n})") for line, one in drawn if line is not None and one.style is not None]
+    labels = [
+        (line, f"{_short(one.name)} ({one.n})") for line, one in drawn if line is not None and one.style is not None
+    ]
     question = comparison.question
     if question.target is not None:
         line = panel.axhline(question.target, color="0.35", linestyle=":", linewidth=1.2)
@@ -28,11 +32,14 @@ def curves_figure(comparison: Comparison, axis: str) -> Any:
         ylim=(scale.low, scale.high),
     )
     panel.set_ylabel(question.metric, parse_math=False)
+    longest = max((len(text) for _, text in labels), default=0)  # inches a letter and a line of the legend take
+    figure.set_size_inches(6.3 + 0.075 * longest, max(3.8, 0.6 + 0.165 * len(labels)))
     legend = figure.legend(
         [line for line, _ in labels],
         [f" {text}" for _, text in labels],  # matplotlib hides what begins with an underscore
         title=f"best {STYLES} of {len(series)} groups" if len(series) > STYLES else None,
         fontsize=8,
+        handlelength=3.2,
         loc="outside right upper",
         frameon=False,
     )
@@ -59,3 +66,7 @@ def _draw(panel: Any, series: Series) -> Any | None:
     if series.n > 1:
         panel.fill_between(xs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     return line
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

@@ -58,6 +58,7 @@ def _content(
         "level": f"{LEVEL * 100:g}",
         "verdict": verdict(comparison),
         "groups": _groups(comparison, to_target),
+        "longest_name": max(len(group.name) for group in comparison.groups),
         "unfinished": any(group.count("failed", "running") for group in comparison.groups),
         "to_target": [UNITS[axis] for axis in to_target],
         "differences": _differences(comparison),
@@ -177,7 +178,8 @@ def _lost(comparison: Comparison) -> list[dict[str, str]]:
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """The settings that vary, of each group; and those that all runs share."""
     runs = [summary.run for summary in comparison.runs]
-    differing = compared_settings(varying(runs))
+    changing = varying(runs)
+    differing = compared_settings(changing)
     rows = []
     for group in comparison.groups:
         sharing = group.group.sharing()
@@ -189,7 +191,7 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
                 several = list(dict.fromkeys(shown(run.config.get(key)) for run in group.group.runs))
                 values.append(f"several: {', '.join(several[:4])}{', …' if len(several) > 4 else ''}")
         rows.append({"name": group.name, "cells": values})
-    everywhere = {k: v for k, v in runs[0].config.items() if k not in set(varying(runs))}
+    everywhere = {k: v for k, v in runs[0].config.items() if k not in changing}
     return {
         "names": differing[:_MOST_SETTINGS],
         "more": len(differing) - len(differing[:_MOST_SETTINGS]),

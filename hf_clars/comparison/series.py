@@ -17,7 +17,7 @@ DASHES = ((), (6, 3), (1.5, 2.5), (8, 3, 1.5, 3))
 STYLES = len(COLOURS) * len(DASHES)
 MOST_SINGLE_RUNS = 60
 """With more runs than this, single runs are not drawn."""
-_MOST_POINTS = 300
+_MOST_POINTS = 200
 
 
 @dataclass(frozen=True)

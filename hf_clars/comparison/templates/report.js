@@ -54,7 +54,7 @@ for (const figure of document.querySelectorAll(".chart")) {
     found.sort((a, b) => b[1] - a[1]);
     const heading = document.createElement("b");
     heading.textContent = `${digits(x)} ${chart.unit}`;
-    values.replaceChildren(heading, ...found.map(([s, mean, std]) => {
+    values.replaceChildren(heading, ...found.slice(0, 8).map(([s, mean, std]) => {
       const span = document.createElement("span");
       if (swatches.has(s.style)) span.append(swatches.get(s.style).cloneNode(true));
       span.append(`${s.name} ${digits(mean)}${std ? ` ± ${+std.toPrecision(2)}` : ""}`);
