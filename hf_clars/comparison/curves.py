@@ -63,7 +63,7 @@ def _draw(panel: Any, series: Series) -> Any | None:
     (line,) = panel.plot(xs, mean, color=colour, linewidth=1.8, marker="." if len(xs) == 1 else None)
     if dashes:
         line.set_dashes(dashes)
-    if series.n > 1:
+    if series.n > 1 and series.style is not None:
         panel.fill_between(xs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
     return line
 

@@ -154,7 +154,7 @@ def _drawn(series: Series, place: _Place) -> dict[str, Any]:
         drawn["line"] = place.path(xs, mean)
         if len(xs) == 1:
             drawn["point"] = {"x": place.x(float(xs[0])) / _SIDE * 100, "y": place.y(float(mean[0])) / _SIDE * 100}
-        if series.n > 1:
+        if series.n > 1 and series.style is not None:
             drawn["band"] = f"{place.path(xs, mean + spread)}L{place.path(xs[::-1], (mean - spread)[::-1])[1:]}Z"
     return drawn
 
