@@ -106,9 +106,8 @@ def _differences(comparison: Comparison) -> dict[str, Any]:
     measures = list(dict.fromkeys(measures))
     found = {(d.group, d.measure): d for d in comparison.differences}
     deciding = comparison.differences_in(comparison.deciding)
-    bounds = [
-        x for d in deciding for x in (d.interval.low, d.interval.high, d.interval.difference, 0.0) if x is not None
-    ]
+    bounds = [x for d in deciding for x in (d.interval.low, d.interval.high, d.interval.difference) if x is not None]
+    bounds.append(0.0)
     low, high = min(bounds), max(bounds)
     margin = 0.05 * (high - low) or 1.0
 

@@ -46,6 +46,11 @@ def verdict(comparison: Comparison) -> list[str]:
 def _first(comparison: Comparison, leader: GroupSummary) -> str:
     question, deciding = comparison.question, comparison.deciding
     mean = leader.means[deciding]
+    if len(comparison.groups) == 1:
+        if deciding in AXES:
+            after = f"after {spread(mean)} {UNITS[deciding]}, in {leader.reached} of {leader.tried} runs"
+            return f"{question.metric} {target_text(question)} is reached {after}."
+        return f"{question.metric} at the end: {spread(mean)} ({runs_text(mean.n)})."
     if deciding in AXES:
         return (
             f"{leader.name} reaches {question.metric} {target_text(question)} first: after {spread(mean)} "
