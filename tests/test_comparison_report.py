@@ -480,8 +480,8 @@ def test_a_report_that_wandb_refuses_is_one_line():
     assert printed.count("\n") == 1
 
 
-def test_output_folders_of_trainer_from_a_command_line(tmp_path):
-    """From files that Trainer's own state writes to the page, in a process of its own."""
+def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsys):
+    """Of files that Trainer's own state writes."""
     pytest.importorskip("hf_clars.comparison.sources")
     pytest.importorskip("matplotlib")
     from transformers import TrainerState
@@ -500,13 +500,10 @@ def test_output_folders_of_trainer_from_a_command_line(tmp_path):
             (folder / "run.json").write_text(json.dumps({"config": config, "state": "finished"}))
     (tmp_path / "outputs" / "broken").mkdir()
     (tmp_path / "outputs" / "broken" / "trainer_state.json").write_text("{")
-    command = [sys.executable, "-m", "hf_clars", "compare", "outputs", "--target", "0.6", "--out", "report"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "clars reaches eval/accuracy ≥ 0.6 first: after 2 ± 0 epochs, in 3 of 3 runs." in done.stdout
-    assert "broken" in done.stdout  # named, and skipped
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "outputs", "--target", "0.6", "--out", "report"]) == 0
+    printed = capsys.readouterr().out
+    assert "clars reaches eval/accuracy ≥ 0.6 first: after 2 ± 0 epochs, in 3 of 3 runs." in printed
+    assert "broken" in printed  # named, and skipped
     page = Page((tmp_path / "report" / "report.html").read_text())
     assert {f["data-axis"] for f in page.all("figure") if "data-axis" in f} >= {"step", "epoch", "images"}

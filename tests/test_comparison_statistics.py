@@ -327,6 +327,8 @@ def test_default_groups():
     ]
     assert [len(g.runs) for g in group_runs(runs, ["optim"])] == [4, 4]
     assert [g.name for g in group_runs(runs[:2])] == ["all runs"]
+    some = [run(seed=0, warmup_epochs=1), run(seed=0), run(optim=None, seed=0)]
+    assert [g.name for g in group_runs(some)] == ["clars, warmup_epochs=1", "clars", "optim=–"]
     assert "seed" in varying(runs)
     with pytest.raises(UserError, match=r"--group-by optimm: no run has that setting; those that differ are eta"):
         group_runs(runs, ["optimm"])
@@ -352,8 +354,10 @@ def test_accumulation_follows_from_the_batch_size_where_that_is_known():
 def test_remarks_about_groups():
     runs = [run(seed=0, eta=1), run(seed=0, eta=2), run(seed=1, eta=1)]
     lines = remarks(group_runs(runs, ["optim"]))
-    assert "clars: its runs differ in more than the seed: eta" in lines
-    assert "clars: seed 0 more than once, so its seeds do not pair with others'" in lines
+    assert "clars: runs differ in more than the seed: eta" in lines
+    assert "clars: seed 0 more than once, so seeds do not pair with others'" in lines
+    two = remarks(group_runs([*runs, run("lars", 5, eta=1), run("lars", 6, eta=2)], ["optim"]))
+    assert "clars and 1 other groups: runs differ in more than the seed: eta" in two
     comparison = analyse([*runs, run("lars", 0), run("lars", 1)], Question(), ["optim"])
     assert comparison.differences_in("final")[0].interval.pairs is None
 

@@ -127,15 +127,18 @@ def where(runs: Sequence[ComparedRun], conditions: Mapping[str, Sequence[str]]) 
 
 
 def remarks(groups: Sequence[Group]) -> list[str]:
-    """A line for each group of which runs differ by more than their seed, or where a seed comes twice."""
-    lines = []
+    """Lines about groups of which runs differ by more than their seed, or where a seed comes twice."""
+    found: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         if mixed := group.mixed():
-            lines.append(f"{group.name}: its runs differ in more than the seed: {_listed(mixed)}")
+            found[f"runs differ in more than the seed: {_listed(mixed)}"].append(group.name)
         seeds = Counter(seed for run in group.runs if (seed := seed_of(run)) is not None)
         if twice := [shown(json.loads(str(seed))) for seed, count in seeds.items() if count > 1]:
-            lines.append(f"{group.name}: seed {_listed(twice)} more than once, so its seeds do not pair with others'")
-    return lines
+            found[f"seed {_listed(twice)} more than once, so seeds do not pair with others'"].append(group.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} other groups' if len(names) > 1 else ''}: {text}"
+        for text, names in found.items()
+    ]
 
 
 def shown(value: Any) -> str:
@@ -161,6 +164,7 @@ def _name(settings: Mapping[str, Any]) -> str:
     parts = [
         shown(value) if key in plain and value is not None else f"{key}={shown(value)}"
         for key, value in settings.items()
+        if key in plain or value is not None  # that others have it is no name
     ]
     return ", ".join(parts) or "all runs"
 

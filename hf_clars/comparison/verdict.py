@@ -38,8 +38,9 @@ def verdict(comparison: Comparison) -> list[str]:
         if by_value is not leader:
             sentences.append(f"The best last value is that of {by_value.name}: {spread(by_value.means['final'])}.")
     if diverged := [g for g in groups if g.count("diverged")]:
-        counts = [f"{group.count('diverged')} of {len(group.runs)} of {group.name}" for group in diverged]
-        sentences.append(f"Diverged: {', '.join(counts)}.")
+        counts = [f"{group.count('diverged')} of {len(group.runs)} of {group.name}" for group in diverged[:5]]
+        more = f" and runs of {len(diverged) - 5} more groups" if len(diverged) > 5 else ""
+        sentences.append(f"Diverged: {', '.join(counts)}{more}.")
     return sentences
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UserError
-from .analysis import UNITS, Comparison, GroupSummary, falls
+from .analysis import UNITS, Comparison, GroupSummary
 from .groups import compared_settings
 from .tables import DIFFERENCES, differences, lines, markdown, table, title
 from .verdict import verdict
@@ -108,7 +108,7 @@ def _panel(comparison: Comparison, axis: str, index: int) -> Any:
         title=f"{metric} over {UNITS[axis]}",
         x=_AXES[axis].format(part=part if part in ("train", "eval") else "train"),
         y=[metric],
-        log_y=falls(metric),
+        log_y=comparison.question.lower_is_better,
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
         layout=wr.Layout(x=12 * (index % 2), y=8 * (index // 2), w=12, h=8),
