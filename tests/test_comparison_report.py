@@ -60,7 +60,7 @@ def read(monkeypatch):
 class Page(HTMLParser):
     """Elements, texts and ids of a page; fails where tags do not close."""
 
-    VOID = frozenset({"meta", "link", "input", "img", "br", "line", "path"})
+    VOID = frozenset({"meta", "link", "input", "img", "br", "wbr", "line", "path"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

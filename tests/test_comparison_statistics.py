@@ -303,6 +303,17 @@ def test_the_area_is_over_what_all_runs_cover():
     assert any("share no range of epochs" in line for line in single.remarks)
 
 
+@pytest.mark.parametrize("value", [1e-300, 1e30, 3e38, 1e39, 1e200, 1.7e308])
+@pytest.mark.parametrize("pairing", [True, False])
+def test_no_size_of_a_value_is_too_much(value, pairing):
+    runs = [run("a", s, [0.5, value / (s + 1), 1 - value]) for s in (0, 1, 2)]
+    runs += [run("b", s if pairing else s + 9, [0.5, -value / (s + 2), value]) for s in (0, 1, 2)]
+    comparison = analyse(runs, Question(target=0.4))
+    assert all(group.reached == 3 for group in comparison.groups)
+    assert all(math.isfinite(d.interval.difference) for d in comparison.differences)
+    assert verdict(comparison)
+
+
 def test_points_out_of_order_and_twice():
     one = run("clars", 0, [0.1, 0.2, 0.3])
     rows = [one.history[2], one.history[0], one.history[1], one.history[1] | {"eval/accuracy": 0.25}]

@@ -40,6 +40,7 @@ MEASURE_NAMES = {
 }
 """For people."""
 
+_INFINITE = 3.4e38  # float32 ends here: what is beyond has no square in float64, and no meaning
 _LOWER = frozenset({"loss", "perplexity", "ppl", "error", "err", "nll", "mse", "mae", "rmse", "wer", "cer", "bpc"})
 
 
@@ -271,10 +272,14 @@ def ranked(groups: Sequence[GroupSummary], question: Question, measure: str | No
 
 
 def _curves(run: ComparedRun, metric: str) -> dict[str, Curve]:
-    """The metric over every axis that the run knows, x strictly increasing: of points at the same x the last counts."""
+    """The metric over every axis that the run knows, x strictly increasing: of points at the same x the last counts.
+    Values that float32 could not hold are no finite numbers."""
     curves: dict[str, Curve] = {}
     for axis in AXES:
         xs, ys = run.points(metric, axis)
+        if ys and max(map(abs, ys)) > _INFINITE:
+            kept = [i for i, y in enumerate(ys) if abs(y) <= _INFINITE]
+            xs, ys = [xs[i] for i in kept], [ys[i] for i in kept]
         if any(b <= a for a, b in pairwise(xs)):
             at = dict(zip(xs, ys, strict=True))
             xs = sorted(at)

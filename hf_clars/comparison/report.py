@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,15 @@ def report(comparison: Comparison, about: Mapping[str, Any], heat_rows: Sequence
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template("report.html").render(_content(comparison, about, heat_rows))
+
+
+def _breakable(text: str) -> Any:
+    """A name that a narrow screen may break behind its punctuation."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[_.=/-])", text))
 
 
 def _content(

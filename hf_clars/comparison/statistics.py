@@ -147,7 +147,8 @@ def welch(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     a, b = statistics.variance(ours) / len(ours), statistics.variance(theirs) / len(theirs)
     if a + b == 0:
         return Interval(mean, mean, mean, None)
-    freedom = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1))
+    share = a / (a + b)
+    freedom = 1 / (share**2 / (len(ours) - 1) + (1 - share) ** 2 / (len(theirs) - 1))
     half = t_quantile(freedom) * math.sqrt(a + b)
     return Interval(mean, mean - half, mean + half, None)
 

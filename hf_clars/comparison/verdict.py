@@ -69,6 +69,8 @@ def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, l
         beginning = f"{rival.name}, the second, needs {size} {unit} {_more(interval, 'more', 'less')}"
     else:
         beginning = f"{rival.name}, the second, ends {size} {_more(interval, 'higher', 'lower')}"
+    if interval.difference == 0:
+        beginning = f"{rival.name}, the second, does the same on average"
     if interval.low is None or interval.high is None:
         return f"{beginning}; there is no interval, for which each needs two seeds: that may be chance."
     beginning += f" ({_bounds(interval)})"
