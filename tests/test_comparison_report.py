@@ -370,12 +370,14 @@ sys.path.insert(0, sys.argv[1])
 from hf_clars.comparison.analysis import Question, analyse
 from hf_clars.comparison.runs import ComparedRun
 from hf_clars.comparison.wandb_report import create_wandb_report
+from hf_clars.errors import UserError
 from tests.test_comparison_report import some_runs
 runs = [ComparedRun(r.name, f"wandb:team/cifar/id{i}", r.config, r.history, r.state) for i, r in enumerate(some_runs())]
-try:
-    print("URL", create_wandb_report(analyse(runs, Question(target=0.75), ["optim"])))
-except Exception as error:
-    print(type(error).__name__, error)
+for _ in range(2):
+    try:
+        print("URL", create_wandb_report(analyse(runs, Question(target=0.75), ["optim"])))
+    except UserError as error:
+        print("REFUSED", error)
 """
 
 
@@ -403,7 +405,7 @@ class WandbServer(BaseHTTPRequestHandler):
     """Answers what saving a report asks, with the fields that the clients' own GraphQL documents name."""
 
     saved: list[dict]
-    refuses = False
+    refusals: int
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -422,14 +424,17 @@ class WandbServer(BaseHTTPRequestHandler):
             data = {"models": {"pageInfo": page, "edges": [{"node": node}]}}
         elif "query ProjectInternalId" in query:
             data = {"project": {"id": "p", "internalId": "17"}}
-        elif "mutation upsertView" in query and not self.refuses:
+        elif "mutation upsertView" in query and self.refusals:
+            type(self).refusals -= 1
+            return self._answer(200, b'{"errors": [{"message": "permission denied"}]}')
+        elif "mutation upsertView" in query:
             type(self).saved.append(given)
             view = {"id": "Vmlldzox", "type": "runs", "updatedAt": "2026-01-01T00:00:00", "spec": given["spec"]}
             view |= {key: given[key] for key in ("name", "displayName", "description")}
             view["project"] = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
             data = {"upsertView": {"view": view, "inserted": True}}
         else:
-            return self._answer(200, b'{"errors": [{"message": "permission denied"}]}')
+            return self._answer(400, b'{"errors": [{"message": "unknown request"}]}')
         return self._answer(200, json.dumps({"data": data}).encode())
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -443,16 +448,17 @@ class WandbServer(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_report_in_wandb():
+def test_a_report_in_wandb_refused_and_then_taken():
     pytest.importorskip("wandb_workspaces")
 
     class Server(WandbServer):
         saved: list[dict] = []  # noqa: RUF012
+        refusals = 1
 
-    printed = save_to(Server)
-    assert re.search(
-        r"URL http://127\.0\.0\.1:\d+/team/cifar/reports/eval-accuracy:-3-groups-compared--Vmlldzox\n", printed
-    )
+    refused, taken = save_to(Server).splitlines()
+    assert refused.startswith("REFUSED W&B did not take the report: ")
+    assert "permission denied" in refused
+    assert re.fullmatch(r"URL http://[\d.:]+/team/cifar/reports/eval-accuracy:-3-groups-compared--Vmlldzox", taken)
     (given,) = Server.saved
     assert (given["entityName"], given["projectName"], given["type"]) == ("team", "cifar", "runs")
     blocks = json.loads(given["spec"])["blocks"]
@@ -466,18 +472,6 @@ def test_a_report_in_wandb():
     assert [one["name"] for one in grid["runSets"]] == ["clars", "lars", "mnag"]
     assert '"id0"' in json.dumps(grid["runSets"][0]["filters"])
     assert '"id3"' not in json.dumps(grid["runSets"][0]["filters"])
-
-
-def test_a_report_that_wandb_refuses_is_one_line():
-    pytest.importorskip("wandb_workspaces")
-
-    class Server(WandbServer):
-        refuses = True
-
-    printed = save_to(Server)
-    assert printed.startswith("UserError W&B did not take the report: ")
-    assert "permission denied" in printed
-    assert printed.count("\n") == 1
 
 
 def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsys):
