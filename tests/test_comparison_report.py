@@ -21,8 +21,9 @@ import pytest
 
 from hf_clars.cli import main
 from hf_clars.comparison import tables, words
-from hf_clars.comparison.analysis import Question, analyse
+from hf_clars.comparison.analysis import analyse
 from hf_clars.comparison.heat_maps import heat_map, heat_maps, runs_with_layers, value_range
+from hf_clars.comparison.question import Question
 from hf_clars.comparison.report import report
 from hf_clars.comparison.report_pictures import brief
 from hf_clars.comparison.runs import ComparedRun
@@ -172,7 +173,16 @@ def test_tables():
     assert tables.differences(single)[1] == [["lars", "+0", "+0", "+0"]]
 
 
-def test_plain_text_where_it_is_piped_and_rich_on_a_terminal(capsys):
+def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    tables.print_comparison(analyse(some_runs(), Question()), terminal)
+    assert "───" in terminal.getvalue()
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_plain_text_where_it_is_piped_and_rich_on_a_terminal():
     pytest.importorskip("rich")
     comparison = analyse(some_runs(), Question(target=0.75), skipped=["x: broken"])
     plain = io.StringIO()
@@ -350,14 +360,6 @@ def test_what_the_command_refuses(tmp_path, read, capsys, monkeypatch, flags, me
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_no_runs(read, capsys):
-    read([], ("a.wandb: damaged",))
-    assert main(["compare", "nothing"]) == 2
-    assert capsys.readouterr().err == (
-        "error: no runs found in nothing: 1 could not be read, the first is a.wandb: damaged\n"
-    )
-
-
 def test_a_missing_wandb_workspaces_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["compare", "wandb:team/cifar", "--wandb-report"]) == 2
@@ -367,7 +369,8 @@ def test_a_missing_wandb_workspaces_is_one_line(monkeypatch, capsys):
 SAVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from hf_clars.comparison.analysis import Question, analyse
+from hf_clars.comparison.analysis import analyse
+from hf_clars.comparison.question import Question
 from hf_clars.comparison.runs import ComparedRun
 from hf_clars.comparison.wandb_report import create_wandb_report
 from hf_clars.errors import UserError
@@ -501,3 +504,15 @@ def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsy
     assert "broken" in printed  # named, and skipped
     page = Page((tmp_path / "report" / "report.html").read_text())
     assert {f["data-axis"] for f in page.all("figure") if "data-axis" in f} >= {"step", "epoch", "images"}
+
+
+@pytest.mark.parametrize("gammas", [[0.5], [0.0], [math.inf, 2.0], [3.0, 3.0, 3.0]])
+def test_pictures_of_few_layer_records(tmp_path, read, gammas):
+    pytest.importorskip("matplotlib")
+    layers = [{"step": 5 * i, "layers": {"head.weight": {"gamma": gamma}}} for i, gamma in enumerate(gammas)]
+    one = run("clars", 0)
+    read([ComparedRun(one.name, one.source, one.config, one.history, layers=layers)])
+    assert main(["compare", "outputs", "--out", str(tmp_path)]) == 0
+    (figure,) = [f for f in Page((tmp_path / "report.html").read_text()).all("figure") if "data-heat" in f]
+    assert figure["data-heat"] == "0"
+    assert (tmp_path / "layers-heat-maps.png").stat().st_size > 1000

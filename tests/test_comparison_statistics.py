@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_clars import UserError
-from hf_clars.comparison.analysis import Question, analyse, falls, ranked, the_axis, the_metric
+from hf_clars.comparison.analysis import analyse
 from hf_clars.comparison.groups import default_keys, group_runs, remarks, varying, where
+from hf_clars.comparison.question import Question, falls, the_axis, the_metric
 from hf_clars.comparison.runs import AXES
 from hf_clars.comparison.statistics import (
     area,
@@ -23,6 +24,7 @@ from hf_clars.comparison.statistics import (
     t_quantile,
     welch,
 )
+from hf_clars.comparison.summaries import ranked
 from hf_clars.comparison.verdict import verdict
 
 from .comparison import learning, run

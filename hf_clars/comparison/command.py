@@ -16,10 +16,12 @@ from typing import Any
 from .. import checks
 from ..errors import UserError
 from ..experiments.command import need_matplotlib
-from .analysis import Comparison, Question, analyse, falls, the_axis, the_metric
+from .analysis import analyse
 from .groups import where
 from .heat_maps import heat_maps, layers_figure, runs_with_layers
+from .question import Question, falls, the_axis, the_metric
 from .runs import AXES, ComparedRun
+from .summaries import Comparison
 from .tables import groups_csv, print_comparison, runs_csv, to_json
 from .tables import markdown as markdown_table
 from .tables import table as table_of
@@ -27,8 +29,9 @@ from .tables import table as table_of
 _PICTURES = (*(f"curves-{axis}" for axis in AXES), "layers-heat-maps")
 
 _ABOUT = """\
-A SOURCE is a W&B project (wandb:ENTITY/PROJECT), a folder of offline W&B runs or one .wandb file, the output folder
-of a Trainer, a folder of such folders, or the results of hf-clars sweep.
+A SOURCE is a W&B project (wandb:ENTITY/PROJECT?FILTERS), a trackio project (trackio:PROJECT), a folder of offline W&B
+runs or one .wandb file, the output folder of a Trainer, TensorBoard's event files, the results of hf-clars sweep,
+figure or tune, or a folder of such folders.
 
 Runs with the same settings are a group, and should differ by their seed alone. By default the settings that count are
 those that differ between runs, apart from the seed, from where and how comfortably a run was made, and from those that
@@ -90,8 +93,10 @@ def compare(options: Namespace) -> None:
         need_matplotlib()
         checks.writable_folder("--out", options.out)
 
-    runs, skipped = _read(options.sources)
-    runs = where(runs, conditions)
+    from .sources import read_sources
+
+    found, skipped = read_sources(options.sources)
+    runs = where(found, conditions)
     metric = the_metric(runs, options.metric)
     falling = falls(metric) if options.lower_is_better is None else options.lower_is_better
     question = Question(metric, target, the_axis(runs, metric, options.axis), falling)
@@ -128,16 +133,6 @@ def _conditions(texts: Sequence[str]) -> dict[str, list[str]]:
             raise UserError(f"--where {text}: write KEY=VALUE or KEY=VALUE,VALUE")
         conditions[key] += values.split(",")
     return conditions
-
-
-def _read(sources: Sequence[str]) -> tuple[list[ComparedRun], list[str]]:
-    from .sources import read_sources
-
-    runs, skipped = read_sources(sources)
-    if not runs:
-        why = f": {len(skipped)} could not be read, the first is {skipped[0]}" if skipped else ""
-        raise UserError(f"no runs found in {', '.join(sources)}{why}")
-    return runs, skipped
 
 
 def _write(comparison: Comparison, drawn: Sequence[ComparedRun], folder: Path, about: dict[str, Any]) -> list[Path]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..experiments.drawing import panels
-from .analysis import UNITS, Comparison
+from .question import UNITS
 from .series import COLOURS, DASHES, STYLES, Series, scale_of, series_of
+from .summaries import Comparison
 
 _LONGEST_NAME = 70
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..training.statistics import STATISTICS
-from .analysis import Comparison
 from .runs import ComparedRun
+from .summaries import Comparison
 
 DRAWN = ("gamma", "variance_factor")
 _MOST_COLUMNS = 200

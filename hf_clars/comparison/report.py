@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .analysis import MEASURE_NAMES, MEASURES, UNITS, VALUES, Comparison, Difference, RunSummary, falls, target_text
 from .groups import compared_settings, shown, varying
 from .heat_maps import HeatMap
+from .question import MEASURE_NAMES, MEASURES, UNITS, VALUES, falls, target_text
 from .report_pictures import chart, heat, style
 from .series import MOST_SINGLE_RUNS, STYLES
 from .statistics import LEVEL
+from .summaries import Comparison, Difference, RunSummary
 from .tables import finite
 from .verdict import verdict
 from .words import number, short_interval, spread

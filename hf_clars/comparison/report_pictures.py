@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import UNITS, Comparison
 from .heat_maps import HeatMap, value_range
+from .question import UNITS
 from .series import COLOURS, DASHES, Scale, Series, scale_of, series_of
+from .summaries import Comparison
 from .tables import finite
 from .words import number
 

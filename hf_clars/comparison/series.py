@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .analysis import Comparison, RunSummary
 from .statistics import Curve, mean_curve
+from .summaries import Comparison, RunSummary
 
 # Okabe's and Ito's colours, which people with any kind of colour vision tell apart, without the two (yellow, black)
 # that vanish on a white or a dark page; with four kinds of line they are enough for 24 groups.

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from .analysis import MEASURE_NAMES, MEASURES, UNITS, VALUES, Comparison, GroupSummary, target_text
+from .question import MEASURE_NAMES, MEASURES, UNITS, VALUES, target_text
 from .statistics import LEVEL, Mean
+from .summaries import Comparison, GroupSummary
 from .verdict import verdict
 from .words import short_interval, spread
 

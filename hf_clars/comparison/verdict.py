@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .analysis import UNITS, Comparison, Difference, GroupSummary, distance, ranked, target_text
+from .question import UNITS, target_text
 from .runs import AXES
 from .statistics import LEVEL, Interval
+from .summaries import Comparison, Difference, GroupSummary, distance, ranked
 from .words import interval_numbers, number, spread
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UserError
-from .analysis import UNITS, Comparison, GroupSummary
 from .groups import compared_settings
+from .question import UNITS
+from .summaries import Comparison, GroupSummary
 from .tables import DIFFERENCES, differences, lines, markdown, table, title
 from .verdict import verdict
 
