@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 from .errors import Preempted, TrainingFailedError, UserError
@@ -27,23 +28,31 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("rates", help="admissible learning rates beside those of LARS and CLARS", add_help=False)
     plot = commands.add_parser("plot", help="draw curves.png and layers.png of a run")
     plot.add_argument("output_dir", help="output folder of a run")
-    figure = commands.add_parser("figure", help="the runs of a figure of the paper, and its picture")
-    tune = commands.add_parser("tune", help="as many trials for each method, fresh seeds for the best ones")
-    sweep = commands.add_parser("sweep", help="the runs of a `wandb sweep` file, offline")
-    if argv[:1] == ["figure"]:
-        from .paper.command import add_arguments
-
-        add_arguments(figure)
-    elif argv[:1] == ["tune"]:
-        from .experiments.command import add_tuning_arguments
-
-        add_tuning_arguments(tune)
-    elif argv[:1] == ["sweep"]:
-        from .experiments.sweep_command import add_arguments as add_sweep_arguments
-
-        add_sweep_arguments(sweep)
+    for name, (purpose, module, add_arguments, _) in _IN_MODULES.items():
+        command = commands.add_parser(name, help=purpose)
+        if argv[:1] == [name]:  # what it needs is imported for it alone
+            getattr(import_module(module, __package__), add_arguments)(command)
     options = parser.parse_args(argv)
-    return _guarded(lambda: _COMMANDS[options.command](options))
+    return _guarded(lambda: _work(options))
+
+
+# Command → what it is for, its module, the function that adds its arguments, and the one that does its work.
+_IN_MODULES = {
+    "figure": ("the runs of a figure of the paper, and its picture", ".paper.command", "add_arguments", "figure"),
+    "tune": (
+        "as many trials for each method, fresh seeds for the best ones",
+        ".experiments.command",
+        "add_tuning_arguments",
+        "tune",
+    ),
+    "sweep": ("the runs of a `wandb sweep` file, offline", ".experiments.sweep_command", "add_arguments", "sweep"),
+    "compare": (
+        "which runs reach the target first, and how sure that is",
+        ".comparison.command",
+        "add_arguments",
+        "compare",
+    ),
+}
 
 
 def train(argv: list[str] | None = None) -> int:
@@ -65,31 +74,17 @@ def _plot(options: Namespace) -> None:
         print(path)
 
 
-def _figure(options: Namespace) -> None:
-    from .paper.command import figure
-
-    figure(options)
-
-
-def _tune(options: Namespace) -> None:
-    from .experiments.command import tune
-
-    tune(options)
-
-
-def _sweep(options: Namespace) -> None:
-    from .experiments.sweep_command import sweep
-
-    sweep(options)
-
-
 def _rates(argv: list[str]) -> None:
     from .theory.command import run
 
     run(argv)
 
 
-_COMMANDS: dict[str, Callable[[Namespace], None]] = {"plot": _plot, "figure": _figure, "tune": _tune, "sweep": _sweep}
+def _work(options: Namespace) -> None:
+    if options.command == "plot":
+        return _plot(options)
+    _, module, _, work = _IN_MODULES[options.command]
+    getattr(import_module(module, __package__), work)(options)
 
 
 def _guarded(work: Callable[[], None]) -> int:

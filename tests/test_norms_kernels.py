@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_clars.norms import PerSampleNorms, kernels
-from hf_clars.norms.kernels import Convolution, depthwise, gram, weight_gradient
+from hf_clars.norms.kernels import Convolution, depthwise, gram, layout, weight_gradient
 
 from .test_norms_rules import check
 
@@ -106,6 +106,31 @@ def test_tiles_of_all_shapes(channels, outputs, kernel):
     c = Convolution(
         x.to(DEVICE), d.to(DEVICE), (outputs, channels, kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1), 1, ""
     )
+    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
+    expected = reference(c, 2)
+    agree(squares, expected[0], torch.float32)
+    agree(total, expected[1], torch.float32)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(72, 136), (136, 24), (40, 72)])
+@pytest.mark.parametrize(("kernel", "padding", "dilation"), [(1, 0, 1), (3, 1, 1), (3, 0, 2), (2, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilation, dtype):
+    x = torch.randn(3, channels, 9, 7).to(DEVICE, dtype, memory_format=torch.channels_last)
+    shape, places = (outputs, channels, kernel, kernel), ((1, 1), (padding,) * 2, (dilation,) * 2)
+    d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, *places))
+    c = Convolution(x, d.contiguous(memory_format=torch.channels_last), shape, *places, 1, "")
+    assert layout.loads_boxes(c.x)
+    assert layout.loads_boxes(c.d)
+    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 3)
+    expected = reference(c, 3)
+    agree(squares, expected[0], dtype)
+    agree(total, expected[1], dtype)
+
+
+def test_every_second_pixel():
+    x = torch.randn(2, 16, 9, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    c = Convolution(x, torch.randn(2, 8, 5, 4, device=DEVICE), (8, 16, 1, 1), (2, 2), (0, 0), (1, 1), 1, "")
     squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
     expected = reference(c, 2)
     agree(squares, expected[0], torch.float32)

@@ -65,7 +65,7 @@ def _depthwise(
     first = tl.program_id(2) * run
     sums = ()
     for _ in tl.static_range(TAPS):
-        sums = (*sums, tl.zeros((COLUMNS, CHANNELS), tl.float32))  # type: ignore[assignment]
+        sums += (tl.zeros((COLUMNS, CHANNELS), tl.float32),)  # type: ignore[assignment]
     for step in range(first, tl.minimum(first + run, steps)):
         column = step % column_blocks * COLUMNS
         row = step // column_blocks % rows
@@ -81,7 +81,7 @@ def _depthwise(
             x_inside = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
             at = image * x_image + (y_in * x_row + shift_x * x_column)
             pixels = tl.load(x + at, mask=x_inside[:, None] & c_inside, other=0.0).to(tl.float32)
-            new = (*new, sums[tap] + derivative * pixels)  # type: ignore[assignment]
+            new += (sums[tap] + derivative * pixels,)  # type: ignore[assignment]
         sums = new
     for tap in tl.static_range(TAPS):
         at = ((sample * tl.num_programs(2) + tl.program_id(2)) * TAPS + tap) * channels

@@ -14,3 +14,9 @@ def with_adjacent_channels(t: Tensor) -> Tensor:
 def pixels_in_a_row(t: Tensor) -> bool:
     """Whether pixels have one distance in memory, over ends of rows, too."""
     return t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3)
+
+
+def loads_boxes(t: Tensor) -> bool:
+    """Whether boxes of `[N, C, H, W]` can be loaded by the hardware: Hopper or later, 16 bytes from one to the next."""
+    aligned = t.data_ptr() % 16 == 0 and all(t.stride(dim) * t.element_size() % 16 == 0 for dim in (0, 2, 3))
+    return aligned and t.stride(1) == 1 and (not t.is_cuda or torch.cuda.get_device_capability(t.device) >= (9, 0))
