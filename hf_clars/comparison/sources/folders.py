@@ -1,0 +1,108 @@
+"""All runs in a folder, of whatever kind, each once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..runs import ComparedRun
+from .result_files import read_result_file
+from .rows import Unreadable
+from .tensorboard_events import event_folders, read_event_folders
+from .trainer_folder import is_trainer_folder, read_trainer_folder
+from .wandb_offline import logs_in, read_logs
+
+_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|(wandb|runs|latest-run)$")
+
+
+@dataclass
+class _Found:
+    """A run in one of its forms. `place` is the folder it is in, `wandb_id` that of W&B if it is known."""
+
+    run: ComparedRun
+    place: Path
+    wandb_id: str | None = None
+
+
+def read_folder(folder: Path, unreadable: list[str]) -> list[ComparedRun]:
+    """The runs in a folder and in the folders in it: Trainer's output folders, W&B's logs (also those in a `wandb/`),
+    TensorBoard's event files (also those in a `runs/`), results.
+
+    A training that left several of them is one run, see `_joined`: W&B's is Trainer's where the ids are equal or, if
+    Trainer's is not known, where it is the only one with that `output_dir`; TensorBoard's where it lies in Trainer's
+    folder.
+    """
+    places = [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))]
+    trainings = list(_trainings(places, unreadable))
+    logs = {log.resolve(): log for place in places for log in logs_in(place)}
+    logged = [_Found(run, folder, run_id) for run_id, run in read_logs(logs.values(), unreadable)]
+    events = list(_events(places, {t.place for t in trainings}, unreadable))
+    results = [
+        r for place in places for f in sorted(place.glob("*.json")) if (r := _read(read_result_file, f, unreadable))
+    ]
+
+    output_dirs = Counter(_output_dir(found) for found in logged)
+    runs = []
+    for training in trainings:
+        forms = [training]
+        for found in logged:
+            if training.wandb_id is None:
+                same = _output_dir(found) == training.place.resolve().name and output_dirs[_output_dir(found)] == 1
+            else:
+                same = found.wandb_id == training.wandb_id
+            forms += [found] if same else []
+        forms += [found for found in events if found.place == training.place]
+        runs.append(_joined([found.run for found in forms]))
+        logged = [found for found in logged if found not in forms]
+        events = [found for found in events if found not in forms]
+    return [*runs, *(found.run for found in logged), *(found.run for found in events), *results]
+
+
+def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
+    for place in places:
+        if is_trainer_folder(place) and (read := _read(read_trainer_folder, place, unreadable)):
+            yield _Found(read[1], place, read[0])
+
+
+def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
+    """Event folders of one training are one run; others are a run each."""
+    for place in places:
+        folders = event_folders(place)
+        groups = [(folders, place)] if place in trainings else [([f], f) for f in folders]
+        for group, source in groups:
+            if group and (run := _read(partial(read_event_folders, group), source, unreadable)):
+                yield _Found(run, place)
+
+
+def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any:
+    try:
+        return read(path)
+    except Unreadable as error:
+        unreadable.append(f"{path}: {error}")
+        return None
+
+
+def _joined(forms: list[ComparedRun]) -> ComparedRun:
+    """One run of its several forms, Trainer's first, then W&B's, then TensorBoard's.
+
+    The history is that which goes on longest, the first of them where several do; settings and layers that its form
+    lacks are the others'. It diverged if one of them says so, and else ended as the first one says that knows an end.
+    """
+    longest = max(forms, key=lambda run: run.history[-1]["step"] if run.history else -1)
+    ends = [run.state for run in forms]
+    return replace(
+        forms[0],
+        history=longest.history,
+        config={key: value for run in reversed(forms) for key, value in run.config.items()},
+        state="diverged" if "diverged" in ends else next((end for end in ends if end != "running"), "running"),
+        layers=max(forms, key=lambda run: len(run.layers)).layers,
+    )
+
+
+def _output_dir(found: _Found) -> str:
+    return Path(str(found.run.config.get("output_dir", ""))).name
