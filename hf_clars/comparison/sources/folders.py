@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..runs import ComparedRun
+from ..runs import AXES, ComparedRun
 from .result_files import read_result_file
-from .rows import Unreadable
+from .rows import Row, Unreadable
 from .tensorboard_events import event_folders, read_event_folders
 from .trainer_folder import is_trainer_folder, read_trainer_folder
 from .wandb_offline import logs_in, read_logs
 
-_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|(wandb|runs|latest-run)$")
+_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|latest-run|(wandb|runs)$")
 
 
 @dataclass
@@ -39,8 +39,8 @@ def read_folder(folder: Path, unreadable: list[str]) -> list[ComparedRun]:
     """
     places = [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))]
     trainings = list(_trainings(places, unreadable))
-    logs = {log.resolve(): log for place in places for log in logs_in(place)}
-    logged = [_Found(run, folder, run_id) for run_id, run in read_logs(logs.values(), unreadable)]
+    logs = dict.fromkeys(log for place in places for log in logs_in(place))
+    logged = [_Found(run, folder, run_id) for run_id, run in read_logs(logs, unreadable)]
     events = list(_events(places, {t.place for t in trainings}, unreadable))
     results = [
         r for place in places for f in sorted(place.glob("*.json")) if (r := _read(read_result_file, f, unreadable))
@@ -90,15 +90,19 @@ def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any
 def _joined(forms: list[ComparedRun]) -> ComparedRun:
     """One run of its several forms, Trainer's first, then W&B's, then TensorBoard's.
 
-    The history is that which goes on longest, the first of them where several do; settings and layers that its form
-    lacks are the others'. It diverged if one of them says so, and else ended as the first one says that knows an end.
+    The history is that which goes on longest, the first of them where several do, with axes that its rows lack from the
+    others'. Of settings, those of the form that has most of them go first. It diverged if one form says so, and else
+    ended as the first one says that knows an end.
     """
     longest = max(forms, key=lambda run: run.history[-1]["step"] if run.history else -1)
+    axes: dict[float, Row] = {}
+    for row in (row for run in forms for row in run.history):
+        axes[row["step"]] = {axis: row[axis] for axis in AXES if axis in row} | axes.get(row["step"], {})
     ends = [run.state for run in forms]
     return replace(
         forms[0],
-        history=longest.history,
-        config={key: value for run in reversed(forms) for key, value in run.config.items()},
+        history=[axes[row["step"]] | row for row in longest.history],
+        config={k: v for run in sorted(forms, key=lambda run: len(run.config)) for k, v in run.config.items()},
         state="diverged" if "diverged" in ends else next((end for end in ends if end != "running"), "running"),
         layers=max(forms, key=lambda run: len(run.layers)).layers,
     )

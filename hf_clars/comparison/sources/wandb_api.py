@@ -17,7 +17,6 @@ from .rows import History, end_state, flat_config
 
 _PATIENCE = 10  # seconds for the server's first answer
 _RUNS_A_PAGE = 100
-_STEPS_A_PAGE = 10_000
 _AT_ONCE = 8  # runs whose histories are asked for; the time goes into waiting for the server
 _FIELDS = {
     "group": "group", "state": "state", "tags": "tags", "tag": "tags", "name": "displayName", "id": "name",
@@ -121,7 +120,7 @@ def _read(run: Any) -> ComparedRun | str:
     source = "wandb:" + "/".join(run.path)
     try:
         config, diverged = flat_config(run.config), run.summary.get("diverged")
-        logged = list(run.scan_history(page_size=_STEPS_A_PAGE))
+        logged = list(run.scan_history())
     except Exception as error:  # see above; one run's trouble is not the others'
         return f"{source}: {_line(error)}"
     history = History(config.get("total_batch_size"))
