@@ -1,8 +1,9 @@
 """A server that answers W&B's GraphQL on this machine, for the fields that `hf_clars.comparison` uses and no others.
 
-The shapes of its answers are those that `wandb.Api` (0.31) was seen to ask for and to take: who the key belongs to, pages of
-a project's runs, and a run's history. It is no W&B: it keeps nothing, checks filters only as far as `Run.matches`, and leaves
-every other query unanswered, with an error that names it.
+The shapes of its answers are those that `wandb.Api` (0.31) was seen to ask for and to take: who the key belongs to,
+pages of a project's runs, and a run's history. It is no W&B: it keeps nothing, understands filters only as far as
+`Run.matches` does, has no runs whose history was exported to Parquet files, and answers every other query with an
+error that names it.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ class Run:
         return {
             "id": f"storage-{self.id}", "projectId": "1", "name": self.id, "displayName": f"name of {self.id}",
             "state": self.state, "config": json.dumps(wrapped | {"_wandb": {"value": {"cli_version": "0.31.0"}}}),
-            "group": self.group, "jobType": None, "tags": self.tags, "sweepName": None, "commit": None, "readOnly": True,
-            "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": "", "notes": "",
-            "systemMetrics": "{}", "summaryMetrics": json.dumps(self.summary), "historyLineCount": len(self.history),
-            "user": {"name": "me", "username": "me"}, "historyKeys": {"lastStep": len(self.history) - 1},
+            "group": self.group, "jobType": None, "tags": self.tags, "sweepName": None, "commit": None,
+            "readOnly": True, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00",
+            "description": "", "notes": "", "systemMetrics": "{}", "summaryMetrics": json.dumps(self.summary),
+            "historyLineCount": len(self.history), "historyKeys": {"lastStep": len(self.history) - 1},
+            "user": {"name": "me", "username": "me"},
         }  # fmt: skip
 
     def lines(self, first: int, end: int) -> list[str]:

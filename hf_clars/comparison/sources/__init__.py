@@ -33,7 +33,8 @@ def read_sources(sources: Sequence[str]) -> tuple[list[ComparedRun], list[str]]:
     unreadable: list[str] = []
     for source in dict.fromkeys(sources):
         for run in _read_source(source, unreadable):
-            runs.setdefault(run.source, run)  # a run that two sources name is the same one
+            local = Path(run.source).exists()  # a run that two sources name is the same one
+            runs.setdefault(str(Path(run.source).resolve()) if local else run.source, run)
     unreadable = list(dict.fromkeys(unreadable))
     if not runs:
         none = f"no run in {', '.join(sources)}" if sources else "no source was named"
@@ -52,7 +53,10 @@ def _read_source(source: str, unreadable: list[str]) -> list[ComparedRun]:
     if colon and kind == "trackio":
         return read_trackio_project(rest)
     if path.is_dir():
-        return read_folder(path, unreadable)
+        try:
+            return read_folder(path, unreadable)
+        except OSError as error:
+            raise UserError(f"{source} cannot be read: {error.strerror or error}") from None
     if not path.exists():
         raise UserError(f"{source} does not exist. A source is {KINDS}")
     if path.suffix == ".wandb":

@@ -42,9 +42,8 @@ def read_folder(folder: Path, unreadable: list[str]) -> list[ComparedRun]:
     logs = dict.fromkeys(log for place in places for log in logs_in(place))
     logged = [_Found(run, folder, run_id) for run_id, run in read_logs(logs, unreadable)]
     events = list(_events(places, {t.place for t in trainings}, unreadable))
-    results = [
-        r for place in places for f in sorted(place.glob("*.json")) if (r := _read(read_result_file, f, unreadable))
-    ]
+    files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json"))]
+    results = [result for file in files if (result := _read(read_result_file, file, unreadable))]
 
     output_dirs = Counter(_output_dir(found) for found in logged)
     runs = []

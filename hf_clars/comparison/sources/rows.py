@@ -149,10 +149,9 @@ def end_state(state: str, rows: list[Row], diverged: Any = False) -> str:
     """`state`, unless the run says that it diverged, or its last training loss is not finite."""
     if diverged is True or diverged == "true":
         return "diverged"
-    for name in _TRAINING_LOSSES:
-        losses = [row[name] for row in rows if name in row]
-        if losses:
-            return state if math.isfinite(losses[-1]) else "diverged"
+    losses = next(filter(None, ([row[name] for row in rows if name in row] for name in _TRAINING_LOSSES)), [0.0])
+    if not math.isfinite(losses[-1]):
+        return "diverged"
     return state if state in STATES else "failed"
 
 

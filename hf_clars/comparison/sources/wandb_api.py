@@ -25,7 +25,7 @@ _FIELDS = {
 _WHOLE: dict[str, Any] = {"include_sweeps": False}
 if "lazy" in signature(wandb.Api.runs).parameters:
     _WHOLE["lazy"] = False  # settings and summaries with the page, not by a request for each run
-_STATES = {"finished": "finished", "running": "running", "pending": "running"}  # all others are of runs that failed
+_STATES = {"finished": "finished"} | dict.fromkeys(("running", "pending", "preempting", "preempted"), "running")
 
 
 def read_wandb_project(address: str) -> tuple[list[ComparedRun], list[str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...errors import Preempted
 from ..runs import ComparedRun
 from .rows import History, Unreadable, end_state, flat_config
 from .wandb_log import read_log
@@ -103,10 +104,10 @@ def _run(parts: list[_Part]) -> ComparedRun:
     history = History(config.get("total_batch_size"))
     history.add_all([row for part in parts for row in part.rows])
     rows = history.rows()
-    ended = {None: "running", 0: "finished"}.get(last.exit_code, "failed")
+    ended = {None: "running", Preempted.EXIT_STATUS: "running", 0: "finished"}.get(last.exit_code, "failed")
     return ComparedRun(
         name=last.name or last.id,
-        source=str(last.path.parent if _DATE.search(last.path.parent.name) else last.path),
+        source=str(last.path.parent if _DATE.search(last.path.parent.resolve().name) else last.path),
         config=config,
         history=rows,
         state=end_state(ended, rows, last.diverged),
