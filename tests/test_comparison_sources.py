@@ -258,7 +258,7 @@ def test_a_folder_of_results(tmp_path):
     other = Run(place | {"seed": 2}, run.settings | {"seed": 2})
     write_result(tmp_path, other, Result(dict(other.place), dict(other.settings), "diverged", curve=[], **rest))
     (tmp_path / "other.json").write_text("{}")
-    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "broken.json").write_text('{"place": ')
     (tmp_path / "lacking.json").write_text('{"place": {}, "settings": {}, "state": "finished", "curve": [1]}')
     (one, two), unreadable = read_sources([str(tmp_path)])
     assert (one.name, one.state, two.state) == ("lars B=64 seed=1", "finished", "diverged")
@@ -340,3 +340,10 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(UserError, match="Permission denied"):
         read_sources([str(tmp_path / "closed")])
+
+
+def test_without_tensorboard_its_files_are_named_and_trainers_are_read(trainings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    assert len(read_sources([str(trainings)])[0]) == 2
+    with pytest.raises(UserError, match=r"no run in .*pip install tensorboard"):
+        read_sources([str(trainings / "clars" / "runs")])

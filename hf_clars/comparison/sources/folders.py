@@ -69,12 +69,15 @@ def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
 
 
 def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
-    """Event folders of one training are one run; others are a run each."""
+    """Event folders of one training are one run, and no news if they cannot be read; others are a run each."""
     for place in places:
         folders = event_folders(place)
-        groups = [(folders, place)] if place in trainings else [([f], f) for f in folders]
-        for group, source in groups:
-            if group and (run := _read(partial(read_event_folders, group), source, unreadable)):
+        if folders and place in trainings:
+            if run := _read(partial(read_event_folders, folders), place, []):
+                yield _Found(run, place)
+            continue
+        for folder in folders:
+            if run := _read(partial(read_event_folders, [folder]), folder, unreadable):
                 yield _Found(run, place)
 
 

@@ -18,12 +18,15 @@ _KEYS = ("place", "settings", "state", "curve")
 
 
 def read_result_file(file: Path) -> ComparedRun | None:
-    """The run of a result's file; None for a JSON file that is something else.
+    """The run of a result's file; None for a JSON file that is something else, which its first bytes tell.
 
     Raises:
         Unreadable: a file that is not whole.
     """
     try:
+        with open(file, "rb") as opened:
+            if b'"place"' not in opened.read(100):
+                return None
         value: Any = json.loads(file.read_text())
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None

@@ -32,8 +32,7 @@ class Unreadable(Exception):
 class History:
     """Rows of one run, as they come in.
 
-    Rows of one optimizer step become one. Where the step falls back, a training was cut off and went on from a
-    checkpoint: what was logged of that step and of later ones is dropped, and what comes is taken instead.
+    Rows of one optimizer step become one; what comes later wins.
 
     Args:
         total_batch_size: images of a step, for rows that do not say how many were trained on; None if not known.
@@ -48,22 +47,35 @@ class History:
         self._last_time = 0.0
 
     def add_all(self, rows: Sequence[Mapping[str, Any]], step: str = "_step", time: str = "_runtime") -> None:
-        """Rows of a logger that counts its own, `step`, and has a clock, `time`. An optimizer step that some row names
-        (`train/global_step`) goes before the count; rows that name none then belong to the one before them."""
+        """All rows of a logger that counts its own, `step`, and has a clock, `time`.
+
+        An optimizer step that some row names (`train/global_step`) goes before the count; rows that name none then
+        belong to the one before them. Where the step falls back and training losses follow, a training was cut off and
+        went on from a checkpoint: what had been logged of that step and of later ones is dropped. Where none follow,
+        somebody has evaluated checkpoints afterwards.
+        """
         named = any(key in row for row in rows for key in _STEPS)
+        stretches: list[list[tuple[Mapping[str, Any], float]]] = [[]]
+        now: float = 0
         for row in rows:
-            self.add(row, None if named else row.get(step), row.get(time))
+            before, now = now, _first_number((*(row.get(key) for key in _STEPS), None if named else row.get(step), now))
+            if now < before:
+                stretches.append([])
+            stretches[-1].append((row, now))
+        for stretch in stretches:
+            if any(name in row for row, _ in stretch for name in _TRAINING_LOSSES):
+                self._drop_from(stretch[0][1])
+            for row, at in stretch:
+                self.add(row, at, row.get(time))
 
     def add(self, values: Mapping[str, Any], step: float | None = None, time: float | None = None) -> None:
         """One row, under W&B's names.
 
         Args:
-            step: its optimizer step, unless it names one. Where neither is known, that of the row before.
+            step: its optimizer step; None for that of the row before.
             time: seconds by some clock that may begin anew when a run goes on; used where no row says `*/seconds`.
         """
-        logged = next((values[key] for key in _STEPS if key in values), step)
-        if _is_number(logged) and math.isfinite(logged):
-            self._go_to(int(logged))
+        self._step = self._step if step is None else int(step)
         row = self._rows.setdefault(self._step, {"step": self._step})
         if _is_number(time):
             if time < self._last_time:
@@ -84,12 +96,9 @@ class History:
             elif not key.startswith("_") and key not in _NO_METRICS:
                 row[_AXES.get(key) or intern(key)] = value
 
-    def _go_to(self, step: int) -> None:
-        if step < self._step:
-            for kept in (self._rows, self._layers):
-                for late in [s for s in kept if s >= step]:
-                    del kept[late]
-        self._step = step
+    def _drop_from(self, step: float) -> None:
+        self._rows = {s: row for s, row in self._rows.items() if s < step}
+        self._layers = {s: layers for s, layers in self._layers.items() if s < step}
 
     def add_layers(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Records of a `layer_statistics.jsonl`."""
@@ -160,6 +169,10 @@ def _layer(key: str) -> tuple[str, str]:
     """Statistic and parameter of `layers/<statistic>/<parameter>`."""
     statistic, _, name = key.removeprefix(_LAYERS).partition("/")
     return intern(statistic), intern(name)
+
+
+def _first_number(values: Iterable[Any]) -> float:
+    return next(value for value in values if _is_number(value) and math.isfinite(value))
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

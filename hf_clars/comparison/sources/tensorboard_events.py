@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
 from ..runs import ComparedRun
 from .rows import History, Unreadable, end_state, flat_config, guessed_end
 
@@ -25,15 +24,14 @@ def read_event_folders(folders: Sequence[Path], source: Path) -> ComparedRun:
     """One run, that wrote into these folders one after the other (a resumed training begins a new one).
 
     Raises:
-        Unreadable: event files without scalars.
-        UserError: TensorBoard is not installed.
+        Unreadable: damaged, without scalars, or TensorBoard is not installed.
     """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
-        raise UserError(f"{source} holds TensorBoard's event files: pip install tensorboard") from None
+        raise Unreadable("TensorBoard's event files want `pip install tensorboard`") from None
     config: dict[str, Any] = {}
-    parts = []
+    rows: list[dict[str, Any]] = []
     for folder in folders:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 1}).Reload()
         tags = events.Tags()
@@ -42,13 +40,12 @@ def read_event_folders(folders: Sequence[Path], source: Path) -> ComparedRun:
                 (value,) = events.Tensors(f"{text}/text_summary")[-1].tensor_proto.string_val
                 config |= flat_config(_settings(value))
         scalars = [(e.wall_time, e.step, tag, e.value) for tag in tags["scalars"] for e in events.Scalars(tag)]
-        parts.append(sorted(scalars, key=lambda scalar: scalar[0]))
-    if not any(parts):
+        scalars.sort(key=lambda scalar: scalar[0])
+        rows += [{tag: value, "_step": step, "_runtime": time - scalars[0][0]} for time, step, tag, value in scalars]
+    if not rows:
         raise Unreadable("event files without scalars")
     history = History(config.get("total_batch_size"))
-    for scalars in parts:
-        for time, step, tag, value in scalars:
-            history.add({tag: value}, step, time - scalars[0][0])
+    history.add_all(rows)
     rows = history.rows()
     return ComparedRun(
         name=str(config.get("run_name") or source.resolve().name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ def read_trackio_project(project: str) -> list[ComparedRun]:
     """Its runs. trackio does not keep how a run ended: see `guessed_end`.
 
     Raises:
-        UserError: no such project, or trackio is not installed.
+        UserError: no such project, trackio is not installed, or its file is damaged.
     """
     try:
         import trackio
@@ -26,18 +27,22 @@ def read_trackio_project(project: str) -> list[ComparedRun]:
         raise UserError(
             f"trackio:{project}: there is no such project in {trackio.TRACKIO_DIR}; those there are: {found}"
         )
+    try:
+        found = [
+            (kept.name, flat_config(kept.config or {}), SQLiteStorage.get_logs(project, kept.name, run_id=kept.id))
+            for kept in trackio.Api().runs(project)
+        ]
+    except sqlite3.Error as error:
+        raise UserError(f"trackio:{project} cannot be read: {error}") from None
     runs = []
-    for kept in trackio.Api().runs(project):
-        config = flat_config(kept.config or {})
+    for name, config, logs in found:
         history = History(config.get("total_batch_size"))
-        history.add_all(
-            _timed(SQLiteStorage.get_logs(project, kept.name, run_id=kept.id)), step="step", time="_seconds"
-        )
+        history.add_all(_timed(logs), step="step", time="_seconds")
         rows = history.rows()
         runs.append(
             ComparedRun(
-                name=kept.name,
-                source=f"trackio:{project}/{kept.name}",
+                name=name,
+                source=f"trackio:{project}/{name}",
                 config=config,
                 history=rows,
                 state=end_state(guessed_end(config, rows), rows),

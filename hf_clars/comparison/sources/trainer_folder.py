@@ -13,7 +13,7 @@ from transformers.integrations import rewrite_logs
 from ...training.records import read_records
 from ...training.statistics import FILE_NAME
 from ..runs import STATES, ComparedRun
-from .rows import History, Unreadable, end_state, flat_config
+from .rows import History, Unreadable, end_state, flat_config, guessed_end
 
 _STATE = "trainer_state.json"
 _RUN = "run.json"  # what `ClarsTrainer` leaves: its settings, its end, its W&B run
@@ -51,13 +51,14 @@ def read_trainer_folder(folder: Path) -> tuple[str | None, ComparedRun]:
         history.add(rewrite_logs({k: v for k, v in entry.items() if k != "step"}), entry["step"])
     history.add_layers(_layer_records(folder))
     rows = history.rows()
-    ended = kept.get("state") if kept.get("state") in STATES else _end(state, log)
+    done = any("train_runtime" in entry for entry in log)  # Trainer logs it when it is done, and only then
+    ended = kept["state"] if kept.get("state") in STATES else "finished" if done else guessed_end(state, rows)
     run = ComparedRun(
         name=str(config.get("run_name") or folder.resolve().name),
         source=str(folder),
         config=config,
         history=rows,
-        state=end_state(str(ended), rows),
+        state=end_state(ended, rows),
         layers=history.layers(),
     )
     return kept.get("wandb_run_id") or saved.get("wandb_run_id"), run
@@ -87,12 +88,6 @@ def _other_config(folder: Path, state: Mapping[str, Any], saved: Mapping[str, An
     model = next((_json(f) for f in models if f.is_file()), {})
     known = {key: state[key] for key in _OF_THE_STATE if key in state}
     return flat_config(model | known | {key: saved[key] for key in ("optim", "learning_rate") if key in saved})
-
-
-def _end(state: Mapping[str, Any], log: list[dict[str, Any]]) -> str:
-    """Trainer logs `train_runtime` when it is done, and only then."""
-    done = any("train_runtime" in entry for entry in log)
-    return "finished" if done or 0 < state.get("max_steps", 0) <= state.get("global_step", 0) else "running"
 
 
 def _layer_records(folder: Path) -> list[dict[str, Any]]:
