@@ -14,6 +14,7 @@ import pytest
 
 from hf_clars import UserError
 from hf_clars.comparison.sources import read_sources
+from hf_clars.comparison.sources.rows import History
 from hf_clars.experiments.grid import Run
 from hf_clars.experiments.results import Result, write_result
 
@@ -312,6 +313,47 @@ def test_runs_of_the_same_output_folder_are_told_apart_by_wandbs_id(trainings):
     )
     runs, _ = read_sources([str(trainings)])
     assert len(runs) == 2
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def row(step: int, **values) -> dict:
+    return {"train/global_step": step, **values}
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_replaces_what_it_had_lost():
+    history = History()
+    losses = [row(s, **{"train/loss": s}) for s in (1, 2, 3, 4)]
+    again = [row(3, **{"layers/gamma/w": 1.0}), row(3, **{"train/loss": 30})]
+    history.add_all([*losses, row(4, **{"layers/gamma/w": 9.0}), *again])
+    assert [(r["step"], r["train/loss"]) for r in history.rows()] == [(1, 1), (2, 2), (3, 30)]
+    assert [record["step"] for record in history.layers()] == [3]
+
+
+def test_checkpoints_that_were_evaluated_afterwards_drop_nothing():
+    history = History()
+    history.add_all([row(s, **{"train/loss": s}) for s in (1, 2, 3)] + [row(s, **{"test/acc": s / 4}) for s in (1, 2)])
+    assert [r["train/loss"] for r in history.rows()] == [1, 2, 3]
+    assert [r.get("test/acc") for r in history.rows()] == [0.25, 0.5, None]
+
+
+def test_the_clock_of_a_run_that_went_on_counts_what_was_not_lost():
+    history = History()
+    losses = [row(s, **{"train/loss": 1.0, "_runtime": 10.0 * s}) for s in (1, 2, 3)]
+    history.add_all(
+        [*losses, row(2, **{"train/loss": 1.0, "_runtime": 4.0}), row(3, **{"train/loss": 1.0, "_runtime": 9})]
+    )
+    assert [r["seconds"] for r in history.rows()] == [10, 14, 19]
+
+
+def test_steps_of_other_loggers():
+    for key in ("trainer/global_step", "global_step", "_step"):
+        history = History(total_batch_size=8)
+        history.add_all([{key: s, "loss": 1.0, "epoch": s / 2} for s in (2, 4)])
+        assert history.rows() == [
+            {"step": 2, "loss": 1.0, "epoch": 1.0, "images": 16}, {"step": 4, "loss": 1.0, "epoch": 2.0, "images": 32},
+        ]  # fmt: skip
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
@@ -23,26 +24,27 @@ def read_trackio_project(project: str) -> list[ComparedRun]:
     except ImportError:
         raise UserError(f"trackio:{project} is read by trackio: pip install trackio") from None
     if not project or not SQLiteStorage.get_project_db_path(project).is_file():
-        found = ", ".join(SQLiteStorage.get_projects()) or "none"
+        projects = ", ".join(SQLiteStorage.get_projects()) or "none"
         raise UserError(
-            f"trackio:{project}: there is no such project in {trackio.TRACKIO_DIR}; those there are: {found}"
+            f"trackio:{project}: there is no such project in {trackio.TRACKIO_DIR}; those there are: {projects}"
         )
     try:
         found = [
-            (kept.name, flat_config(kept.config or {}), SQLiteStorage.get_logs(project, kept.name, run_id=kept.id))
+            (kept, flat_config(kept.config or {}), SQLiteStorage.get_logs(project, kept.name, run_id=kept.id))
             for kept in trackio.Api().runs(project)
         ]
     except sqlite3.Error as error:
         raise UserError(f"trackio:{project} cannot be read: {error}") from None
+    names = Counter(kept.name for kept, _, _ in found)
     runs = []
-    for name, config, logs in found:
+    for kept, config, logs in found:
         history = History(config.get("total_batch_size"))
         history.add_all(_timed(logs), step="step", time="_seconds")
         rows = history.rows()
         runs.append(
             ComparedRun(
-                name=name,
-                source=f"trackio:{project}/{name}",
+                name=kept.name,
+                source=f"trackio:{project}/{kept.name if names[kept.name] == 1 else kept.id}",
                 config=config,
                 history=rows,
                 state=end_state(guessed_end(config, rows), rows),
