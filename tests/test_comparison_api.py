@@ -128,11 +128,14 @@ def test_a_run_that_cannot_be_read_is_named(answers):
     assert "is not to be had" in line
 
 
-def test_a_wrong_key_and_a_server_that_is_not_there(tmp_path):
+def test_a_wrong_key(tmp_path):
     with serving({"me/p": RUNS}) as server:
         (line,) = read(tmp_path, "wandb:me/p", base_url=server.address, key="1" * 40)
     assert line.startswith("wandb:me/p: Failed to verify credentials")
     assert "1" * 40 not in line
+
+
+def test_a_server_that_is_not_there(tmp_path):
     (line,) = read(tmp_path, "wandb:me/p", base_url=f"http://127.0.0.1:{free_port()}")
     assert "cannot be reached (ConnectionError)" in line
 

@@ -389,3 +389,9 @@ def test_without_tensorboard_its_files_are_named_and_trainers_are_read(trainings
     assert len(read_sources([str(trainings)])[0]) == 2
     with pytest.raises(UserError, match=r"no run in .*pip install tensorboard"):
         read_sources([str(trainings / "clars" / "runs")])
+
+
+def test_a_training_that_had_no_wandb_run_is_none_of_wandbs(trainings):
+    (trainings / "clars" / "run.json").write_text(json.dumps({"config": {}, "state": "finished", "wandb_run_id": None}))
+    runs, _ = read_sources([str(trainings)])
+    assert len(runs) == 3

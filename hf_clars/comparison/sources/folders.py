@@ -22,7 +22,7 @@ _NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|latest-run|(
 
 @dataclass
 class _Found:
-    """A run in one of its forms. `place` is the folder it is in, `wandb_id` that of W&B if it is known."""
+    """A run in one of its forms, found in the folder `place`. `wandb_id` is "" if it has none, None if it is not known."""
 
     run: ComparedRun
     place: Path
@@ -45,21 +45,20 @@ def read_folder(folder: Path, unreadable: list[str]) -> list[ComparedRun]:
     files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json"))]
     results = [result for file in files if (result := _read(read_result_file, file, unreadable))]
 
-    output_dirs = Counter(_output_dir(found) for found in logged)
-    runs = []
+    by_id = {found.wandb_id: found for found in logged}
+    times = Counter(map(_output_dir, logged))
+    by_output_dir = {name: found for found in logged if times[name := _output_dir(found)] == 1}
+    joined = []
+    taken: set[int] = set()
     for training in trainings:
-        forms = [training]
-        for found in logged:
-            if training.wandb_id is None:
-                same = _output_dir(found) == training.place.resolve().name and output_dirs[_output_dir(found)] == 1
-            else:
-                same = found.wandb_id == training.wandb_id
-            forms += [found] if same else []
-        forms += [found for found in events if found.place == training.place]
-        runs.append(_joined([found.run for found in forms]))
-        logged = [found for found in logged if found not in forms]
-        events = [found for found in events if found not in forms]
-    return [*runs, *(found.run for found in logged), *(found.run for found in events), *results]
+        if training.wandb_id is None:
+            same = by_output_dir.get(training.place.resolve().name)
+        else:
+            same = by_id.get(training.wandb_id)
+        forms = [training, *([same] if same else []), *(found for found in events if found.place == training.place)]
+        joined.append(_joined([found.run for found in forms]))
+        taken |= {id(found) for found in forms}
+    return [*joined, *(found.run for found in (*logged, *events) if id(found) not in taken), *results]
 
 
 def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:

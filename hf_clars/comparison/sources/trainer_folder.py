@@ -25,7 +25,7 @@ def is_trainer_folder(folder: Path) -> bool:
 
 
 def read_trainer_folder(folder: Path) -> tuple[str | None, ComparedRun]:
-    """The run, and W&B's id of it if that is known.
+    """W&B's id of the run, "" if it has none and None if that is not known, and the run.
 
     Its settings are those of `run.json`; where there is none, what `trainer_state.json` and the model's `config.json`
     say of them. `training_args.bin`, a pickle, is never opened.
@@ -61,7 +61,8 @@ def read_trainer_folder(folder: Path) -> tuple[str | None, ComparedRun]:
         state=end_state(ended, rows),
         layers=history.layers(),
     )
-    return kept.get("wandb_run_id") or saved.get("wandb_run_id"), run
+    known = kept if "wandb_run_id" in kept else saved
+    return (known["wandb_run_id"] or "") if "wandb_run_id" in known else None, run
 
 
 def _checkpoints(folder: Path) -> list[Path]:
