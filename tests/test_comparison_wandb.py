@@ -281,6 +281,18 @@ def test_a_resumed_run_with_a_damaged_part_is_not_compared(tmp_path, folder):
     assert "without the part that cannot be read" in unreadable[1]
 
 
+@pytest.mark.parametrize("length", [0, 3, 7, 40])
+def test_a_part_that_was_killed_before_it_logged_anything_is_no_loss(tmp_path, folder, length):
+    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
+    (log,) = (tmp_path / "wandb").glob("*-killed/*.wandb")
+    part = tmp_path / "wandb" / "offline-run-20991231_000000-killed"
+    part.mkdir()
+    (part / log.name).write_bytes(log.read_bytes()[:length])
+    found, unreadable = read_sources([str(tmp_path / "wandb")])
+    assert (len(found), unreadable) == (5, [])
+    assert next(run for run in found if run.name == "killed").points("train/loss")[0] == [1, 2, 3, 4, 5]
+
+
 def test_only_damaged_runs_are_no_runs(log):
     log.write_bytes(b"")
     with pytest.raises(UserError, match=r"no run in .*1 could not be read: .*the file is empty"):

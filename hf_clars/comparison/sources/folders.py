@@ -22,7 +22,7 @@ _NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|latest-run|(
 
 @dataclass
 class _Found:
-    """A run in one of its forms, found in the folder `place`. `wandb_id` is "" if it has none, None if it is not known."""
+    """A run in one of its forms, found in a folder; `wandb_id` is "" if it has none, None if that is not known."""
 
     run: ComparedRun
     place: Path

@@ -29,6 +29,10 @@ class Unreadable(Exception):
     """Why one run cannot be read, in one line without its name."""
 
 
+class NothingLogged(Unreadable):
+    """It was cut off before anything was logged."""
+
+
 class History:
     """Rows of one run, as they come in.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .rows import Unreadable
+from .rows import NothingLogged, Unreadable
 
 _BLOCK = 32768  # bytes; no chunk crosses a multiple of it
 _HEADER = struct.Struct("<4sHB")  # of the file
@@ -29,6 +29,7 @@ def read_log(path: Path) -> Iterator[Any]:
     A log that ends amid a record, or in zeros, is one of a run that was cut off: its records until there are given.
 
     Raises:
+        NothingLogged: not even the beginning.
         Unreadable: no log at all, or one that is damaged before its end.
     """
     from google.protobuf.message import DecodeError
@@ -39,8 +40,8 @@ def read_log(path: Path) -> Iterator[Any]:
         content = path.read_bytes()
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
-    if not content:
-        raise Unreadable("the file is empty: nothing was logged before the run was cut off")
+    if len(content) < _HEADER.size and _HEADER.pack(*_MAGIC, 0).startswith(content):
+        raise NothingLogged("the file is empty: the run was cut off before anything was logged")
     if len(content) < _HEADER.size or _HEADER.unpack_from(content)[:2] != _MAGIC:
         raise Unreadable("not a W&B log: it does not begin as one")
     for data in _payloads(content):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import Preempted
 from ..runs import ComparedRun
-from .rows import History, Unreadable, end_state, flat_config
+from .rows import History, NothingLogged, Unreadable, end_state, flat_config
 from .wandb_log import read_log
 
 _FOLDERS = ("offline-run-*", "run-*")
@@ -41,16 +41,21 @@ def logs_in(folder: Path) -> list[Path]:
 
 
 def read_logs(logs: Iterable[Path], unreadable: list[str]) -> Iterator[tuple[str, ComparedRun]]:
-    """W&B's id and the run, for each of them; parts of one run are put together. What cannot be read is told."""
+    """W&B's id and the run, for each of them; parts of one run are put together. What cannot be read is told: a run of
+    which a part is damaged is not that run, and a part without anything in it lacks nothing."""
     runs: dict[tuple[str, str], list[_Part]] = {}
-    broken: dict[str, list[str]] = {}  # by the id in the file's name: a run with a part missing is not that run
+    broken: dict[str, list[str]] = {}  # by the id in the file's name
+    empty: dict[str, list[str]] = {}
     for log in logs:
         try:
             part = _read(log)
         except Unreadable as error:
-            broken.setdefault(log.stem.removeprefix("run-"), []).append(f"{log}: {error}")
+            kind = empty if isinstance(error, NothingLogged) else broken
+            kind.setdefault(log.stem.removeprefix("run-"), []).append(f"{log}: {error}")
         else:
             runs.setdefault((part.project, part.id), []).append(part)
+    whole = {run_id for _, run_id in runs}
+    broken |= {run_id: lines + broken.get(run_id, []) for run_id, lines in empty.items() if run_id not in whole}
     for (_, run_id), parts in runs.items():
         if run_id not in broken:
             yield run_id, _run(parts)
@@ -77,7 +82,7 @@ def _read(log: Path) -> _Part:
         elif kind == "exit":
             part.exit_code = record.exit.exit_code
     if not part.id:
-        raise Unreadable("it holds no run: it was cut off before one began")
+        raise NothingLogged("the run was cut off before anything was logged")
     return part
 
 
