@@ -1,0 +1,75 @@
+"""Runs, read from wherever they were left. One file for each kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import UserError
+from ..runs import ComparedRun
+from .folders import read_folder
+from .result_files import read_result_file
+from .rows import Unreadable
+from .tensorboard_events import read_event_folders
+from .trackio_store import read_trackio_project
+from .wandb_api import read_wandb_project
+from .wandb_offline import read_logs
+
+__all__ = ["KINDS", "read_sources"]
+
+KINDS = (
+    "wandb:entity/project?filters, trackio:project, a wandb/ folder or a .wandb file, an output folder of Trainer, a "
+    "folder of results (hf-clars sweep, figure, tune), TensorBoard's event files, or a folder of such folders"
+)
+
+
+def read_sources(sources: Sequence[str]) -> tuple[list[ComparedRun], list[str]]:
+    """The runs of all sources, each once, and a line `where: why` for each that cannot be read.
+
+    Raises:
+        UserError: a source that is not there, is of no known kind or cannot be asked, or no run at all.
+    """
+    runs: dict[str, ComparedRun] = {}
+    unreadable: list[str] = []
+    for source in dict.fromkeys(sources):
+        for run in _read_source(source, unreadable):
+            local = Path(run.source).exists()  # a run that two sources name is the same one
+            runs.setdefault(str(Path(run.source).resolve()) if local else run.source, run)
+    unreadable = list(dict.fromkeys(unreadable))
+    if not runs:
+        none = f"no run in {', '.join(sources)}" if sources else "no source was named"
+        reasons = f"; {len(unreadable)} could not be read: {'; '.join(unreadable[:3])}" if unreadable else ""
+        raise UserError(f"{none}{reasons}. A source is {KINDS}")
+    return list(runs.values()), unreadable
+
+
+def _read_source(source: str, unreadable: list[str]) -> list[ComparedRun]:
+    kind, colon, rest = source.partition(":")
+    path = Path(source).expanduser()
+    if colon and kind == "wandb":
+        runs, lines = read_wandb_project(rest)
+        unreadable += lines
+        return runs
+    if colon and kind == "trackio":
+        return read_trackio_project(rest)
+    if path.is_dir():
+        try:
+            return read_folder(path, unreadable)
+        except OSError as error:
+            raise UserError(f"{source} cannot be read: {error.strerror or error}") from None
+    if not path.exists():
+        raise UserError(f"{source} does not exist. A source is {KINDS}")
+    if path.suffix == ".wandb":
+        return [run for _, run in read_logs([path], unreadable)]
+    try:
+        run = None
+        if ".tfevents." in path.name:
+            run = read_event_folders([path], path)
+        elif path.suffix == ".json":
+            run = read_result_file(path)
+    except Unreadable as error:
+        unreadable.append(f"{path}: {error}")
+        return []
+    if run is None:
+        raise UserError(f"{source} holds no run. A source is {KINDS}")
+    return [run]

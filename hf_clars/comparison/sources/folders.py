@@ -1,0 +1,113 @@
+"""All runs in a folder, of whatever kind, each once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..runs import AXES, ComparedRun
+from .result_files import read_result_file
+from .rows import Row, Unreadable
+from .tensorboard_events import event_folders, read_event_folders
+from .trainer_folder import is_trainer_folder, read_trainer_folder
+from .wandb_offline import logs_in, read_logs
+
+_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|latest-run|(wandb|runs)$")
+
+
+@dataclass
+class _Found:
+    """A run in one of its forms, found in a folder; `wandb_id` is "" if it has none, None if that is not known."""
+
+    run: ComparedRun
+    place: Path
+    wandb_id: str | None = None
+
+
+def read_folder(folder: Path, unreadable: list[str]) -> list[ComparedRun]:
+    """The runs in a folder and in the folders in it: Trainer's output folders, W&B's logs (also those in a `wandb/`),
+    TensorBoard's event files (also those in a `runs/`), results.
+
+    A training that left several of them is one run, see `_joined`: W&B's is Trainer's where the ids are equal or, if
+    Trainer's is not known, where it is the only one with that `output_dir`; TensorBoard's where it lies in Trainer's
+    folder.
+    """
+    places = [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))]
+    trainings = list(_trainings(places, unreadable))
+    logs = dict.fromkeys(log for place in places for log in logs_in(place))
+    logged = [_Found(run, folder, run_id) for run_id, run in read_logs(logs, unreadable)]
+    events = list(_events(places, {t.place for t in trainings}, unreadable))
+    files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json"))]
+    results = [result for file in files if (result := _read(read_result_file, file, unreadable))]
+
+    by_id = {found.wandb_id: found for found in logged}
+    times = Counter(map(_output_dir, logged))
+    by_output_dir = {name: found for found in logged if times[name := _output_dir(found)] == 1}
+    joined = []
+    taken: set[int] = set()
+    for training in trainings:
+        if training.wandb_id is None:
+            same = by_output_dir.get(training.place.resolve().name)
+        else:
+            same = by_id.get(training.wandb_id)
+        forms = [training, *([same] if same else []), *(found for found in events if found.place == training.place)]
+        joined.append(_joined([found.run for found in forms]))
+        taken |= {id(found) for found in forms}
+    return [*joined, *(found.run for found in (*logged, *events) if id(found) not in taken), *results]
+
+
+def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
+    for place in places:
+        if is_trainer_folder(place) and (read := _read(read_trainer_folder, place, unreadable)):
+            yield _Found(read[1], place, read[0])
+
+
+def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
+    """Event folders of one training are one run, and no news if they cannot be read; others are a run each."""
+    for place in places:
+        folders = event_folders(place)
+        if folders and place in trainings:
+            if run := _read(partial(read_event_folders, folders), place, []):
+                yield _Found(run, place)
+            continue
+        for folder in folders:
+            if run := _read(partial(read_event_folders, [folder]), folder, unreadable):
+                yield _Found(run, place)
+
+
+def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any:
+    try:
+        return read(path)
+    except Unreadable as error:
+        unreadable.append(f"{path}: {error}")
+        return None
+
+
+def _joined(forms: list[ComparedRun]) -> ComparedRun:
+    """One run of its several forms, Trainer's first, then W&B's, then TensorBoard's.
+
+    The history is that which goes on longest, the first of them where several do, with axes that its rows lack from the
+    others'. Of settings, those of the form that has most of them go first. It diverged if one form says so, and else
+    ended as the first one says that knows an end.
+    """
+    longest = max(forms, key=lambda run: run.history[-1]["step"] if run.history else -1)
+    axes: dict[float, Row] = {}
+    for row in (row for run in forms for row in run.history):
+        axes[row["step"]] = {axis: row[axis] for axis in AXES if axis in row} | axes.get(row["step"], {})
+    ends = [run.state for run in forms]
+    return replace(
+        forms[0],
+        history=[axes[row["step"]] | row for row in longest.history],
+        config={k: v for run in sorted(forms, key=lambda run: len(run.config)) for k, v in run.config.items()},
+        state="diverged" if "diverged" in ends else next((end for end in ends if end != "running"), "running"),
+        layers=max(forms, key=lambda run: len(run.layers)).layers,
+    )
+
+
+def _output_dir(found: _Found) -> str:
+    return Path(str(found.run.config.get("output_dir", ""))).name

@@ -1,0 +1,180 @@
+"""`wandb:entity/project`, through the real `wandb.Api`, against a server on this machine (`wandb_server`)."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from hf_clars import UserError
+from hf_clars.comparison.sources.wandb_api import parse_filters
+
+from .processes import free_port
+from .test_comparison_wandb import environment
+from .wandb_server import KEY, Run, serving
+
+SCRIPT = """
+import json, sys
+from hf_clars import UserError
+from hf_clars.comparison.sources import read_sources
+
+for source in sys.argv[1:]:
+    try:
+        runs, unreadable = read_sources([source])
+        print(json.dumps([[vars(run) for run in runs], unreadable]))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def history(steps: int, **rest) -> list[dict]:
+    rows = [{"train/loss": 1 / s, "train/epoch": s / 4, "train/global_step": s} for s in range(1, steps + 1)]
+    layers = {"layers/gamma/head.weight": 0.5, "train/global_step": 2}
+    return [*rows[:2], layers, *rows[2:], {"eval/accuracy": 0.5, "train/global_step": steps, **rest}]
+
+
+RUNS = [
+    Run("a", {"optim": "clars", "seed": 0, "total_batch_size": 32}, history(3), group="g", tags=["x", "y"]),
+    Run("b", {"optim": "clars", "seed": 1}, history(3, **{"train/loss": "NaN"}), group="g", tags=["y"]),
+    Run("c", {"optim": "lars", "seed": 0, "nested": {"power": 2}}, history(2), state="crashed", tags=["x"]),
+    Run("d", {"optim": "lars", "seed": 1}, history(2), state="running", summary={"diverged": True}),
+    Run("long", {"optim": "mnag", "seed": 0}, history(1500)),
+]
+SOURCES = {
+    "all": "wandb:me/p",
+    "default entity": "wandb:p",
+    "one": "wandb:me/p/c",
+    "filters": "wandb:me/p?config.optim=clars&config.seed=1&state=finished",
+    "tags": 'wandb:me/p?tags=x&filters={"config.optim":{"$in":["lars"]}}',
+    "none": "wandb:me/p?group=other",
+    "broken": "wandb:me/broken",
+    "unknown": "wandb:me/nothing",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each of `SOURCES` gave, and what the server was asked for."""
+    broken = [Run("good", {}, history(2)), Run("bad", {}, history(2), broken=True)]
+    with serving({"me/p": RUNS, "me/broken": broken}, page=2) as server:
+        printed = read(tmp_path_factory.mktemp("home"), *SOURCES.values(), base_url=server.address)
+    return dict(zip(SOURCES, printed, strict=True)), server.asked
+
+
+def read(home, *sources: str, base_url: str, key: str = KEY) -> list:
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *sources], cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env=environment(home, WANDB_MODE="online", WANDB_BASE_URL=base_url, **({"WANDB_API_KEY": key} if key else {})),
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_all_runs_of_all_pages(answers):
+    (runs, unreadable), asked = answers[0]["all"], answers[1]
+    assert unreadable == []
+    assert [run["source"] for run in runs] == [f"wandb:me/p/{i}" for i in ("a", "b", "c", "d", "long")]
+    assert [run["state"] for run in runs] == ["finished", "diverged", "failed", "diverged", "finished"]
+    assert [v["cursor"] for name, v in asked if name == "Runs"][:3] == [None, "2", "4"]
+    first = runs[0]
+    assert first["name"] == "name of a"
+    assert first["config"] == {"optim": "clars", "seed": 0, "total_batch_size": 32}
+    assert runs[2]["config"] == {"optim": "lars", "seed": 0, "nested.power": 2}
+    assert [(row["step"], row["images"], row["train/loss"]) for row in first["history"]] == [
+        (1, 32, 1.0), (2, 64, 0.5), (3, 96, pytest.approx(1 / 3)),
+    ]  # fmt: skip
+    assert first["history"][2]["eval/accuracy"] == 0.5
+    assert [row["seconds"] for row in first["history"]] == [0.0, 3.0, 6.0]
+    assert first["layers"] == [{"step": 2, "epoch": 0.5, "layers": {"head.weight": {"gamma": 0.5}}}]
+
+
+def test_a_long_history_comes_whole(answers):
+    """In pages, of which W&B's own are 1,000 steps long."""
+    runs, _ = answers[0]["all"]
+    assert [row["step"] for row in runs[-1]["history"]] == list(range(1, 1501))
+    pages = [v["minStep"] for name, v in answers[1] if name == "HistoryPage" and v["run"] == "long"]
+    assert pages[:2] == [0, 1000]
+
+
+def test_the_default_entity(answers):
+    assert answers[0]["default entity"] == answers[0]["all"]
+
+
+def test_one_run(answers):
+    runs, _ = answers[0]["one"]
+    assert [run["source"] for run in runs] == ["wandb:me/p/c"]
+
+
+def test_filters_reach_the_server(answers):
+    assert [run["source"] for run in answers[0]["filters"][0]] == ["wandb:me/p/b"]
+    assert [run["source"] for run in answers[0]["tags"][0]] == ["wandb:me/p/c"]
+    sent = [json.loads(v["filters"]) for name, v in answers[1] if name == "Runs"]
+    assert {"config.optim": "clars", "config.seed": 1, "state": "finished"} in sent
+    assert {"$and": [{"tags": {"$in": ["x"]}}, {"config.optim": {"$in": ["lars"]}}]} in sent
+
+
+def test_no_run_and_no_project(answers):
+    assert answers[0]["none"].startswith("no run in wandb:me/p?group=other")
+    assert answers[0]["unknown"] == "wandb:me/nothing: Could not find project nothing"
+
+
+def test_a_run_that_cannot_be_read_is_named(answers):
+    runs, (line,) = answers[0]["broken"]
+    assert [run["source"] for run in runs] == ["wandb:me/broken/good"]
+    assert line.startswith("wandb:me/broken/bad: ")
+    assert "is not to be had" in line
+
+
+def test_a_wrong_key(tmp_path):
+    with serving({"me/p": RUNS}) as server:
+        (line,) = read(tmp_path, "wandb:me/p", base_url=server.address, key="1" * 40)
+    assert line.startswith("wandb:me/p: Failed to verify credentials")
+    assert "1" * 40 not in line
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    (line,) = read(tmp_path, "wandb:me/p", base_url=f"http://127.0.0.1:{free_port()}")
+    assert "cannot be reached (ConnectionError)" in line
+
+
+def test_nobody_is_asked_for_a_key(tmp_path):
+    """On a terminal, where `wandb.Api` would ask."""
+    inner, outer = pty.openpty()
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", SCRIPT, "wandb:me/p"],
+            cwd=tmp_path, stdin=outer, stdout=subprocess.PIPE, stderr=outer,
+            env=environment(tmp_path, WANDB_MODE="online", WANDB_BASE_URL="http://127.0.0.1:9"), timeout=60, check=True,
+        )  # fmt: skip
+    finally:
+        os.close(outer)
+        os.close(inner)
+    assert json.loads(result.stdout) == "wandb:me/p needs a login: `wandb login`, or WANDB_API_KEY"
+
+
+def test_filters_of_a_query():
+    assert parse_filters("") == {}
+    assert parse_filters("group=a&group=b") == {"group": {"$in": ["a", "b"]}}
+    assert parse_filters("name=the+run&config.lr=1e-2&config.model=resnet&summary.eval/accuracy=0.5") == {
+        "displayName": "the run", "config.lr": 0.01, "config.model": "resnet", "summary_metrics.eval/accuracy": 0.5,
+    }  # fmt: skip
+    assert parse_filters("config.seed=0&config.seed=1") == {"config.seed": {"$in": [0, 1]}}
+    assert parse_filters('filters={"$or":[{"state":"finished"}]}') == {"$or": [{"state": "finished"}]}
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("optim=lars", r"no filter 'optim': there are group, state, .*config\.KEY"),
+        ("config.=1", "no filter 'config.'"),
+        ("state", "filters are key=value&key=value, not 'state'"),
+        ("filters=[1]", "no JSON object"),
+        ("filters={", "no JSON object"),
+    ],
+)
+def test_filters_that_mean_nothing(query, message):
+    with pytest.raises(UserError, match=message):
+        parse_filters(query)

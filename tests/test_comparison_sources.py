@@ -1,0 +1,397 @@
+"""What real trainings left in folders: Trainer's own, TensorBoard's, trackio's, results, and mixtures of them."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from hf_clars import UserError
+from hf_clars.comparison.sources import read_sources
+from hf_clars.comparison.sources.rows import History
+from hf_clars.experiments.grid import Run
+from hf_clars.experiments.results import Result, write_result
+
+from .test_comparison_wandb import environment
+
+TRAININGS = """
+import sys
+import wandb
+from transformers import Trainer, TrainingArguments
+from hf_clars import ClarsTrainer, ClarsTrainingArguments
+from tests.models import Classifier, dataset
+
+def accuracy(predictions):
+    return {"accuracy": float((predictions.predictions.argmax(-1) == predictions.label_ids).mean())}
+
+common = dict(num_train_epochs=2, logging_steps=1, use_cpu=True, eval_strategy="epoch", disable_tqdm=True,
+              learning_rate=0.05, save_strategy="epoch", report_to=sys.argv[1:], project="p")
+data = dict(train_dataset=dataset(64), eval_dataset=dataset(32, 1), compute_metrics=accuracy)
+args = ClarsTrainingArguments(output_dir="clars", total_batch_size=32, layer_statistics_steps=2, run_name="mine",
+                              seed=7, **common)
+trainer = ClarsTrainer(Classifier(), args, **data)
+trainer.train()
+trainer.save_state()
+wandb.finish()
+args = TrainingArguments(output_dir="plain", per_device_train_batch_size=32, run_name="its", **common)
+Trainer(Classifier(), args, **data).train()
+"""
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder with `clars/` and `plain/`, which a ClarsTrainer and a plain Trainer left, with `runs/` in them, and
+    `wandb/` and `trackio/` with the same two."""
+    place = tmp_path_factory.mktemp("trainings")
+    reporters = ["wandb", "tensorboard", *(["trackio"] if find_spec("trackio") else [])]
+    result = subprocess.run(
+        [sys.executable, "-c", TRAININGS, *reporters],
+        cwd=place, env=environment(place, TRACKIO_DIR=str(place / "trackio")), capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=240, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return place
+
+
+@pytest.fixture
+def trainings(made, tmp_path) -> Path:
+    """A copy, to change."""
+    for name in ("clars", "plain", "wandb"):
+        shutil.copytree(made / name, tmp_path / name, symlinks=True)
+    return tmp_path
+
+
+def logged(folder: Path) -> list[dict]:
+    """What Trainer itself keeps of a training, at its newest checkpoint."""
+    return json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+
+
+def only(*sources: Path | str):
+    (run,), unreadable = read_sources([str(source) for source in sources])
+    assert unreadable == []
+    return run
+
+
+def without_others(folder: Path) -> Path:
+    shutil.rmtree(folder / "runs")
+    return folder
+
+
+# --- Trainer ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_clars_trainer(trainings):
+    folder = without_others(trainings / "clars")
+    settings = {"optim": "clars", "seed": 7, "total_batch_size": 32, "kwargs": {"power": 2}, "id2label": {"0": "cat"}}
+    record = {"config": settings, "state": "finished", "wandb_run_id": "abc"}
+    (folder / "run.json").write_text(json.dumps(record))
+    run = only(folder)
+    assert (run.name, run.source, run.state) == ("clars", str(folder), "finished")
+    assert run.config == {"optim": "clars", "seed": 7, "total_batch_size": 32, "kwargs.power": 2}
+    log = logged(folder)
+    assert run.points("train/loss") == ([1, 2, 3, 4], [e["loss"] for e in log if "loss" in e])
+    accuracies = [e["eval_accuracy"] for e in log if "eval_accuracy" in e]
+    assert run.points("eval/accuracy", "epoch") == ([1.0, 2.0], accuracies)
+    assert run.points("eval/accuracy", "images") == ([64, 128], accuracies)
+    assert [record["step"] for record in run.layers] == [1, 3]
+    assert set(run.layers[0]["layers"]["head.weight"]) >= {"gamma", "variance_factor"}
+    assert not any("runtime" in metric and metric.startswith("train/") for metric in run.metrics())
+
+
+def test_what_clars_trainer_says_of_images_and_seconds_goes_before_what_is_reckoned(trainings):
+    folder = without_others(trainings / "clars")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for entry in state["log_history"]:
+        entry |= {"images_seen": 10 * entry["step"], "seconds": 0.5 * entry["step"]}
+        if "eval_accuracy" in entry:
+            entry |= {"eval_images_seen": entry.pop("images_seen"), "eval_seconds": entry.pop("seconds")}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "run.json").write_text(json.dumps({"config": {"total_batch_size": 32}, "state": "finished"}))
+    run = only(folder)
+    assert run.points("eval/accuracy", "images")[0] == [20, 40]
+    assert run.points("train/loss", "seconds")[0] == [0.5, 1.0, 1.5, 2.0]
+    assert not {"train/images_seen", "eval/seconds"} & set(run.metrics())
+
+
+@pytest.mark.parametrize(("kept", "state"), [("diverged", "diverged"), ("failed", "failed"), ("running", "running")])
+def test_a_state_that_run_json_says(trainings, kept, state):
+    folder = without_others(trainings / "clars")
+    (folder / "run.json").write_text(json.dumps({"config": {}, "state": kept}))
+    assert only(folder).state == state
+
+
+def test_a_plain_trainers_folder_has_no_settings_but_those_that_are_safe_to_read(trainings, monkeypatch):
+    folder = without_others(trainings / "plain")
+    (folder / "checkpoint-4" / "config.json").write_text(json.dumps({"model_type": "tiny", "label2id": {"cat": 0}}))
+    monkeypatch.setattr(pickle, "load", lambda *a, **k: pytest.fail("a pickle was opened"))
+    run = only(folder)
+    assert run.config == {"num_train_epochs": 2, "max_steps": 4, "train_batch_size": 32, "model_type": "tiny"}
+    assert run.state == "finished"
+    assert run.points("train/loss")[0] == [1, 2, 3, 4]
+    assert run.points("eval/accuracy", "images") == ([], [])  # not known
+
+
+def test_a_training_that_was_cut_off_is_read_from_its_newest_checkpoint(trainings):
+    folder = without_others(trainings / "plain")
+    (folder / "checkpoint-4" / "trainer_state.json").unlink()
+    run = only(folder)
+    assert run.points("train/loss")[0] == [1, 2]
+    assert run.state == "running"
+
+
+def test_a_training_whose_last_loss_is_not_finite_has_diverged(trainings):
+    file = without_others(trainings / "plain") / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    [e for e in state["log_history"] if "loss" in e][-1]["loss"] = math.nan
+    file.write_text(json.dumps(state))
+    run = only(trainings / "plain")
+    assert run.state == "diverged"
+    assert run.points("train/loss")[0] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("trainer_state.json", '{"log_hist', "trainer_state.json is damaged"),
+        ("trainer_state.json", "[]", "trainer_state.json holds a list"),
+        ("trainer_state.json", "{}", "has no log_history"),
+        ("trainer_state.json", '{"log_history": [1]}', "has no log_history"),
+        ("run.json", "", "run.json is damaged"),
+        ("layer_statistics.jsonl", '{"step": 1}{"step": x}\n', "layer_statistics.jsonl is damaged"),
+    ],
+)
+def test_a_damaged_training_is_named_and_the_others_are_read(trainings, file, content, told):
+    (without_others(trainings / "clars") / file).write_text(content)
+    shutil.rmtree(trainings / "wandb")
+    runs, unreadable = read_sources([str(trainings)])
+    assert [run.name for run in runs] == ["plain"]
+    assert len(unreadable) == 1
+    assert unreadable[0].startswith(f"{trainings / 'clars'}: ")
+    assert told in unreadable[0]
+
+
+# --- other kinds -----------------------------------------------------------------------------------------------------
+
+
+def test_tensorboards_files(trainings):
+    (events,) = (trainings / "clars" / "runs").iterdir()
+    run = only(events)
+    log = logged(trainings / "clars")
+    assert run.points("train/loss")[0] == [1, 2, 3, 4]
+    assert run.points("train/loss")[1] == pytest.approx([e["loss"] for e in log if "loss" in e], rel=1e-6)  # float32
+    assert run.points("eval/accuracy", "images")[0] == [64, 128]
+    assert (run.name, run.config["optim"], run.config["seed"]) == ("mine", "clars", 7)
+    seconds, _ = run.points("train/loss", "seconds")
+    assert seconds == sorted(seconds)
+    assert seconds[0] < 30
+    assert run.state == "finished"
+    assert only(trainings / "clars" / "runs").history == run.history
+    assert only(next(events.iterdir())).history == run.history
+
+
+def test_tensorboards_files_that_are_empty_or_damaged(tmp_path, trainings):
+    (file,) = (trainings / "clars" / "runs").glob("*/*")
+    for name, content in {
+        "whole": file.read_bytes(),
+        "cut": file.read_bytes()[:-9],
+        "none": b"",
+        "odd": b"words",
+    }.items():
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / file.name).write_bytes(content)
+    runs, unreadable = read_sources([str(tmp_path / "logs")])
+    assert [Path(run.source).name for run in runs] == ["cut", "whole"]
+    assert [line.partition(": ")[0] for line in unreadable] == [str(tmp_path / "logs" / n) for n in ("none", "odd")]
+
+
+def test_tensorboards_scalars_of_a_writer_of_ones_own(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path / "log") as writer:
+        for step in range(3):
+            writer.add_scalar("Loss/train", 1.0 / (step + 1), step)
+        writer.add_text("args", "not JSON at all")
+    run = only(tmp_path / "log")
+    assert run.points("Loss/train") == ([0, 1, 2], [1.0, 0.5, pytest.approx(1 / 3)])
+    assert (run.config, run.state) == ({}, "finished")
+
+
+def test_a_trackio_project(made):
+    pytest.importorskip("trackio")  # as optional as transformers' other reporters
+    script = """if True:
+        import json
+        from hf_clars import UserError
+        from hf_clars.comparison.sources import read_sources
+        runs, unreadable = read_sources(["trackio:p"])
+        print("RUNS" + json.dumps([vars(run) for run in runs]))
+        try:
+            read_sources(["trackio:other"])
+        except UserError as error:
+            print(error)
+    """
+    printed = subprocess.run(
+        [sys.executable, "-c", script], env=environment(made, TRACKIO_DIR=str(made / "trackio")),
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    mine, its = json.loads(printed[-2].removeprefix("RUNS"))
+    assert (mine["name"], mine["source"], its["name"]) == ("mine", "trackio:p/mine", "its")
+    assert [row["train/loss"] for row in mine["history"]] == [e["loss"] for e in logged(made / "clars") if "loss" in e]
+    assert [row["step"] for row in mine["history"]] == [1, 2, 3, 4]
+    assert mine["history"][-1]["images"] == 128
+    assert mine["config"]["optim"] == "clars"
+    assert mine["state"] == "finished"
+    assert printed[-1] == f"trackio:other: there is no such project in {made / 'trackio'}; those there are: p"
+
+
+def test_a_folder_of_results(tmp_path):
+    place = {"method": "lars", "B": 64, "seed": 1}
+    run = Run(place, {"optim": "lars", "total_batch_size": 64, "eta": "1e-3", "lr_scheduler_kwargs": {"power": "1.0"}})
+    layers = [{"step": 1, "epoch": 0.5, "layers": {"head.weight": {"gamma": 0.25}}}]
+    curve = [{"step": 2, "epoch": 1.0, "loss": 0.5, "eval_accuracy": 0.75}]
+    rest = {"seconds": 3.0, "commit": "abc", "hardware": {"device": "CPU"}, "final": {}, "layers": layers}
+    write_result(tmp_path, run, Result(place, run.settings, "finished", curve=curve, **rest))
+    other = Run(place | {"seed": 2}, run.settings | {"seed": 2})
+    write_result(tmp_path, other, Result(dict(other.place), dict(other.settings), "diverged", curve=[], **rest))
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "broken.json").write_text('{"place": ')
+    (tmp_path / "lacking.json").write_text('{"place": {}, "settings": {}, "state": "finished", "curve": [1]}')
+    (one, two), unreadable = read_sources([str(tmp_path)])
+    assert (one.name, one.state, two.state) == ("lars B=64 seed=1", "finished", "diverged")
+    assert one.config == {
+        "method": "lars", "B": 64, "seed": 1, "optim": "lars", "total_batch_size": 64, "eta": 0.001,
+        "lr_scheduler_kwargs.power": "1.0", "commit": "abc", "hardware.device": "CPU",
+    }  # fmt: skip
+    assert one.points("eval/accuracy", "images") == ([128], [0.75])
+    assert one.points("train/loss", "epoch") == ([1.0], [0.5])
+    assert one.layers == layers
+    assert [line.partition(": ")[0] for line in unreadable] == [
+        str(tmp_path / name) for name in ("broken.json", "lacking.json")
+    ]
+    assert only(next(tmp_path.glob("lars*seed=1*.json"))) == one
+
+
+# --- the same run in several forms -----------------------------------------------------------------------------------
+
+
+def test_a_training_in_three_forms_is_one_run(trainings):
+    runs, unreadable = read_sources([str(trainings)])
+    assert unreadable == []
+    assert [run.source for run in runs] == [str(trainings / "clars"), str(trainings / "plain")]
+    assert runs[0].config["seed"] == 7  # W&B's: Trainer's own files do not have it
+    assert runs[1].config["per_device_train_batch_size"] == 32
+    assert runs[0].points("eval/accuracy", "seconds")[0]
+    assert runs[0].points("train/loss")[1] == [e["loss"] for e in logged(trainings / "clars") if "loss" in e]
+
+
+def test_the_form_that_goes_on_longest_has_the_history(trainings):
+    """The training was killed after its first checkpoint, and logged on until then."""
+    for file in ("trainer_state.json", "checkpoint-4/trainer_state.json"):
+        (trainings / "clars" / file).unlink()
+    shutil.rmtree(trainings / "plain")
+    runs, _ = read_sources([str(trainings)])
+    run = next(run for run in runs if run.source == str(trainings / "clars"))
+    assert run.points("train/loss")[0] == [1, 2, 3, 4]
+    assert len(runs) == 2  # the other one is in W&B's log only
+
+
+def test_runs_of_the_same_output_folder_are_told_apart_by_wandbs_id(trainings):
+    """Two W&B runs wrote `clars`; the folder is that of the later one."""
+    (log,) = [f for f in (trainings / "wandb").glob("*/*.wandb") if b"total_batch_size" in f.read_bytes()]
+    copy = trainings / "wandb" / "offline-run-20200101_000000-older"
+    shutil.copytree(log.parent, copy)
+    old = next(copy.glob("*.wandb"))
+    old.rename(copy / "run-older.wandb")
+    shutil.rmtree(trainings / "plain")
+    (trainings / "clars" / "run.json").write_text(
+        json.dumps({"config": {"seed": 7}, "state": "finished", "wandb_run_id": log.stem.removeprefix("run-")})
+    )
+    runs, _ = read_sources([str(trainings)])
+    assert len(runs) == 2
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def row(step: int, **values) -> dict:
+    return {"train/global_step": step, **values}
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_replaces_what_it_had_lost():
+    history = History()
+    losses = [row(s, **{"train/loss": s}) for s in (1, 2, 3, 4)]
+    again = [row(3, **{"layers/gamma/w": 1.0}), row(3, **{"train/loss": 30})]
+    history.add_all([*losses, row(4, **{"layers/gamma/w": 9.0}), *again])
+    assert [(r["step"], r["train/loss"]) for r in history.rows()] == [(1, 1), (2, 2), (3, 30)]
+    assert [record["step"] for record in history.layers()] == [3]
+
+
+def test_checkpoints_that_were_evaluated_afterwards_drop_nothing():
+    history = History()
+    history.add_all([row(s, **{"train/loss": s}) for s in (1, 2, 3)] + [row(s, **{"test/acc": s / 4}) for s in (1, 2)])
+    assert [r["train/loss"] for r in history.rows()] == [1, 2, 3]
+    assert [r.get("test/acc") for r in history.rows()] == [0.25, 0.5, None]
+
+
+def test_the_clock_of_a_run_that_went_on_counts_what_was_not_lost():
+    history = History()
+    losses = [row(s, **{"train/loss": 1.0, "_runtime": 10.0 * s}) for s in (1, 2, 3)]
+    history.add_all(
+        [*losses, row(2, **{"train/loss": 1.0, "_runtime": 4.0}), row(3, **{"train/loss": 1.0, "_runtime": 9})]
+    )
+    assert [r["seconds"] for r in history.rows()] == [10, 14, 19]
+
+
+def test_steps_of_other_loggers():
+    for key in ("trainer/global_step", "global_step", "_step"):
+        history = History(total_batch_size=8)
+        history.add_all([{key: s, "loss": 1.0, "epoch": s / 2} for s in (2, 4)])
+        assert history.rows() == [
+            {"step": 2, "loss": 1.0, "epoch": 1.0, "images": 16}, {"step": 4, "loss": 1.0, "epoch": 2.0, "images": 32},
+        ]  # fmt: skip
+
+
+# --- what cannot be read ---------------------------------------------------------------------------------------------
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "other.json").write_text("[]")
+    for source, message in {
+        "empty": r"no run in .*empty\. A source is wandb:entity/project\?filters",
+        "notes.txt": r"notes\.txt holds no run\. A source is",
+        "other.json": r"other\.json holds no run\. A source is",
+        "nowhere": r"nowhere does not exist\. A source is",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            read_sources([str(tmp_path / source)])
+    with pytest.raises(UserError, match="no source was named"):
+        read_sources([])
+    with pytest.raises(UserError, match="write wandb:entity/project"):
+        read_sources(["wandb:"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match="Permission denied"):
+        read_sources([str(tmp_path / "closed")])
+
+
+def test_without_tensorboard_its_files_are_named_and_trainers_are_read(trainings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    assert len(read_sources([str(trainings)])[0]) == 2
+    with pytest.raises(UserError, match=r"no run in .*pip install tensorboard"):
+        read_sources([str(trainings / "clars" / "runs")])
+
+
+def test_a_training_that_had_no_wandb_run_is_none_of_wandbs(trainings):
+    (trainings / "clars" / "run.json").write_text(json.dumps({"config": {}, "state": "finished", "wandb_run_id": None}))
+    runs, _ = read_sources([str(trainings)])
+    assert len(runs) == 3

@@ -1,0 +1,163 @@
+"""A server that answers W&B's GraphQL on this machine, for the fields that `hf_clars.comparison` uses and no others.
+
+The shapes of its answers are those that `wandb.Api` (0.31) was seen to ask for and to take: who the key belongs to,
+pages of a project's runs, and a run's history. It is no W&B: it keeps nothing, understands filters only as far as
+`Run.matches` does, has no runs whose history was exported to Parquet files, and answers every other query with an
+error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "0123456789abcdef0123456789abcdef01234567"  # of the only user
+_AUTHORIZATION = f"Basic {b64encode(f'api:{KEY}'.encode()).decode()}"
+
+
+@dataclass
+class Run:
+    """One run as the server has it; `history` without `_step`, which it counts, and with `"NaN"` for NaN."""
+
+    id: str
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    state: str = "finished"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    broken: bool = False  # asked for its history, the server fails
+
+    def matches(self, filters: dict[str, Any]) -> bool:
+        """`$and`, `$in` and equality, of its own fields and of its config."""
+        for key, wanted in filters.items():
+            if key == "$and":
+                if not all(self.matches(part) for part in wanted):
+                    return False
+                continue
+            own = {"name": self.id, "group": self.group, "state": self.state, "tags": self.tags}
+            found = own[key] if key in own else self.config.get(key.removeprefix("config."))
+            values = found if isinstance(found, list) else [found]
+            if not set(values) & set(wanted["$in"] if isinstance(wanted, dict) else [wanted]):
+                return False
+        return True
+
+    def node(self) -> dict[str, Any]:
+        wrapped = {key: {"value": value, "desc": None} for key, value in self.config.items()}
+        return {
+            "id": f"storage-{self.id}", "projectId": "1", "name": self.id, "displayName": f"name of {self.id}",
+            "state": self.state, "config": json.dumps(wrapped | {"_wandb": {"value": {"cli_version": "0.31.0"}}}),
+            "group": self.group, "jobType": None, "tags": self.tags, "sweepName": None, "commit": None,
+            "readOnly": True, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00",
+            "description": "", "notes": "", "systemMetrics": "{}", "summaryMetrics": json.dumps(self.summary),
+            "historyLineCount": len(self.history), "historyKeys": {"lastStep": len(self.history) - 1},
+            "user": {"name": "me", "username": "me"},
+        }  # fmt: skip
+
+    def lines(self, first: int, end: int) -> list[str]:
+        rows = [{"_step": step, "_runtime": 1.5 * step} | row for step, row in enumerate(self.history)]
+        return [json.dumps(row) for row in rows[first:end]]
+
+
+class Server:
+    """Serves projects, `{"entity/project": [Run, …]}`.
+
+    Attributes:
+        asked: name of the query and its variables, of everything that was asked for.
+    """
+
+    def __init__(self, projects: dict[str, list[Run]], page: int) -> None:
+        self.projects, self.page = projects, page
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.path != "/graphql":
+                    self._send(404, {})
+                elif self.headers.get("Authorization") != _AUTHORIZATION:
+                    self._send(401, {"errors": [{"message": "user is not logged in"}]})
+                else:
+                    self._send(200, server.answer(json.loads(body)))
+
+            do_GET = do_HEAD = do_POST
+
+            def _send(self, status: int, value: Any) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            def log_message(self, *args) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = re.search(r"query\s+(\w+)", request["query"])[1]
+        variables = request.get("variables") or {}
+        self.asked.append((name, variables))
+        if name in ("Viewer", "GetDefaultEntity"):
+            viewer = {"id": "1", "entity": "me", "username": "me", "email": "me@example.com", "flags": None}
+            return {"data": {"viewer": viewer | {"teams": {"edges": []}}}}
+        project = self.projects.get(f"{variables.get('entity')}/{variables.get('project')}")
+        if name == "Runs":
+            return {"data": {"project": None if project is None else self._runs(project, variables)}}
+        run = next(
+            (
+                r
+                for r in project or ()
+                if r.id == (variables.get("name") or variables.get("runName") or variables.get("run"))
+            ),
+            None,
+        )
+        if run is None or run.broken:
+            return {"data": None, "errors": [{"message": f"{name} of this run is not to be had", "path": ["project"]}]}
+        if name == "RunHistoryKeys":
+            return {"data": {"project": {"run": {"historyKeys": {"lastStep": len(run.history) - 1}}}}}
+        if name == "RunParquetHistory":  # nothing was exported to Parquet files yet: all steps are live
+            live = [{"_step": step} for step in range(len(run.history))]
+            return {"data": {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": live}}}}}
+        if name == "HistoryPage":
+            return {"data": {"project": {"run": {"history": run.lines(variables["minStep"], variables["maxStep"])}}}}
+        return {"data": None, "errors": [{"message": f"this server has no answer to {name}"}]}
+
+    def _runs(self, project: list[Run], variables: dict[str, Any]) -> dict[str, Any]:
+        """A page; cursors are positions."""
+        runs = [run for run in project if run.matches(json.loads(variables["filters"]))]
+        first = int(variables.get("cursor") or 0)
+        end = first + min(self.page, variables["perPage"])
+        edges = [{"node": r.node(), "cursor": str(first + n + 1)} for n, r in enumerate(runs[first:end])]
+        return {
+            "internalId": "1", "runCount": len(runs), "readOnly": True,
+            "runs": {"edges": edges, "pageInfo": {"endCursor": str(end), "hasNextPage": end < len(runs)}},
+        }  # fmt: skip
+
+
+@contextmanager
+def serving(projects: dict[str, list[Run]], page: int = 100) -> Iterator[Server]:
+    """A server whose pages hold `page` runs at most."""
+    server = Server(projects, page)
+    thread = threading.Thread(target=server.server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.server.shutdown()
+        thread.join()
+        server.server.server_close()
