@@ -246,5 +246,25 @@ def test_which_kernel():
     assert chosen((1000, 2048), 1) == ""  # ‖x‖² ‖d‖²
 
 
+@pytest.mark.usefixtures("_served")
+def test_compiled():
+    torch._dynamo.reset()
+    model, x = nn.Conv2d(16, 24, 3, padding=1), torch.randn(3, 16, 7, 7)
+    found = []
+    for function in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        with (
+            PerSampleNorms(model) as norms,
+            mock.patch.object(
+                weight_gradient, "squares_and_sum", side_effect=weight_gradient.squares_and_sum
+            ) as called,
+        ):
+            function(x).square().sum().backward()
+        assert called.called
+        found.append((norms.per_sample()["weight"], model.weight.grad))
+        model.zero_grad(set_to_none=True)
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
 def test_a_cpu_is_not_served():
     assert kernels.choose(torch.empty(1), (64, 64, 3, 3), 100, 1, 1, convolution=True) == ""

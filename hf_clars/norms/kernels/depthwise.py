@@ -12,7 +12,7 @@ from torch import Tensor
 from ..reductions import squared_norms
 from .layout import with_adjacent_channels
 
-_COLUMNS, _CHANNELS, _WARPS = 8, 64, 4
+_COLUMNS, _CHANNELS, _WARPS = 16, 32, 4
 _PROGRAMS = 2112  # about so many, where there is enough to do: sixteen for each multiprocessor of an H100
 _SHORTEST = 64  # positions of a run
 

@@ -264,13 +264,15 @@ def _boxes(t: Tensor, rows: int, columns: int, channels: int) -> TensorDescripto
 
 
 def _tiling(channels: int, outputs: int, taps: int) -> Tiling:
-    if taps > 1 and channels <= 32:  # all taps' channels side by side
+    """The fastest, or nearly so, on an H100, over the convolutions of ResNet-50, DenseNet-121 and MobileNetV2, ViT-S
+    and GPT-2 in bfloat16."""
+    if channels <= 64 and outputs <= 64 and taps == 1:
+        return Tiling(64, 32, 64, warps=4, stages=4, programs=4)
+    if outputs <= 32 and channels > 64:
+        return Tiling(128, 32, 64, warps=4, stages=4, programs=3)
+    if channels <= 64 or outputs <= 64:
         return Tiling(64, 64, 64, warps=4, stages=4, programs=3)
-    wide = 128 if channels > 64 else 64
-    if outputs <= 64:
-        narrow = 32 if outputs <= 32 else 64
-        return Tiling(wide, narrow, 64, warps=4, stages=4, programs=2 if wide * narrow > 4096 else 3)
-    return Tiling(wide, 128, 64, warps=8, stages=4, programs=1) if wide == 128 else Tiling(64, 128, 64, 4, 4, 2)
+    return Tiling(128, 128, 64, warps=8, stages=4, programs=1)
 
 
 def _run(tiles: int, samples: int, chunks: int, tiling: Tiling) -> int:
