@@ -247,6 +247,12 @@ def test_the_verdict_says_how_sure_it_is():
     assert "there is no interval" in single[1]
     steps = [run("a", s, [0.5, 0.9, 0.9]) for s in (0, 1)] + [run("b", s, [0.5, 0.6, 0.9]) for s in (0, 1)]
     assert "no more than lies between two measurements" in verdict(analyse(steps, Question(target=0.8)))[1]
+    slow = [run("b", s, [0.5, 0.6, 0.6, 0.6, 0.9]) for s in range(5)]
+    fast = [run("a", s, [0.5, 0.9, 0.9, 0.9, 0.9]) for s in range(5)]
+    assert "0 is outside the interval" in verdict(analyse(fast + slow, Question(target=0.8)))[1]
+    assert "all 2 seed pairs): too few" in verdict(analyse(fast[:2] + slow[:2], Question(target=0.8)))[1]
+    alike = fast + [run("c", s, [0.5, 0.9, 0.9, 0.9, 0.9]) for s in range(5)]
+    assert "a, c reach eval/accuracy ≥ 0.8 first, and alike" in verdict(analyse(alike, Question(target=0.8)))[0]
 
 
 def test_lower_is_better():

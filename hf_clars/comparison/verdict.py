@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from .question import UNITS, target_text
@@ -9,6 +10,10 @@ from .runs import AXES
 from .statistics import LEVEL, Interval
 from .summaries import Comparison, Difference, GroupSummary, distance, ranked
 from .words import interval_numbers, number, spread
+
+_PAIRS_ALIKE = (
+    5  # so many differences of one sign come by chance in 1 of 16 cases; what is measured in steps may be equal
+)
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -54,12 +59,19 @@ def _first(comparison: Comparison, leader: GroupSummary) -> str:
             return f"{question.metric} {target_text(question)} is reached {after}."
         return f"{question.metric} at the end: {spread(mean)} ({runs_text(mean.n)})."
     if deciding in AXES:
-        return (
-            f"{leader.name} reaches {question.metric} {target_text(question)} first: after {spread(mean)} "
-            f"{UNITS[deciding]}, in {leader.reached} of {leader.tried} runs."
-        )
+        after = f"after {spread(mean)} {UNITS[deciding]}, in {leader.reached} of {leader.tried} runs"
+        alike = [g for g in comparison.groups if _does_as(leader, g, deciding)]
+        if len(alike) > 1:
+            return f"{_listed(alike)} reach {question.metric} {target_text(question)} first, and alike: {after}."
+        return f"{leader.name} reaches {question.metric} {target_text(question)} first: {after}."
     extreme = "lowest" if question.lower_is_better else "highest"
     return f"{leader.name} has the {extreme} {question.metric} at the end: {spread(mean)} ({runs_text(mean.n)})."
+
+
+def _does_as(leader: GroupSummary, group: GroupSummary, deciding: str) -> bool:
+    """As large a share of the runs reached the target, in the same mean."""
+    share = group.reached * leader.tried == leader.reached * group.tried
+    return share and deciding in group.means and math.isclose(group.means[deciding].mean, leader.means[deciding].mean)
 
 
 def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, leader: GroupSummary) -> str:
@@ -80,6 +92,8 @@ def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, l
     steps = [d for group in (rival, leader) if (d := distance(group, deciding)) is not None] if deciding in AXES else []
     if steps and abs(interval.difference) <= max(steps) * (1 + 1e-9):
         return f"{beginning}: no more than lies between two measurements ({number(max(steps))}), so do not build on it."
+    if interval.low == interval.high and (interval.pairs or 0) < _PAIRS_ALIKE:
+        return f"{beginning}: too few to tell how much seeds differ."
     return f"{beginning}: 0 is outside the interval, so the difference is more than seeds explain."
 
 
