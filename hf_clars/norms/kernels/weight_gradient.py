@@ -12,6 +12,7 @@ found to be fast at run time: the same input gives the same bits.
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -275,6 +276,7 @@ def _tiling(channels: int, outputs: int, taps: int) -> Tiling:
     return Tiling(128, 128, 64, warps=8, stages=4, programs=1)
 
 
+@functools.lru_cache(maxsize=4096)
 def _run(tiles: int, samples: int, chunks: int, tiling: Tiling) -> int:
     """Samples of a program: so that programs are as long as they are few rounds of the whole GPU.
 
