@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checks
 from .configuration import parse
-from .errors import Preempted, TrainingFailedError, UserError
+from .errors import TrainingFailedError, UserError
 from .models import build_model
 from .plots import plot_run
 from .preflight import summary
@@ -79,16 +79,16 @@ def run(argv: list[str]) -> dict[str, float]:
         batches = data.plain_batches(args.per_device_eval_batch_size)
         trainer.add_callback(GradientVarianceCallback(trainer, batches, recipe.gradient_variance))
     with trainer.record.closed_afterwards():
-        return _train(trainer, recipe, wanted)
+        metrics = _train(trainer, wanted)
+        reported = wandb_line() or f"reported to: {', '.join(args.report_to or ()) or 'nothing but the files above'}"
+    if trainer.is_world_process_zero():
+        _say(recipe, args, metrics, trainer.state.global_step, reported)
+    return metrics
 
 
-def _train(trainer: ImageTrainer, recipe: RecipeArguments, wanted: str) -> dict[str, float]:
+def _train(trainer: ImageTrainer, wanted: str) -> dict[str, float]:
     args = trainer.args
-    try:
-        result = trainer.train(resume_from_checkpoint=wanted)
-    except (TrainingFailedError, Preempted):
-        _save_how_it_went(trainer)
-        raise
+    result = trainer.train(resume_from_checkpoint=wanted)
     metrics = {**result.metrics, **trainer.evaluate()}
     try:
         trainer.save_model()
@@ -99,18 +99,7 @@ def _train(trainer: ImageTrainer, recipe: RecipeArguments, wanted: str) -> dict[
             f"the trained model cannot be written to {args.output_dir}: {' '.join(str(error).split())}. Make room, and "
             "run this again with --resume_from_checkpoint auto: no step is made twice that a checkpoint holds"
         ) from error
-    if trainer.is_world_process_zero():
-        _report(recipe, args, metrics, trainer.state.global_step)
     return metrics
-
-
-def _save_how_it_went(trainer: ClarsTrainer) -> None:
-    """So that `hf-clars plot` can draw a training that ended early; where it cannot be written, that is said."""
-    if trainer.is_world_process_zero():
-        try:
-            trainer.save_state()
-        except OSError as error:
-            logger.warning("the log of this training cannot be written: %s", error.strerror or error)
 
 
 class ImageTrainer(ClarsTrainer):
@@ -142,7 +131,9 @@ def _check(args: ClarsTrainingArguments) -> None:
         args.dataloader_persistent_workers = False
 
 
-def _report(recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int) -> None:
+def _say(
+    recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int, reported: str
+) -> None:
     folder = Path(os.path.relpath(str(args.output_dir)))
     pictures = plot_run(str(args.output_dir)) if recipe.plots else []
     print(
@@ -151,6 +142,4 @@ def _report(recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict
         f"{recipe.eval_split} after {metrics['train_runtime']:.0f} s"
     )
     print(f"model, logs and plots: {folder}/" + (f" ({', '.join(p.name for p in pictures)})" if pictures else ""))
-    print(
-        wandb_line() or f"reported to: {', '.join(args.report_to or ()) or 'nothing but the files above'}", flush=True
-    )
+    print(reported, flush=True)

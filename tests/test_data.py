@@ -329,8 +329,8 @@ def test_accumulation_reaches_the_total():
 @pytest.mark.parametrize(
     ("sizes", "advice"),
     [
-        ((1000, 64, 2), "use total_batch_size 896 or 1024, or per_device_batch_size 50 or 100"),
-        ((64, 128, 1), "use total_batch_size 128, or per_device_batch_size 64"),
+        ((1000, 64, 2), "use total_batch_size 896 or 1024, or per_device_train_batch_size 50 or 100"),
+        ((64, 128, 1), "use total_batch_size 128, or per_device_train_batch_size 64"),
         ((100, 8, 3), "use total_batch_size 96 or 120"),
     ],
 )
@@ -339,13 +339,13 @@ def test_sizes_that_do_not_divide_name_those_that_do(sizes, advice):
     with pytest.raises(UserError) as e:
         accumulation_steps(*sizes)
     assert str(e.value) == (
-        f"total_batch_size={total} is no multiple of per_device_batch_size={per_device} × {processes} processes = "
-        f"{per_device * processes}: {advice}"
+        f"total_batch_size={total} is no multiple of per_device_train_batch_size={per_device} × {processes} processes "
+        f"= {per_device * processes}: {advice}"
     )
 
 
 def test_sizes_are_at_least_one():
-    with pytest.raises(UserError, match="per_device_batch_size=0 must be at least 1"):
+    with pytest.raises(UserError, match="per_device_train_batch_size=0 must be at least 1"):
         accumulation_steps(64, 0, 1)
 
 

@@ -82,6 +82,14 @@ def only(folder: Path) -> WrittenRun:
     return written
 
 
+def test_what_a_training_without_the_recipe_leaves(tmp_path):
+    run(tmp_path, report_to="none")
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    assert [row["step"] for row in state["log_history"] if "loss" in row] == [1, 2, 3, 4]
+    assert run_json(tmp_path)["state"] == "finished"
+
+
 # ---- W&B -------------------------------------------------------------------------------------------------------------
 
 

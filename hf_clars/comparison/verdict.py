@@ -102,12 +102,12 @@ def _more(interval: Interval, more: str, less: str) -> str:
 
 
 def _bounds(interval: Interval) -> str:
-    """`95 % interval +0.9 to +2.1, 3 seed pairs`."""
+    """`95 % interval of the difference +0.9 to +2.1, 3 seed pairs`."""
     of = "Welch: the seeds do not pair" if interval.pairs is None else f"{interval.pairs} seed pairs"
     if interval.low == interval.high:
         return f"the same in all {of}" if interval.pairs else "no spread at all"
     _, low, high = interval_numbers(interval)
-    return f"{LEVEL * 100:g} % interval {low} to {high}, {of}"
+    return f"{LEVEL * 100:g} % interval of the difference {low} to {high}, {of}"
 
 
 def runs_text(n: int) -> str:

@@ -13,7 +13,7 @@ def accumulation_steps(total_batch_size: int, per_device_batch_size: int, world_
     """
     sizes = {
         "total_batch_size": total_batch_size,
-        "per_device_batch_size": per_device_batch_size,
+        "per_device_train_batch_size": per_device_batch_size,
         "world_size": world_size,
     }
     for name, size in sizes.items():
@@ -26,10 +26,10 @@ def accumulation_steps(total_batch_size: int, per_device_batch_size: int, world_
         advice = f"total_batch_size {_either(totals)}"
         share, left_over = divmod(total_batch_size, world_size)
         if not left_over:
-            advice += f", or per_device_batch_size {_either(_nearest_divisors(share, per_device_batch_size))}"
+            advice += f", or per_device_train_batch_size {_either(_nearest_divisors(share, per_device_batch_size))}"
         raise UserError(
-            f"total_batch_size={total_batch_size} is no multiple of per_device_batch_size={per_device_batch_size} × "
-            f"{world_size} processes = {together}: use {advice}"
+            f"total_batch_size={total_batch_size} is no multiple of per_device_train_batch_size={per_device_batch_size} "
+            f"× {world_size} processes = {together}: use {advice}"
         )
     return steps
 

@@ -26,9 +26,9 @@ class RunRecord(TrainerCallback):
 
     `run.json` is `{"config": {…}, "state": …, "wandb_run_id": …}`, see `Description` for the config. The state is
     `running` until the training has ended, also where it was cut off, or asked to end and left a checkpoint; then
-    `finished`, `diverged` (too many gradients were not finite, or the last loss is not) or `failed`. In W&B the summary
-    gets `diverged`, and a run that this one has begun is ended with status 1 where the training ended early. What goes
-    on afterwards goes on with the same W&B run.
+    `finished`, `diverged` (too many gradients were not finite, or the last loss is not) or `failed`; and
+    `trainer_state.json` has the whole log. In W&B the summary gets `diverged`, and a run that this one has begun is
+    ended with status 1 where the training ended early. What goes on afterwards goes on with the same W&B run.
 
     Args:
         trainer: whose training.
@@ -91,6 +91,10 @@ class RunRecord(TrainerCallback):
 
     def _end(self, state: str, error: BaseException | None = None) -> None:
         self._write(state)
+        try:
+            self._trainer.save_state()  # the whole log; a checkpoint's ends with the step before its evaluation
+        except OSError as error:
+            logger.warning("the log of this training cannot be written: %s", error.strerror or error)
         run = tracking.live_run() if self._has_wandb() else None
         if run is None:
             return
