@@ -28,8 +28,8 @@ def accumulation_steps(total_batch_size: int, per_device_batch_size: int, world_
         if not left_over:
             advice += f", or per_device_train_batch_size {_either(_nearest_divisors(share, per_device_batch_size))}"
         raise UserError(
-            f"total_batch_size={total_batch_size} is no multiple of per_device_train_batch_size={per_device_batch_size} "
-            f"× {world_size} processes = {together}: use {advice}"
+            f"total_batch_size={total_batch_size} is no multiple of "
+            f"per_device_train_batch_size={per_device_batch_size} × {world_size} processes = {together}: use {advice}"
         )
     return steps
 
