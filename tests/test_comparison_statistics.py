@@ -397,3 +397,10 @@ def test_different_distances_of_measurements_are_said():
     ]
     lines = analyse(coarse + fine, Question(target=0.8)).remarks
     assert any("known to the distance of two measurements: 1 for a, 0.25 for b" in line for line in lines)
+
+
+def test_what_differs_within_a_group_begins_with_what_runs_say_differently():
+    one = run("clars", 0, [0.5, 0.8], eta=0.1, aaa=1, momentum=0.9)
+    other = run("clars", 1, [0.5, 0.8], eta=0.2, momentum=0.8)
+    (group,) = group_runs([one, other], ["optim"])
+    assert group.mixed()[:3] == ["eta", "momentum", "aaa"]

@@ -17,14 +17,13 @@ from .. import checks
 from ..errors import UserError
 from ..experiments.command import need_matplotlib
 from .analysis import analyse
+from .document import document
 from .groups import where
 from .heat_maps import heat_maps, layers_figure, runs_with_layers
 from .question import Question, falls, the_axis, the_metric
 from .runs import AXES, ComparedRun
 from .summaries import Comparison
 from .tables import groups_csv, print_comparison, runs_csv, to_json
-from .tables import markdown as markdown_table
-from .tables import table as table_of
 
 _PICTURES = (*(f"curves-{axis}" for axis in AXES), "layers-heat-maps")
 
@@ -146,7 +145,7 @@ def _write(comparison: Comparison, drawn: Sequence[ComparedRun], folder: Path, a
         "table.csv": groups_csv(comparison),
         "runs.csv": runs_csv(comparison),
         "comparison.json": to_json(comparison, about),
-        "comparison.md": markdown_table(*table_of(comparison)) + "\n",
+        "comparison.md": document(comparison),
         "report.html": report(comparison, about, heat_rows),
     }
     for name, text in texts.items():

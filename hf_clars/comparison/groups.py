@@ -51,8 +51,11 @@ class Group:
         return {k: v for k, v in first.items() if all(_same(v, config.get(k)) for config in rest)}
 
     def mixed(self) -> list[str]:
-        """The settings, apart from seeds and housekeeping, that differ between its runs."""
-        return compared_settings(varying(self.runs))
+        """The settings, apart from seeds and housekeeping, that differ between its runs; first those of which runs say
+        different things, then those of which some say nothing."""
+        keys = compared_settings(varying(self.runs))
+        unsaid = {key for key in keys if len({_plain(r.config[key]) for r in self.runs if key in r.config}) < 2}
+        return sorted(keys, key=lambda key: (key in unsaid, _rank(key), key))
 
 
 def seed_of(run: ComparedRun) -> Hashable | None:
@@ -99,7 +102,7 @@ def default_keys(runs: Sequence[ComparedRun]) -> list[str]:
     if all("total_batch_size" in run.config for run in runs):
         apart |= _FROM_BATCH_SIZE
     candidates = [key for key in varying(runs) if key not in apart and not key.startswith("_")]
-    candidates.sort(key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+    candidates.sort(key=lambda key: (_rank(key), key))
     chosen: list[str] = []
     places: list[tuple[str, ...]] = [()] * len(runs)
     for key in candidates:
@@ -150,6 +153,10 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and value.isprintable():
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _rank(key: str) -> int:
+    return _FIRST.index(key) if key in _FIRST else len(_FIRST)
 
 
 def _check_key(flag: str, key: str, runs: Sequence[ComparedRun]) -> None:

@@ -24,7 +24,7 @@ class HeatMap:
     """One statistic of one run.
 
     Attributes:
-        layers: names, from input to output.
+        layers: names, from input to output where the run's records know that.
         steps: of the columns, equally spaced.
         values: `[layers, steps]`; NaN where there is none, or none that has a logarithm.
     """
@@ -63,7 +63,8 @@ def heat_map(run: ComparedRun, statistic: str) -> HeatMap | None:
     records = [r for r in run.layers if any(statistic in entry for entry in r["layers"].values())]
     if not records:
         return None
-    layers = list(dict.fromkeys(name for r in records for name, entry in r["layers"].items() if statistic in entry))
+    having = {name for r in records for name, entry in r["layers"].items() if statistic in entry}
+    layers = [name for name in dict.fromkeys(name for r in run.layers for name in r["layers"]) if name in having]
     found = np.asarray([r["step"] for r in records], float)
     order = np.argsort(found, kind="stable")
     found = found[order]

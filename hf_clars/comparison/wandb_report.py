@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UserError
+from .document import findings, notes
 from .groups import compared_settings
 from .question import UNITS
 from .summaries import Comparison, GroupSummary
-from .tables import DIFFERENCES, differences, lines, markdown, table, title
 from .verdict import verdict
 
 _PREFIX = "wandb:"
@@ -54,11 +54,7 @@ def create_wandb_report(comparison: Comparison) -> str:
     import wandb_workspaces.reports.v2 as wr
 
     entity, project, _ = _address(comparison.groups[0].runs[0].run.source)
-    text = [*verdict(comparison), f"{title(comparison)}\n\n{markdown(*table(comparison))}"]
-    head, rows = differences(comparison)
-    if rows:
-        text.append(f"{DIFFERENCES}\n\n{markdown(head, rows)}")
-    notes = lines(comparison)
+    remarks = notes(comparison)
     grid = wr.PanelGrid(
         runsets=[one for group in comparison.groups[:_MOST_GROUPS] for one in _run_sets(group)],
         panels=[_panel(comparison, axis, i) for i, axis in enumerate(comparison.axes)],
@@ -69,9 +65,9 @@ def create_wandb_report(comparison: Comparison) -> str:
         title=f"{comparison.question.metric.replace('/', ' ')}: {len(comparison.groups)} groups compared"[:128],
         description=verdict(comparison)[0],
         blocks=[
-            wr.MarkdownBlock("\n\n".join(text)),
+            wr.MarkdownBlock(findings(comparison)),
             grid,
-            *([wr.MarkdownBlock("\n".join(f"- {line}" for line in notes))] if notes else []),
+            *([wr.MarkdownBlock(remarks)] if remarks else []),
         ],
     )
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from sys import intern
@@ -46,6 +47,7 @@ class History:
         self._batch = total_batch_size if _is_number(total_batch_size) and total_batch_size > 0 else None
         self._rows: dict[int, Row] = {}
         self._layers: dict[int, dict[str, dict[str, float]]] = {}
+        self._layers_in_order = False
         self._step = 0
         self._clock = 0.0  # seconds of the parts before this one, until the step from which it goes on
         self._last_time = 0.0
@@ -105,7 +107,8 @@ class History:
         self._layers = {s: layers for s, layers in self._layers.items() if s < step}
 
     def add_layers(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Records of a `layer_statistics.jsonl`."""
+        """Records of a `layer_statistics.jsonl`, whose layers are in the order of the model."""
+        self._layers_in_order = True
         for record in records:
             self._layers[int(record["step"])] = record["layers"]
             self._rows.setdefault(int(record["step"]), {"step": record["step"]}).setdefault("epoch", record["epoch"])
@@ -123,14 +126,25 @@ class History:
         return [row for row in rows if len(row) > 1]
 
     def layers(self) -> list[dict[str, Any]]:
-        """In order of their step. Where a step's row has no epoch, it is reckoned from the last one that has."""
+        """In order of their step. Where a step's row has no epoch, it is reckoned from the last one that has.
+
+        Layers are in the order of a file's records; single values come in any order, and then they are by name.
+        """
         known = [(step, row["epoch"]) for step, row in self._rows.items() if step and "epoch" in row]
         per_step = known[-1][1] / known[-1][0] if known else None
         records = []
         for step in sorted(self._layers):
             epoch = self._rows.get(step, {}).get("epoch", None if per_step is None else step * per_step)
-            records.append({"step": step, **({} if epoch is None else {"epoch": epoch}), "layers": self._layers[step]})
+            layers = self._layers[step]
+            if not self._layers_in_order:
+                layers = {name: layers[name] for name in sorted(layers, key=_by_numbers)}
+            records.append({"step": step, **({} if epoch is None else {"epoch": epoch}), "layers": layers})
         return records
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """So that `layer10` comes after `layer9`."""
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
 def flat_config(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
