@@ -1,6 +1,7 @@
 """`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly."""
 
 import os
+import select
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -14,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `hf-clars`; returns the exit status.
 
     0; 2 for what the user can mend before the training; 1 for what ended it; 75 when it was asked to end (SIGTERM,
-    SIGUSR1) and left a checkpoint; 130 after Ctrl-C.
+    SIGUSR1) and left a checkpoint; 130 after Ctrl-C; 141 where nobody reads on (`| head`).
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:  # the recipe has flags by the hundred, and parses them itself
@@ -90,6 +91,11 @@ def _work(options: Namespace) -> None:
 def _guarded(work: Callable[[], None]) -> int:
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141
     except UserError as error:
         return _say(error, 2)
     except TrainingFailedError as error:
@@ -101,6 +107,16 @@ def _guarded(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether the broken pipe is the output, which is then let go: what is left of it would raise at the very end."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _say(error: object, status: int) -> int:

@@ -322,6 +322,74 @@ def test_the_command_writes_its_files_and_no_others(tmp_path, read, capsys):
     assert left == (expected | {"mine.txt"}) - {"layers-heat-maps.png", "layers-heat-maps.svg"}
 
 
+@pytest.mark.parametrize(("count", "state"), [(1, "running"), (1, "failed"), (70, "diverged"), (70, "running")])
+def test_a_page_where_no_run_finished(tmp_path, read, count, state):
+    pytest.importorskip("matplotlib")
+    read([run("clars", seed, [0.2, 0.3], state=state) for seed in range(count)])
+    assert main(["compare", "outputs", "--out", str(tmp_path)]) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    drawn = state == "diverged"
+    assert any("No run has finished" in text for text in page.texts)
+    assert bool(page.all("figure")) == drawn == (tmp_path / "curves-epoch.png").exists()
+    lost = [path for path in page.all("path") if path["class"] == "single lost"]
+    assert len(lost) == (4 * count if drawn else 0)  # over each axis
+
+
+def test_an_axis_that_only_a_running_run_knows_is_not_drawn():
+    runs = [run("clars", seed) for seed in (0, 1)]
+    for row in (row for one in runs for row in one.history):
+        del row["seconds"]
+    page, _ = page_of([*runs, run("clars", 2, state="running")])
+    assert len(page.all("figure")) == 3
+
+
+def test_groups_of_one_name_are_told_apart():
+    runs = [run(seed=seed, betas=betas) for betas in ([1], "[1]") for seed in (0, 1)]
+    comparison = analyse(runs, Question())
+    assert [group.name for group in comparison.groups] == ["betas=[1]", "betas=[1] (2)"]
+    assert len(comparison.differences_in("final")) == 1
+
+
+def test_no_cell_is_folded_where_a_part_of_the_table_fits():
+    pytest.importorskip("rich")
+    runs = [run(o, s, learning(0.9, 0.5, s)) for o in ("clars", "lars") for s in range(3)]
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    tables.print_comparison(analyse(runs, Question(target=0.75)), terminal)
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()]
+    starts = [i for i, words in enumerate(lines) if words[:1] == ["group"]]
+    assert len(starts) > 1
+    assert all([words[:1] for words in lines[i : i + 4]] == [["group"], ["clars"], ["lars"], []] for i in starts)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_an_output_has_no_letters_for(tmp_path, encoding):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    log = [{"step": step, "epoch": step, "eval_accuracy": step / 4} for step in (1, 2)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    (tmp_path / os.fsdecode(b"\xfe.json")).write_text('{"place": ')
+    command = [sys.executable, "-m", "hf_clars", "compare", str(tmp_path), "--out", str(tmp_path / "report")]
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"\\udcfe.json" in result.stdout
+    assert "\\udcff" in (tmp_path / "report" / "runs.csv").read_text()
+
+
+def test_who_reads_the_output_may_stop(tmp_path):
+    log = [{"step": step, "epoch": step, "eval_accuracy": step / 4} for step in (1, 2)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    for unbuffered in ("", "1"):
+        with subprocess.Popen(
+            [sys.executable, "-m", "hf_clars", "compare", str(tmp_path)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        ) as process:  # fmt: skip
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
+
+
 def test_pictures_of_odd_names(tmp_path, read):
     """What matplotlib would read as mathematics, or hide."""
     pytest.importorskip("matplotlib")

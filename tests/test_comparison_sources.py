@@ -162,8 +162,18 @@ def test_a_training_whose_last_loss_is_not_finite_has_diverged(trainings):
         ("trainer_state.json", "[]", "trainer_state.json holds a list"),
         ("trainer_state.json", "{}", "has no log_history"),
         ("trainer_state.json", '{"log_history": [1]}', "has no log_history"),
+        ("trainer_state.json", '{"log_history": [{"step": "one"}]}', "trainer_state.json lacks something, or has"),
+        ("trainer_state.json", '{"log_history": [{"step": Infinity}]}', "trainer_state.json lacks something, or has"),
+        ("trainer_state.json", '{"log_history": [], "stateful_callbacks": 1}', "trainer_state.json lacks something"),
+        ("trainer_state.json", "[" * 100_000, "trainer_state.json is damaged"),
         ("run.json", "", "run.json is damaged"),
-        ("layer_statistics.jsonl", '{"step": 1}{"step": x}\n', "layer_statistics.jsonl is damaged"),
+        ("layer_statistics.jsonl", '{"step": 1}{"step": x}\n', "layer_statistics.jsonl lacks something"),
+        ("layer_statistics.jsonl", "1\n", "layer_statistics.jsonl lacks something"),
+        (
+            "layer_statistics.jsonl",
+            '{"step": 1, "epoch": 1, "layers": {"a": 1}}\n',
+            "lacks something, or has something",
+        ),
     ],
 )
 def test_a_damaged_training_is_named_and_the_others_are_read(trainings, file, content, told):
@@ -174,6 +184,46 @@ def test_a_damaged_training_is_named_and_the_others_are_read(trainings, file, co
     assert len(unreadable) == 1
     assert unreadable[0].startswith(f"{trainings / 'clars'}: ")
     assert told in unreadable[0]
+
+
+def test_a_plain_trainer_that_diverged_shows_in_its_evaluations_alone(trainings):
+    """By default it logs a finite training loss in place of one that is not (`logging_nan_inf_filter`)."""
+    file = without_others(trainings / "plain") / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    [e for e in state["log_history"] if "eval_loss" in e][-1]["eval_loss"] = math.nan
+    file.write_text(json.dumps(state))
+    assert only(trainings / "plain").state == "diverged"
+
+
+def test_numbers_of_any_size(trainings):
+    file = without_others(trainings / "plain") / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    state["log_history"] += [
+        {"step": 4, "eval_accuracy": 10**400, "epoch": 2.0},
+        {"step": 5, "epoch": math.nan, "x": 1},
+    ]
+    file.write_text(json.dumps(state))
+    run = only(trainings / "plain")
+    assert run.points("eval/accuracy", "epoch")[0] == [1, 2]
+    assert run.points("x", "epoch") == ([], [])
+
+
+def test_output_folders_may_be_called_run(trainings):
+    """As those of a search are; W&B's have a date behind it."""
+    for number, name in enumerate(("clars", "plain")):
+        without_others(trainings / name).rename(trainings / f"run-{number}")
+    shutil.rmtree(trainings / "wandb")
+    runs, unreadable = read_sources([str(trainings)])
+    assert (len(runs), unreadable) == (2, [])
+
+
+def test_what_is_no_file_of_a_run_is_left_alone(trainings):
+    os.mkfifo(trainings / "pipe.json")
+    (trainings / "folder.json").mkdir()
+    (trainings / "self").symlink_to("self")
+    shutil.rmtree(trainings / "wandb")
+    runs, unreadable = read_sources([str(trainings)])
+    assert (len(runs), unreadable) == (2, [])
 
 
 # --- other kinds -----------------------------------------------------------------------------------------------------
@@ -289,6 +339,13 @@ def test_a_training_in_three_forms_is_one_run(trainings):
     assert runs[0].points("train/loss")[1] == [e["loss"] for e in logged(trainings / "clars") if "loss" in e]
 
 
+def test_a_training_whose_forms_are_in_several_sources_is_one_run(trainings):
+    """`hf-clars compare outputs wandb` would otherwise count every run twice."""
+    for sources, names in ((["clars", "wandb"], ["its", "mine"]), (["wandb", "clars", "plain"], ["mine", "plain"])):
+        runs, _ = read_sources([str(trainings / name) for name in sources])
+        assert sorted(run.name for run in runs) == names
+
+
 def test_the_form_that_goes_on_longest_has_the_history(trainings):
     """The training was killed after its first checkpoint, and logged on until then."""
     for file in ("trainer_state.json", "checkpoint-4/trainer_state.json"):
@@ -382,6 +439,20 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(UserError, match="Permission denied"):
         read_sources([str(tmp_path / "closed")])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_among_others_that_may_not_be_read_is_named(trainings):
+    (trainings / "closed").mkdir(mode=0)
+    runs, unreadable = read_sources([str(trainings)])
+    assert len(runs) == 2
+    assert unreadable == [f"{trainings / 'closed'}: it may not be read"]
+
+
+@pytest.mark.parametrize("source", ["a" * 5000, "~nobody-of-that-name/x"])
+def test_names_that_no_file_can_have(source):
+    with pytest.raises(UserError, match="does not exist"):
+        read_sources([source])
 
 
 def test_without_tensorboard_its_files_are_named_and_trainers_are_read(trainings, monkeypatch):

@@ -31,7 +31,7 @@ for s in (2, 4):
     run.log({"layers/gamma/head.weight": s / 10, "layers/gamma/conv.weight": math.nan, "train/global_step": s})
     run.log({"eval/accuracy": s / 8, "train/epoch": s / 2, "train/global_step": s})
 run.log({"train/loss": math.nan, "eval/loss": -math.inf, "some": math.inf, "train/global_step": 6})
-run.log({"train/loss": 0.125, "train/global_step": 8, "images": wandb.Histogram([1, 2, 3]),
+run.log({"train/loss": 0.125, "eval/loss": 0.5, "train/global_step": 8, "images": wandb.Histogram([1, 2, 3]),
          "table": wandb.Table(columns=["x"], data=[[1]])})
 run.log({"test/accuracy": 0.75})
 run.config.update({"late": True})

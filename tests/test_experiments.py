@@ -255,11 +255,30 @@ def test_folders_that_cannot_be_written_are_found_before_anything_runs(tmp_path,
 def test_two_do_not_make_the_same_run(tmp_path, fashion_mnist):
     run = Run({"n": "a"}, {**TINY, "dataset": str(fashion_mnist)})
     runner = Runner(tmp_path / "results", tmp_path / "work", threads=1, say=lambda line: None)
-    (tmp_path / "work").mkdir()
+    log = tmp_path / "work" / run.file_name / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("half a line of the other's")
     with filelock.FileLock(tmp_path / "work" / f"{run.file_name}.lock"):
         assert runner.fill([run]) == {}
     assert "another process is at work on this run" in runner.failed[0]
+    assert log.read_text() == "half a line of the other's"
     assert run.key in runner.fill([run])
+
+
+def test_what_another_command_has_made_meanwhile_is_not_made_again(tmp_path, fashion_mnist):
+    first, second = (
+        Run({"n": n}, {**TINY, "dataset": str(fashion_mnist), "seed": seed}) for seed, n in enumerate("ab")
+    )
+    other = Result(dict(second.place), dict(second.settings), "finished", 1.0, "its", {}, [], {"eval_accuracy": 0.5})
+
+    def say(line: str) -> None:
+        if line.startswith("[1/2]"):
+            write_result(tmp_path / "results", second, other)
+
+    runner = Runner(tmp_path / "results", tmp_path / "work", threads=1, say=say)
+    results = runner.fill([first, second])
+    assert results[second.key] == other
+    assert results[first.key].commit != "its"
 
 
 def test_data_sets_of_a_folder_stand_for_those_of_the_hub(tmp_path):

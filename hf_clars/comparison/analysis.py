@@ -10,7 +10,7 @@ from .groups import Group, group_runs, remarks
 from .question import MEASURES, UNITS, Question, target_text
 from .runs import AXES, ComparedRun
 from .statistics import Curve, area, best_of, difference, first_reaching, mean_of, shared_range
-from .summaries import Comparison, Difference, GroupSummary, RunSummary, distance, ranked
+from .summaries import DRAWN_STATES, Comparison, Difference, GroupSummary, RunSummary, distance, ranked
 
 _INFINITE = 3.4e38  # float32 ends here: what is beyond has no square in float64, and no meaning
 
@@ -57,7 +57,7 @@ def analyse(
     return Comparison(
         question,
         groups,
-        [axis for axis in AXES if any(axis in c for c in curves)],
+        [axis for axis in AXES if any(axis in c for run, c in kept if run.state in DRAWN_STATES)],
         range_,
         differences,
         [*remarks([g.group for g in groups]), *_remarks(groups, question, range_)],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import platform
 import shlex
 import sys
@@ -89,6 +91,7 @@ def compare(options: Namespace) -> None:
 
         check_wandb_report(options.sources)
     if options.out is not None:
+        options.out = os.path.expanduser(options.out)  # shells leave `--out=~/report` as it is
         need_matplotlib()
         checks.writable_folder("--out", options.out)
 
@@ -102,6 +105,8 @@ def compare(options: Namespace) -> None:
     comparison = analyse(runs, question, keys, skipped)
     drawn = runs_with_layers(comparison, options.layers) if options.out is not None else []
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what its encoding has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     print_comparison(comparison, sys.stdout)
     if options.out is not None:
         try:
@@ -149,7 +154,8 @@ def _write(comparison: Comparison, drawn: Sequence[ComparedRun], folder: Path, a
         "report.html": report(comparison, about, heat_rows),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        # A file's name may hold bytes that are no UTF-8.
+        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     written = [folder / name for name in texts]
     for axis in comparison.axes:
         written += save(curves_figure(comparison, axis), folder / f"curves-{axis}")

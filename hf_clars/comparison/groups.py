@@ -89,7 +89,9 @@ def group_runs(runs: Sequence[ComparedRun], keys: Sequence[str] | None = None) -
     for run in runs:
         members[tuple(_plain(run.config.get(key)) for key in keys)].append(run)
     groups = [{key: group[0].config.get(key) for key in keys} for group in members.values()]
-    return [Group(_name(s), s, group) for s, group in zip(groups, members.values(), strict=True)]
+    names = [_name(settings) for settings in groups]
+    names = [f"{n} ({names[:i].count(n) + 1})" if n in names[:i] else n for i, n in enumerate(names)]
+    return [Group(*group) for group in zip(names, groups, members.values(), strict=True)]
 
 
 def default_keys(runs: Sequence[ComparedRun]) -> list[str]:

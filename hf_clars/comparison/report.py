@@ -11,7 +11,7 @@ from .groups import compared_settings, shown, varying
 from .heat_maps import HeatMap
 from .question import MEASURE_NAMES, MEASURES, UNITS, VALUES, falls, target_text
 from .report_pictures import chart, heat, style
-from .series import MOST_SINGLE_RUNS, STYLES
+from .series import STYLES, draws_single_runs
 from .statistics import LEVEL
 from .summaries import Comparison, Difference, RunSummary
 from .tables import finite
@@ -73,9 +73,9 @@ def _content(
         "to_target": [UNITS[axis] for axis in to_target],
         "differences": _differences(comparison),
         "charts": charts,
-        "first_axis": question.axis if question.axis in comparison.axes else comparison.axes[0],
+        "first_axis": question.axis if question.axis in comparison.axes else next(iter(comparison.axes), None),
         "styles": STYLES,
-        "few": len(comparison.runs) <= MOST_SINGLE_RUNS,
+        "few": draws_single_runs(comparison),
         "heats": heats,
         "lost": _lost(comparison),
         "settings": _settings(comparison),

@@ -43,7 +43,7 @@ class ComparedRun:
         return sorted({key for row in self.history for key in row} - set(AXES))
 
     def points(self, metric: str, axis: str = "step") -> tuple[list[float], list[float]]:
-        """The curve of one metric over one axis, as two lists; rows that lack either, and values that are no finite
-        number, are left out."""
-        rows = [row for row in self.history if math.isfinite(row.get(metric, math.nan)) and axis in row]
+        """The curve of one metric over one axis, as two lists; rows where one of them is no finite number, or
+        is not there, are left out."""
+        rows = [row for row in self.history if all(math.isfinite(row.get(key, math.nan)) for key in (metric, axis))]
         return [row[axis] for row in rows], [row[metric] for row in rows]

@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ((), (6, 3), (1.5, 2.5), (8, 3, 1.5, 3))
 STYLES = len(COLOURS) * len(DASHES)
 MOST_SINGLE_RUNS = 60
-"""With more runs than this, single runs are not drawn."""
+"""With more runs than this, single runs are not drawn beside the means."""
 _MOST_POINTS = 200
 
 
@@ -51,7 +51,7 @@ class Scale:
 
 def series_of(comparison: Comparison, axis: str) -> list[Series]:
     """The groups that have the metric over an axis, the leader first."""
-    few = len(comparison.runs) <= MOST_SINGLE_RUNS
+    few = draws_single_runs(comparison)
     found = []
     for i, group in enumerate(comparison.groups):
         finished = _curves(group.finished, axis)
@@ -70,6 +70,11 @@ def series_of(comparison: Comparison, axis: str) -> list[Series]:
                 )
             )
     return found
+
+
+def draws_single_runs(comparison: Comparison) -> bool:
+    """Whether runs have lines of their own: few do, and those that diverged where there is nothing else to draw."""
+    return len(comparison.runs) <= MOST_SINGLE_RUNS or not any(group.finished for group in comparison.groups)
 
 
 def scale_of(comparison: Comparison, series: Sequence[Series]) -> Scale:

@@ -12,6 +12,9 @@ from .question import Question
 from .runs import AXES, ComparedRun
 from .statistics import Curve, Interval, Mean
 
+DRAWN_STATES = ("finished", "diverged")
+"""Runs of which something is said or drawn; others have no end yet, or none that says anything."""
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -58,7 +61,7 @@ class GroupSummary:
     @property
     def tried(self) -> int:
         """Runs that reached the target or did not: the finished and the diverged. Of others nobody knows."""
-        return self.count("finished", "diverged")
+        return self.count(*DRAWN_STATES)
 
     def by_seed(self, measure: str) -> dict[Hashable, float]:
         """A measure of the finished runs by their seed; by something that pairs with nothing where seeds are not
@@ -86,7 +89,7 @@ class Comparison:
 
     Attributes:
         groups: the leader first; see `ranked`.
-        axes: those that have points of the metric.
+        axes: those over which a finished or diverged run has points of the metric.
         range: of the axis, that the area is taken over; None where the runs share none.
         differences: of each group to the leader, in every measure.
         remarks: lines about what a reader must know to trust the numbers.

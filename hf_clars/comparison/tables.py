@@ -122,7 +122,7 @@ def _most(lines: list[str], most: int = 40) -> list[str]:
 
 def _parts(head: Sequence[str], rows: Rows, width: int) -> list[list[int]]:
     """Columns of tables that fit a width, the first column in each of them."""
-    widths = [max(len(row[i]) for row in [head, *rows]) + 1 for i in range(len(head))]
+    widths = [max(len(row[i]) for row in [head, *rows]) + 2 for i in range(len(head))]  # rich's padding
     first = min(widths[0], width // 2)
     parts: list[list[int]] = [[0]]
     for i in range(1, len(head)):

@@ -18,6 +18,8 @@ import torch
 from ..errors import Preempted
 from .grid import Run
 
+_AT_WORK = 3  # the exit status where another process has the lock; none of the recipe's
+
 
 class RunProcess:
     """`hf-clars train` with a run's flags, in its folder, from now on.
@@ -78,6 +80,8 @@ class RunProcess:
 
     def last_error(self) -> str:
         """Why it failed, in its own words."""
+        if self.status == _AT_WORK:
+            return f"another process is at work on this run in {self.folder}"
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else (lines[-1].strip() if lines else "")
@@ -110,15 +114,13 @@ def _work(flags: list[str], environment: dict[str, str], folder: str, log: str, 
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        with open(log, "a") as file:
-            file.write(f"error: another process is at work on this run in {folder}\n")
-        sys.exit(2)
+        sys.exit(_AT_WORK)  # the log is the other's
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     status = _launched([*launch, "--module", "hf_clars", "train", *flags]) if launch else _trained(flags, environment)
+    Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may be somebody else's
     lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)
     sys.exit(status)
 
 

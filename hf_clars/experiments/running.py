@@ -101,7 +101,11 @@ class Runner:
         try:
             while (waiting and not stop.asked) or under_way:
                 while waiting and len(under_way) < self.jobs and not stop.asked:
-                    under_way.append(self._start(waiting.pop(0), slot=_free_slot(under_way)))
+                    run = waiting.pop(0)
+                    if (made := read_result(self.results, run)) is not None:  # by another command, meanwhile
+                        done[run.key] = made
+                        continue
+                    under_way.append(self._start(run, slot=_free_slot(under_way)))
                 for process in [p for p in under_way if not p.is_alive()]:
                     under_way.remove(process)
                     done[process.run.key] = self._collect(process)
@@ -163,7 +167,7 @@ class Runner:
         except (OSError, ValueError, KeyError) as error:
             self.failed.append(f"{run.title}: its result cannot be kept ({error}); what it left is in {folder}")
             return None
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # what is left of it is in nobody's way
         return result
 
     def _tell(self, process: RunProcess, result: Result | None, number: int, total: int) -> None:

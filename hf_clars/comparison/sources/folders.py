@@ -1,10 +1,11 @@
-"""All runs in a folder, of whatever kind, each once."""
+"""All runs in folders, of whatever kind, each once."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from .tensorboard_events import event_folders, read_event_folders
 from .trainer_folder import is_trainer_folder, read_trainer_folder
 from .wandb_offline import logs_in, read_logs
 
-_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d|latest-run|(wandb|runs)$")
+_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d{8}_\d{6}-|latest-run$|(wandb|runs)$")
 
 
 @dataclass
@@ -29,20 +30,26 @@ class _Found:
     wandb_id: str | None = None
 
 
-def read_folder(folder: Path, unreadable: list[str]) -> list[ComparedRun]:
-    """The runs in a folder and in the folders in it: Trainer's output folders, W&B's logs (also those in a `wandb/`),
+def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[ComparedRun]:
+    """The runs in folders and in the folders in them: Trainer's output folders, W&B's logs (also those in a `wandb/`),
     TensorBoard's event files (also those in a `runs/`), results.
 
-    A training that left several of them is one run, see `_joined`: W&B's is Trainer's where the ids are equal or, if
-    Trainer's is not known, where it is the only one with that `output_dir`; TensorBoard's where it lies in Trainer's
-    folder.
+    A training that left several of them, in whichever of the folders, is one run, see `_joined`: W&B's is Trainer's
+    where the ids are equal or, if Trainer's is not known, where it is the only one with that `output_dir`;
+    TensorBoard's where it lies in Trainer's folder.
     """
-    places = [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))]
+    places: list[Path] = []
+    for folder in folders:
+        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))
+        closed = [p for p in inner if not os.access(p, os.R_OK | os.X_OK)]
+        unreadable += [f"{p}: it may not be read" for p in closed]
+        places += [folder, *(p for p in inner if p not in closed)]
+    places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once, as it was named first
     trainings = list(_trainings(places, unreadable))
     logs = dict.fromkeys(log for place in places for log in logs_in(place))
-    logged = [_Found(run, folder, run_id) for run_id, run in read_logs(logs, unreadable)]
+    logged = [_Found(run, Path(run.source), run_id) for run_id, run in read_logs(logs, unreadable)]
     events = list(_events(places, {t.place for t in trainings}, unreadable))
-    files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json"))]
+    files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json")) if f.is_file()]
     results = [result for file in files if (result := _read(read_result_file, file, unreadable))]
 
     by_id = {found.wandb_id: found for found in logged}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from transformers.integrations import rewrite_logs
 
@@ -12,7 +10,7 @@ from ...configuration import with_numbers
 from ...experiments.grid import Run
 from ...experiments.results import Result
 from ..runs import ComparedRun
-from .rows import History, Unreadable, end_state, flat_config
+from .rows import History, Unreadable, end_state, flat_config, read_from, read_json
 
 _KEYS = ("place", "settings", "state", "curve")
 
@@ -27,14 +25,12 @@ def read_result_file(file: Path) -> ComparedRun | None:
         with open(file, "rb") as opened:
             if b'"place"' not in opened.read(100):
                 return None
-        value: Any = json.loads(file.read_text())
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
-    except ValueError as error:
-        raise Unreadable(f"not JSON: {' '.join(str(error).split())}") from None
+    value = read_json(file)
     if not isinstance(value, dict) or not value.keys() >= set(_KEYS):
         return None
-    try:
+    with read_from("the result"):
         result = Result(**value)
         config = with_numbers({**result.place, **result.settings})
         history = History(config.get("total_batch_size"))
@@ -50,5 +46,3 @@ def read_result_file(file: Path) -> ComparedRun | None:
             state=end_state(result.state, rows),
             layers=history.layers(),
         )
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise Unreadable(f"a result that lacks something, or has something else ({error})") from None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from sys import intern
 from typing import Any, TypeGuard
 
@@ -23,6 +27,7 @@ _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole tra
     "train/train_steps_per_second", "train/total_flos",
 }  # fmt: skip
 _TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
+_EVALUATION_LOSSES = ("eval/loss", "eval_loss")
 _NO_SETTINGS = ("id2label", "label2id")  # names of classes, of which there may be thousands
 
 
@@ -32,6 +37,29 @@ class Unreadable(Exception):
 
 class NothingLogged(Unreadable):
     """It was cut off before anything was logged."""
+
+
+@contextmanager
+def read_from(file: str) -> Iterator[None]:
+    """While a file's content is taken apart, which may be anything, whoever wrote it.
+
+    Raises:
+        Unreadable: in place of what something missing or of another kind raises.
+    """
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+        raise Unreadable(f"{file} lacks something, or has something else ({error})") from None
+
+
+def read_json(file: Path) -> Any:
+    """Raises `Unreadable`."""
+    try:
+        return json.loads(file.read_text())
+    except OSError as error:
+        raise Unreadable(f"{file.name}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{file.name} is damaged: {' '.join(str(error).split())}") from None
 
 
 class History:
@@ -81,6 +109,8 @@ class History:
             step: its optimizer step; None for that of the row before.
             time: seconds by some clock that may begin anew when a run goes on; used where no row says `*/seconds`.
         """
+        if step is not None and not _is_number(step):
+            raise ValueError(f"step {str(step)[:20]}")
         self._step = self._step if step is None else int(step)
         row = self._rows.setdefault(self._step, {"step": self._step})
         if _is_number(time):
@@ -110,7 +140,10 @@ class History:
         """Records of a `layer_statistics.jsonl`, whose layers are in the order of the model."""
         self._layers_in_order = True
         for record in records:
-            self._layers[int(record["step"])] = record["layers"]
+            self._layers[int(record["step"])] = {
+                name: {statistic: value for statistic, value in entry.items() if _is_number(value)}
+                for name, entry in record["layers"].items()
+            }
             self._rows.setdefault(int(record["step"]), {"step": record["step"]}).setdefault("epoch", record["epoch"])
 
     def rows(self) -> list[Row]:
@@ -173,12 +206,16 @@ def guessed_end(config: Mapping[str, Any], rows: list[Row]) -> str:
 
 
 def end_state(state: str, rows: list[Row], diverged: Any = False) -> str:
-    """`state`, unless the run says that it diverged, or its last training loss is not finite."""
+    """`state`, unless the run says that it diverged, or its last loss, of training or evaluation, is not finite.
+
+    That of training alone would not tell: a plain Trainer logs finite ones in place of others (its filter).
+    """
     if diverged is True or diverged == "true":
         return "diverged"
-    losses = next(filter(None, ([row[name] for row in rows if name in row] for name in _TRAINING_LOSSES)), [0.0])
-    if not math.isfinite(losses[-1]):
-        return "diverged"
+    for names in (_TRAINING_LOSSES, _EVALUATION_LOSSES):
+        losses = next(filter(None, ([row[name] for row in rows if name in row] for name in names)), [0.0])
+        if not math.isfinite(losses[-1]):
+            return "diverged"
     return state if state in STATES else "failed"
 
 
@@ -194,4 +231,6 @@ def _first_number(values: Iterable[Any]) -> float:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int):  # JSON has some that are no float
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, float)

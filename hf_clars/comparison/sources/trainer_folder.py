@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers.integrations import rewrite_logs
 from ...training.records import read_records
 from ...training.statistics import FILE_NAME
 from ..runs import STATES, ComparedRun
-from .rows import History, Unreadable, end_state, flat_config, guessed_end
+from .rows import History, Unreadable, end_state, flat_config, guessed_end, read_from, read_json
 
 _STATE = "trainer_state.json"
 _RUN = "run.json"  # what `ClarsTrainer` leaves: its settings, its end, its W&B run
@@ -33,20 +32,26 @@ def read_trainer_folder(folder: Path) -> tuple[str | None, ComparedRun]:
     Raises:
         Unreadable: a file of it is not whole, or it has no history.
     """
-    kept = _json(folder / _RUN) if (folder / _RUN).is_file() else {}
+    kept = _mapping(folder / _RUN) if (folder / _RUN).is_file() else {}
     state_file = next((f for f in (folder / _STATE, *_checkpoints(folder)) if f.is_file()), None)
     if state_file is None:
         raise Unreadable(f"it has a {_RUN}, and neither {_STATE} nor checkpoints: nothing was logged yet")
-    state = _json(state_file)
+    state = _mapping(state_file)
     log = state.get("log_history")
     if not isinstance(log, list) or not all(isinstance(e, dict) and "step" in e for e in log):
         raise Unreadable(f"{state_file.relative_to(folder)} has no log_history: it is not Trainer's")
+    with read_from(str(state_file.relative_to(folder))):
+        return _read(folder, kept, state)
+
+
+def _read(folder: Path, kept: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str | None, ComparedRun]:
     callbacks = state.get("stateful_callbacks") or {}
     saved = (callbacks.get("ResumePoint") or {}).get("attributes") or {}  # of `ClarsTrainer`, in its checkpoints
     config = (
         flat_config(kept["config"]) if isinstance(kept.get("config"), dict) else _other_config(folder, state, saved)
     )
     history = History(config.get("total_batch_size"))
+    log = state["log_history"]
     for entry in log:
         history.add(rewrite_logs({k: v for k, v in entry.items() if k != "step"}), entry["step"])
     history.add_layers(_layer_records(folder))
@@ -62,7 +67,7 @@ def read_trainer_folder(folder: Path) -> tuple[str | None, ComparedRun]:
         layers=history.layers(),
     )
     known = kept if "wandb_run_id" in kept else saved
-    return (known["wandb_run_id"] or "") if "wandb_run_id" in known else None, run
+    return str(known["wandb_run_id"] or "") if "wandb_run_id" in known else None, run
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -71,13 +76,8 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [file for _, file in sorted(((int(m[1]), f) for m, f in found if m), reverse=True)]
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except OSError as error:
-        raise Unreadable(f"{file.name}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise Unreadable(f"{file.name} is damaged: {' '.join(str(error).split())}") from None
+def _mapping(file: Path) -> dict[str, Any]:
+    value = read_json(file)
     if not isinstance(value, dict):
         raise Unreadable(f"{file.name} holds a {type(value).__name__}, not keys and values")
     return value
@@ -86,13 +86,14 @@ def _json(file: Path) -> dict[str, Any]:
 def _other_config(folder: Path, state: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run that left no `run.json`, as far as other files have them."""
     models = [folder / "config.json", *(f.with_name("config.json") for f in _checkpoints(folder))]
-    model = next((_json(f) for f in models if f.is_file()), {})
+    model = next((_mapping(f) for f in models if f.is_file()), {})
     known = {key: state[key] for key in _OF_THE_STATE if key in state}
     return flat_config(model | known | {key: saved[key] for key in ("optim", "learning_rate") if key in saved})
 
 
 def _layer_records(folder: Path) -> list[dict[str, Any]]:
     try:
-        return [r for r in read_records(folder / FILE_NAME) if {"step", "epoch", "layers"} <= r.keys()]
-    except (OSError, ValueError) as error:
+        with read_from(FILE_NAME):
+            return [r for r in read_records(folder / FILE_NAME) if {"step", "epoch", "layers"} <= r.keys()]
+    except (OSError, RecursionError) as error:
         raise Unreadable(f"{FILE_NAME} is damaged: {error}") from None
