@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -301,7 +302,8 @@ def test_a_trackio_project(made):
 
 def test_a_folder_of_results(tmp_path):
     place = {"method": "lars", "B": 64, "seed": 1}
-    run = Run(place, {"optim": "lars", "total_batch_size": 64, "eta": "1e-3", "lr_scheduler_kwargs": {"power": "1.0"}})
+    settings = {"optim": "lars", "total_batch_size": 64, "eta": "1e-3", "lr_scheduler_kwargs": {"power": "1.0"}}
+    run = Run(place, settings | {"seed": 1})
     layers = [{"step": 1, "epoch": 0.5, "layers": {"head.weight": {"gamma": 0.25}}}]
     curve = [{"step": 2, "epoch": 1.0, "loss": 0.5, "eval_accuracy": 0.75}]
     rest = {"seconds": 3.0, "commit": "abc", "hardware": {"device": "CPU"}, "final": {}, "layers": layers}
@@ -314,7 +316,7 @@ def test_a_folder_of_results(tmp_path):
     (one, two), unreadable = read_sources([str(tmp_path)])
     assert (one.name, one.state, two.state) == ("lars B=64 seed=1", "finished", "diverged")
     assert one.config == {
-        "method": "lars", "B": 64, "seed": 1, "optim": "lars", "total_batch_size": 64, "eta": 0.001,
+        "axis.method": "lars", "axis.B": 64, "seed": 1, "optim": "lars", "total_batch_size": 64, "eta": 0.001,
         "lr_scheduler_kwargs.power": "1.0", "commit": "abc", "hardware.device": "CPU",
     }  # fmt: skip
     assert one.points("eval/accuracy", "images") == ([128], [0.75])
@@ -344,6 +346,29 @@ def test_a_training_whose_forms_are_in_several_sources_is_one_run(trainings):
     for sources, names in ((["clars", "wandb"], ["its", "mine"]), (["wandb", "clars", "plain"], ["mine", "plain"])):
         runs, _ = read_sources([str(trainings / name) for name in sources])
         assert sorted(run.name for run in runs) == names
+
+
+def test_a_result_and_the_wandb_log_of_its_run_are_one_run(trainings):
+    """A runner's output folders have the names of the results."""
+    rest = {"seconds": 3.0, "commit": "abc", "hardware": {}, "final": {}, "place": {"seed": 7}}
+    result = Result(settings={"optim": "clars", "seed": 7}, state="finished", curve=[{"step": 2, "loss": 0.5}], **rest)
+    (trainings / "results").mkdir()
+    (trainings / "results" / "clars.json").write_text(json.dumps(asdict(result)))
+    (one, other), _ = read_sources([str(trainings / "wandb"), str(trainings / "results")])
+    assert one.source == str(trainings / "results" / "clars.json")
+    assert one.history[-1]["step"] == 4  # W&B's goes on longer
+    assert one.config["total_batch_size"] == 32
+    assert other.name == "its"
+
+
+def test_layers_are_in_the_models_order_where_that_is_known_and_else_by_name(trainings):
+    names = ["stem.weight", "head.weight"]
+    records = [{"step": 1, "epoch": 0.5, "layers": {name: {"gamma": 1.0} for name in names}}]
+    (trainings / "clars" / "layer_statistics.jsonl").write_text(json.dumps(records[0]) + "\n")
+    assert list(only(without_others(trainings / "clars")).layers[0]["layers"]) == names
+    history = History(None)
+    history.add({f"layers/gamma/layer{k}.weight": 1.0 for k in (10, 2, 1)}, 1)
+    assert list(history.layers()[0]["layers"]) == ["layer1.weight", "layer2.weight", "layer10.weight"]
 
 
 def test_the_form_that_goes_on_longest_has_the_history(trainings):

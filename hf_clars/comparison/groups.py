@@ -12,7 +12,7 @@ from typing import Any
 from ..configuration import with_numbers
 from ..errors import UserError
 from ..experiments.grid import HOUSEKEEPING
-from .runs import ComparedRun
+from .runs import AXIS, ComparedRun
 
 SEEDS = ("seed", "data_seed")
 
@@ -73,7 +73,7 @@ def varying(runs: Iterable[ComparedRun]) -> list[str]:
 
 def compared_settings(keys: Iterable[str]) -> list[str]:
     """Without seeds and housekeeping."""
-    return [key for key in keys if key not in _TECHNICAL and not key.startswith("_")]
+    return [key for key in keys if key not in _TECHNICAL and not key.startswith(("_", AXIS))]
 
 
 def group_runs(runs: Sequence[ComparedRun], keys: Sequence[str] | None = None) -> list[Group]:
@@ -103,7 +103,7 @@ def default_keys(runs: Sequence[ComparedRun]) -> list[str]:
     apart = _TECHNICAL | _PLACE
     if all("total_batch_size" in run.config for run in runs):
         apart |= _FROM_BATCH_SIZE
-    candidates = [key for key in varying(runs) if key not in apart and not key.startswith("_")]
+    candidates = [key for key in varying(runs) if key not in apart and not key.startswith(("_", AXIS))]
     candidates.sort(key=lambda key: (_rank(key), key))
     chosen: list[str] = []
     places: list[tuple[str, ...]] = [()] * len(runs)

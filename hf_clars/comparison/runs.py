@@ -10,6 +10,9 @@ from typing import Any
 AXES = ("step", "epoch", "images", "seconds")
 """What a curve can be drawn over. `images` are those trained on so far, `seconds` those of training so far."""
 
+AXIS = "axis."
+"""Before the name of an axis of a grid that is no setting, but stands for some: `axis.method`."""
+
 STATES = ("finished", "diverged", "failed", "running")
 
 

@@ -35,8 +35,8 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
     TensorBoard's event files (also those in a `runs/`), results.
 
     A training that left several of them, in whichever of the folders, is one run, see `_joined`: W&B's is Trainer's
-    where the ids are equal or, if Trainer's is not known, where it is the only one with that `output_dir`;
-    TensorBoard's where it lies in Trainer's folder.
+    where the ids are equal or, if Trainer's is not known, where it is the only one with that `output_dir`, whose name
+    a result's file has, too; TensorBoard's where it lies in Trainer's folder.
     """
     places: list[Path] = []
     for folder in folders:
@@ -50,14 +50,16 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
     logged = [_Found(run, Path(run.source), run_id) for run_id, run in read_logs(logs, unreadable)]
     events = list(_events(places, {t.place for t in trainings}, unreadable))
     files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json")) if f.is_file()]
-    results = [result for file in files if (result := _read(read_result_file, file, unreadable))]
+    results = [
+        _Found(run, file.with_suffix("")) for file in files if (run := _read(read_result_file, file, unreadable))
+    ]
 
     by_id = {found.wandb_id: found for found in logged}
     times = Counter(map(_output_dir, logged))
     by_output_dir = {name: found for found in logged if times[name := _output_dir(found)] == 1}
     joined = []
     taken: set[int] = set()
-    for training in trainings:
+    for training in (*trainings, *results):
         if training.wandb_id is None:
             same = by_output_dir.get(training.place.resolve().name)
         else:
@@ -65,7 +67,7 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
         forms = [training, *([same] if same else []), *(found for found in events if found.place == training.place)]
         joined.append(_joined([found.run for found in forms]))
         taken |= {id(found) for found in forms}
-    return [*joined, *(found.run for found in (*logged, *events) if id(found) not in taken), *results]
+    return [*joined, *(found.run for found in (*logged, *events) if id(found) not in taken)]
 
 
 def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
@@ -96,7 +98,7 @@ def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any
 
 
 def _joined(forms: list[ComparedRun]) -> ComparedRun:
-    """One run of its several forms, Trainer's first, then W&B's, then TensorBoard's.
+    """One run of its several forms, Trainer's or the result first, then W&B's, then TensorBoard's.
 
     The history is that which goes on longest, the first of them where several do, with axes that its rows lack from the
     others'. Of settings, those of the form that has most of them go first. It diverged if one form says so, and else

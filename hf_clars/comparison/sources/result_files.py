@@ -9,7 +9,7 @@ from transformers.integrations import rewrite_logs
 from ...configuration import with_numbers
 from ...experiments.grid import Run
 from ...experiments.results import Result
-from ..runs import ComparedRun
+from ..runs import AXIS, ComparedRun
 from .rows import History, Unreadable, end_state, flat_config, read_from, read_json
 
 _KEYS = ("place", "settings", "state", "curve")
@@ -32,7 +32,8 @@ def read_result_file(file: Path) -> ComparedRun | None:
         return None
     with read_from("the result"):
         result = Result(**value)
-        config = with_numbers({**result.place, **result.settings})
+        axes = {f"{AXIS}{name}": value for name, value in result.place.items() if name not in result.settings}
+        config = with_numbers({**axes, **result.settings})
         history = History(config.get("total_batch_size"))
         for row in result.curve:
             history.add(rewrite_logs({k: v for k, v in row.items() if k != "step"}), row["step"])
