@@ -11,6 +11,7 @@ from .question import MEASURES, UNITS, Question, target_text
 from .runs import AXES, ComparedRun
 from .statistics import Curve, area, best_of, difference, first_reaching, mean_of, shared_range
 from .summaries import DRAWN_STATES, Comparison, Difference, GroupSummary, RunSummary, distance, ranked
+from .words import number
 
 _INFINITE = 3.4e38  # float32 ends here: what is beyond has no square in float64, and no meaning
 
@@ -123,8 +124,8 @@ def _remarks(groups: Sequence[GroupSummary], question: Question, range_: tuple[f
         lines.append(f"no mean value of the curves: the finished runs share no range of {UNITS[axis]}")
     elif range_ is not None and range_[1] < max(ends) / 2:
         lines.append(
-            f"the mean value is that up to {range_[1]:g} {UNITS[axis]}, where the shortest finished run ends; "
-            f"the longest ends at {max(ends):g}"
+            f"the mean value is that up to {number(range_[1])} {UNITS[axis]}, where the shortest finished run ends; "
+            f"the longest ends at {number(max(ends))}"
         )
     distances = {group.name: d for group in groups if (d := distance(group, axis)) is not None}
     if question.target is not None and distances and max(distances.values()) > 1.5 * min(distances.values()):

@@ -14,7 +14,7 @@ from .question import MEASURE_NAMES, MEASURES, UNITS, VALUES, target_text
 from .statistics import LEVEL, Mean
 from .summaries import Comparison, GroupSummary
 from .verdict import verdict
-from .words import short_interval, spread
+from .words import number, short_interval, spread
 
 Rows = list[list[str]]
 
@@ -49,7 +49,7 @@ def title(comparison: Comparison) -> str:
     text = f"{question.metric}, mean ± standard deviation over finished runs"
     if comparison.range is not None:
         begin, end = comparison.range
-        text += f"; `mean` over {UNITS[question.axis]} {begin:g} to {end:g}"
+        text += f"; `mean` over {UNITS[question.axis]} {number(begin)} to {number(end)}"
     if question.target is not None:
         text += f"; how long to {target_text(question)}, of those that reached it"
     return text

@@ -15,6 +15,9 @@ from .results import Result
 Results = Sequence[tuple[Run, Result]]
 
 
+_LARGE = 1e6  # a loss that grew without bound, and stayed finite
+
+
 def table(results: Results) -> str:
     """A Markdown row for each place of the grid but its seeds: accuracies as mean ± standard deviation over seeds."""
     axes = [axis for axis in results[0][0].place if axis != "seed"]
@@ -43,10 +46,8 @@ def mean_and_deviation(values: Sequence[float], percent: bool = False) -> str:
     if not values:
         return "–"
     scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
-    text = f"{statistics.mean(values) * scale:.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values) * scale:.{digits}f}"
-    return text + unit
+    numbers = [statistics.mean(values) * scale, *([statistics.stdev(values) * scale] if len(values) > 1 else [])]
+    return " ± ".join(f"{n:.{digits}f}" if n < _LARGE else f"{n:.2g}" for n in numbers) + unit
 
 
 def draw_mean(axis: Any, group: Sequence[Result], key: str, **style: Any) -> None:
