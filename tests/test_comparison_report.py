@@ -382,7 +382,7 @@ def test_who_reads_the_output_may_stop(tmp_path):
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     for unbuffered in ("", "1"):
         with subprocess.Popen(
-            [sys.executable, "-m", "hf_clars", "compare", str(tmp_path)],
+            [sys.executable, "-m", "hf_clars", "compare", str(tmp_path), "--out", str(tmp_path)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         ) as process:  # fmt: skip
             process.stdout.close()

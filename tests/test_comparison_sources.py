@@ -382,6 +382,18 @@ def test_the_form_that_goes_on_longest_has_the_history(trainings):
     assert len(runs) == 2  # the other one is in W&B's log only
 
 
+def test_metrics_that_only_one_form_has_are_not_lost(trainings):
+    """Such as those that somebody logs to W&B beside Trainer's."""
+    file = trainings / "clars" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    state["log_history"] = [{k: v for k, v in e.items() if k != "eval_accuracy"} for e in state["log_history"]]
+    file.write_text(json.dumps(state))
+    (run,) = (run for run in read_sources([str(trainings)])[0] if run.name == "mine")
+    assert run.points("eval/accuracy")[0] == [2, 4]
+    steps = [row["step"] for row in run.history]
+    assert steps == sorted(set(steps))
+
+
 def test_runs_of_the_same_output_folder_are_told_apart_by_wandbs_id(trainings):
     """Two W&B runs wrote `clars`; the folder is that of the later one."""
     (log,) = [f for f in (trainings / "wandb").glob("*/*.wandb") if b"total_batch_size" in f.read_bytes()]

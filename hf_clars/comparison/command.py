@@ -110,10 +110,10 @@ def compare(options: Namespace) -> None:
     print_comparison(comparison, sys.stdout)
     if options.out is not None:
         try:
-            for path in _write(comparison, drawn, Path(options.out), _about(options)):
-                print(path)
+            written = _write(comparison, drawn, Path(options.out), _about(options))
         except OSError as error:
             raise UserError(f"--out {options.out}: {error.filename or ''} {error.strerror or error}") from None
+        print(*written, sep="\n")
     if options.wandb_report:
         from .wandb_report import create_wandb_report
 

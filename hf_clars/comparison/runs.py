@@ -48,5 +48,6 @@ class ComparedRun:
     def points(self, metric: str, axis: str = "step") -> tuple[list[float], list[float]]:
         """The curve of one metric over one axis, as two lists; rows where one of them is no finite number, or
         is not there, are left out."""
-        rows = [row for row in self.history if all(math.isfinite(row.get(key, math.nan)) for key in (metric, axis))]
+        nan, finite = math.nan, math.isfinite
+        rows = [row for row in self.history if finite(row.get(metric, nan)) and finite(row.get(axis, nan))]
         return [row[axis] for row in rows], [row[metric] for row in rows]

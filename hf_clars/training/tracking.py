@@ -22,9 +22,14 @@ def keep_wandb_offline_without_login(report_to: str | Sequence[str] | None) -> N
     """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen."""
     if not _is_asked_for(report_to) or os.environ.get("WANDB_MODE"):
         return
-    settings = wandb.setup().settings
-    if not (settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url)):
+    if not somebody_is_logged_in():
         _stay_offline()
+
+
+def somebody_is_logged_in() -> bool:
+    """Whether W&B has a key for its server. Asks nobody for one, and the server nothing."""
+    settings = wandb.setup().settings
+    return bool(settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url))
 
 
 def begin_wandb(args: Any, run_id: str | None, about: Description) -> bool:
@@ -48,7 +53,7 @@ def begin_wandb(args: Any, run_id: str | None, about: Description) -> bool:
         if run_id is not None:
             options |= {"id": run_id, "resume": "allow"}
     if environment.get("WANDB_MODE", "online") == "online":
-        trouble = _unreachable(wandb.setup().settings.base_url)
+        trouble = unreachable(wandb.setup().settings.base_url)
         if trouble is None:
             try:
                 wandb.init(**options)
@@ -133,7 +138,8 @@ def _stay_offline() -> None:
     wandb.setup().settings.mode = "offline"
 
 
-def _unreachable(address: str) -> str | None:
+def unreachable(address: str) -> str | None:
+    """Why W&B's server does not answer, or cannot; None if it does."""
     try:
         answer = requests.head(address, timeout=_PATIENCE, allow_redirects=False)
     except requests.RequestException as error:

@@ -100,18 +100,21 @@ def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any
 def _joined(forms: list[ComparedRun]) -> ComparedRun:
     """One run of its several forms, Trainer's or the result first, then W&B's, then TensorBoard's.
 
-    The history is that which goes on longest, the first of them where several do, with axes that its rows lack from the
-    others'. Of settings, those of the form that has most of them go first. It diverged if one form says so, and else
-    ended as the first one says that knows an end.
+    The history is that which goes on longest, the first of them where several do, with axes that its rows lack and
+    metrics that it does not have from the others'. Of settings, those of the form that has most of them go first. It
+    diverged if one form says so, and else ended as the first one says that knows an end.
     """
     longest = max(forms, key=lambda run: run.history[-1]["step"] if run.history else -1)
-    axes: dict[float, Row] = {}
+    rows: dict[float, Row] = {row["step"]: row for row in longest.history}
+    known = set(longest.metrics())
     for row in (row for run in forms for row in run.history):
-        axes[row["step"]] = {axis: row[axis] for axis in AXES if axis in row} | axes.get(row["step"], {})
+        more = {key: value for key, value in row.items() if key not in known}
+        if row["step"] in rows or not more.keys() <= set(AXES):
+            rows[row["step"]] = more | rows.get(row["step"], {})
     ends = [run.state for run in forms]
     return replace(
         forms[0],
-        history=[axes[row["step"]] | row for row in longest.history],
+        history=[rows[step] for step in sorted(rows)],
         config={k: v for run in sorted(forms, key=lambda run: len(run.config)) for k, v in run.config.items()},
         state="diverged" if "diverged" in ends else next((end for end in ends if end != "running"), "running"),
         layers=max(forms, key=lambda run: len(run.layers)).layers,

@@ -8,14 +8,13 @@ from inspect import signature
 from typing import Any
 from urllib.parse import parse_qs
 
-import requests
 import wandb
 
 from ...errors import UserError
+from ...training.tracking import somebody_is_logged_in, unreachable
 from ..runs import ComparedRun
 from .rows import History, end_state, flat_config
 
-_PATIENCE = 10  # seconds for the server's first answer
 _RUNS_A_PAGE = 100
 _AT_ONCE = 8  # runs whose histories are asked for; the time goes into waiting for the server
 _FIELDS = {
@@ -104,16 +103,14 @@ def _typed(text: str) -> Any:
 
 def _check_login(address: str) -> None:
     """Before `wandb.Api`, which would ask for a key on a terminal, and try for minutes to reach a server."""
-    settings = wandb.setup().settings
-    if not (settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url)):
+    if not somebody_is_logged_in():
         raise UserError(f"wandb:{address} needs a login: `wandb login`, or WANDB_API_KEY")
-    try:
-        requests.head(settings.base_url, timeout=_PATIENCE, allow_redirects=False)
-    except requests.RequestException as error:
+    server = wandb.setup().settings.base_url
+    trouble = unreachable(server)
+    if trouble is not None:
         raise UserError(
-            f"wandb:{address}: {settings.base_url} cannot be reached ({type(error).__name__}); without a network, name "
-            "the local wandb/ folder"
-        ) from None
+            f"wandb:{address}: {server} cannot be reached ({trouble}); without a network, name the local wandb/ folder"
+        )
 
 
 def _read(run: Any) -> ComparedRun | str:
