@@ -25,7 +25,8 @@ _FIRST = (
 # Beside what grids count as housekeeping: where a run was made.
 _PLACE = frozenset({"commit", "hardware"})
 _TECHNICAL = HOUSEKEEPING | {
-    *SEEDS, "_n_gpu", "_name_or_path", "deepspeed", "hub_model_id", "hub_token", "local_rank", "logging_dir", "project",
+    *SEEDS, "_n_gpu", "_name_or_path", "deepspeed", "hub_model_id", "hub_token", "local_rank", "logging_dir",
+    "model/num_parameters", "num_classes", "project",
     "push_to_hub", "trackio_space_id", "transformers_version",
 }  # fmt: skip
 _FROM_BATCH_SIZE = frozenset({"gradient_accumulation_steps", "per_device_train_batch_size"})
