@@ -133,7 +133,7 @@ def difference(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float])
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Over at least two pairs; see `difference`."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    differences = [0.0 if math.isclose(a, b, rel_tol=1e-12) else a - b for a, b in zip(ours, theirs, strict=True)]
     n, mean = len(differences), statistics.fmean(differences)
     half = t_quantile(n - 1) * statistics.stdev(differences) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)

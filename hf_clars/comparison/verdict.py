@@ -39,7 +39,7 @@ def verdict(comparison: Comparison) -> list[str]:
         for axis in comparison.axes:
             other = ranked(groups, question, axis)[0]
             if axis != deciding and axis in other.means and other is not leader:
-                sentences.append(f"By {UNITS[axis]} {other.name} is first: {spread(other.means[axis])} {UNITS[axis]}.")
+                sentences.append(f"By {UNITS[axis]} {other.name} is first: {_amount(spread(other.means[axis]), axis)}.")
         by_value = ranked([g for g in groups if "final" in g.means], question, "final")[0]
         if by_value is not leader:
             sentences.append(f"The best last value is that of {by_value.name}: {spread(by_value.means['final'])}.")
@@ -55,11 +55,11 @@ def _first(comparison: Comparison, leader: GroupSummary) -> str:
     mean = leader.means[deciding]
     if len(comparison.groups) == 1:
         if deciding in AXES:
-            after = f"after {spread(mean)} {UNITS[deciding]}, in {leader.reached} of {leader.tried} runs"
+            after = f"after {_amount(spread(mean), deciding)}, in {leader.reached} of {leader.tried} runs"
             return f"{question.metric} {target_text(question)} is reached {after}."
         return f"{question.metric} at the end: {spread(mean)} ({runs_text(mean.n)})."
     if deciding in AXES:
-        after = f"after {spread(mean)} {UNITS[deciding]}, in {leader.reached} of {leader.tried} runs"
+        after = f"after {_amount(spread(mean), deciding)}, in {leader.reached} of {leader.tried} runs"
         alike = [g for g in comparison.groups if _does_as(leader, g, deciding)]
         if len(alike) > 1:
             return f"{_listed(alike)} reach {question.metric} {target_text(question)} first, and alike: {after}."
@@ -78,8 +78,7 @@ def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, l
     deciding, interval = comparison.deciding, found.interval
     size = interval_numbers(interval)[0].lstrip("+-")
     if deciding in AXES:
-        unit = UNITS[deciding] if size != "1" else UNITS[deciding].removesuffix("s")
-        beginning = f"{rival.name}, the second, needs {size} {unit} {_more(interval, 'more', 'less')}"
+        beginning = f"{rival.name}, the second, needs {_amount(size, deciding)} {_more(interval, 'more', 'less')}"
     else:
         beginning = f"{rival.name}, the second, ends {size} {_more(interval, 'higher', 'lower')}"
     if interval.difference == 0:
@@ -95,6 +94,11 @@ def _certainty(comparison: Comparison, found: Difference, rival: GroupSummary, l
     if interval.low == interval.high and (interval.pairs or 0) < _PAIRS_ALIKE:
         return f"{beginning}: too few to tell how much seeds differ."
     return f"{beginning}: 0 is outside the interval, so the difference is more than seeds explain."
+
+
+def _amount(text: str, axis: str) -> str:
+    """`4.4 ± 0.5 epochs`, `1 epoch`."""
+    return f"{text} {UNITS[axis].removesuffix('s') if text == '1' else UNITS[axis]}"
 
 
 def _more(interval: Interval, more: str, less: str) -> str:
