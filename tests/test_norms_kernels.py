@@ -266,5 +266,12 @@ def test_compiled():
         torch.testing.assert_close(eager, compiled)
 
 
+def test_stages_find_room():
+    tiling = weight_gradient._tiling(128, 128, 1)
+    found = {memory: weight_gradient._stages(tiling, 2, memory << 10) for memory in (64, 99, 163, 227)}
+    assert found == {64: 2, 99: 3, 163: 4, 227: 4}  # the least that pipelines; RTX 4090; A100; H100
+    assert weight_gradient._stages(tiling, 4, 227 << 10) == 3
+
+
 def test_a_cpu_is_not_served():
     assert kernels.choose(torch.empty(1), (64, 64, 3, 3), 100, 1, 1, convolution=True) == ""

@@ -23,10 +23,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .layout import loads_boxes, pixels_in_a_row, with_adjacent_channels
+from .layout import loads_boxes, pixels_in_a_row, shared_memory, with_adjacent_channels
 
 _MULTIPROCESSORS = 132  # of an H100; elsewhere work is not as even
 _TOTALS = 64 << 20  # bytes, at most, of the runs' totals
+_REST = 2 << 10  # bytes of shared memory for sums and barriers
 _BLOCK = 32  # rows of a tile that are added up by a program
 
 
@@ -250,7 +251,8 @@ def squares_and_sum(
             *operands, squares, totals, samples, run, x.shape[0] // samples, channels, outputs, height, width, rows,
             row_length, column_blocks, *x.stride(), *d.stride(), *stride, *padding, *dilation, TAPS_X=kernel[1],
             TAPS=taps, PADDED=any(padding), ALL_TAPS=all_taps, INPUTS=tiling.inputs, OUTPUTS=tiling.outputs,
-            BOX_Y=box_y, BOX_X=box_x, BOXES=boxes, num_warps=tiling.warps, num_stages=tiling.stages,
+            BOX_Y=box_y, BOX_X=box_x, BOXES=boxes, num_warps=tiling.warps,
+            num_stages=_stages(tiling, x.element_size(), shared_memory(x.device)),
         )  # fmt: skip
         _add_up[(tiling.inputs // _BLOCK, tiles)](
             totals, gradient, runs, channels, outputs, TAPS=taps, ALL_TAPS=all_taps, INPUTS=tiling.inputs,
@@ -274,6 +276,12 @@ def _tiling(channels: int, outputs: int, taps: int) -> Tiling:
     if channels <= 64 or outputs <= 64:
         return Tiling(64, 64, 64, warps=4, stages=4, programs=3)
     return Tiling(128, 128, 64, warps=8, stages=4, programs=1)
+
+
+def _stages(tiling: Tiling, element_size: int, memory: int) -> int:
+    """The tiling's, or as many as find room in a multiprocessor's shared memory; consumer GPUs have less."""
+    stage = (tiling.inputs + tiling.outputs) * tiling.positions * element_size
+    return max(2, min(tiling.stages, (memory - _REST) // stage))
 
 
 @functools.lru_cache(maxsize=4096)
