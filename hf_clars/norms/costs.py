@@ -15,8 +15,8 @@ of pixels   S²·C + P²·O + 10·G·P²·Σk    the same for a convolution: pro
 ==========  ==========================  ==================================================================
 
 The factors were fitted to timings of all convolutions of ResNet-18, ResNet-50, DenseNet-121 and MobileNetV2 on one
-AVX-512 core. Being off by two moves a choice only where both forms cost about the same. The same rule serves a GPU,
-where a multiply-add and an element of traffic are further apart: `recipes/benchmarks/norms.py` tells.
+AVX-512 core. Being off by two moves a choice only where both forms cost about the same. On a GPU it serves what has no
+kernel (`kernels/`).
 """
 
 from collections.abc import Sequence

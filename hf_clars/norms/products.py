@@ -1,6 +1,6 @@
 """Batches of matrix products: how they are multiplied, and summed up with their squared norms.
 
-This is where a hand-written kernel goes: `multiply_and_sum` is everything that a per-sample gradient is needed for.
+`multiply_and_sum` is everything that a per-sample gradient is needed for; on a GPU, `kernels/` do it without forming one.
 """
 
 import torch
