@@ -1,6 +1,6 @@
 """Batches of matrix products: how they are multiplied, and summed up with their squared norms.
 
-`multiply_and_sum` is everything that a per-sample gradient is needed for; on a GPU, `kernels/` do it without forming one.
+`multiply_and_sum` is everything that a per-sample gradient is needed for; on a GPU, `kernels/` do it without one.
 """
 
 import torch
