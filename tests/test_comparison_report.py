@@ -183,7 +183,6 @@ def test_a_terminal_without_rich_gets_plain_text(monkeypatch):
 
 
 def test_plain_text_where_it_is_piped_and_rich_on_a_terminal():
-    pytest.importorskip("rich")
     comparison = analyse(some_runs(), Question(target=0.75), skipped=["x: broken"])
     plain = io.StringIO()
     tables.print_comparison(comparison, plain)
@@ -291,7 +290,6 @@ def test_heat_maps_with_holes():
 
 
 def test_the_command_writes_its_files_and_no_others(tmp_path, read, capsys):
-    pytest.importorskip("matplotlib")
     read(some_runs(), ("wandb/run-7: damaged",))
     out = tmp_path / "report"
     out.mkdir()
@@ -324,7 +322,6 @@ def test_the_command_writes_its_files_and_no_others(tmp_path, read, capsys):
 
 @pytest.mark.parametrize(("count", "state"), [(1, "running"), (1, "failed"), (70, "diverged"), (70, "running")])
 def test_a_page_where_no_run_finished(tmp_path, read, count, state):
-    pytest.importorskip("matplotlib")
     read([run("clars", seed, [0.2, 0.3], state=state) for seed in range(count)])
     assert main(["compare", "outputs", "--out", str(tmp_path)]) == 0
     page = Page((tmp_path / "report.html").read_text())
@@ -351,7 +348,6 @@ def test_groups_of_one_name_are_told_apart():
 
 
 def test_no_cell_is_folded_where_a_part_of_the_table_fits():
-    pytest.importorskip("rich")
     runs = [run(o, s, learning(0.9, 0.5, s)) for o in ("clars", "lars") for s in range(3)]
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -392,7 +388,6 @@ def test_who_reads_the_output_may_stop(tmp_path):
 
 def test_pictures_of_odd_names(tmp_path, read):
     """What matplotlib would read as mathematics, or hide."""
-    pytest.importorskip("matplotlib")
     names = ["$\\frac{", "_hidden", "{x}", "a" * 300]
     read([run(optim, seed, name=f"{optim}{seed}", layers=True) for optim in names for seed in (0, 1)])
     assert main(["compare", "outputs", "--out", str(tmp_path)]) == 0
@@ -523,7 +518,6 @@ class WandbServer(BaseHTTPRequestHandler):
 
 
 def test_a_report_in_wandb_refused_and_then_taken():
-    pytest.importorskip("wandb_workspaces")
 
     class Server(WandbServer):
         saved: list[dict] = []  # noqa: RUF012
@@ -550,8 +544,6 @@ def test_a_report_in_wandb_refused_and_then_taken():
 
 def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsys):
     """Of files that Trainer's own state writes."""
-    pytest.importorskip("hf_clars.comparison.sources")
-    pytest.importorskip("matplotlib")
     from transformers import TrainerState
 
     for optim, speed in (("clars", 0.6), ("lars", 0.3)):
@@ -579,7 +571,6 @@ def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("gammas", [[0.5], [0.0], [math.inf, 2.0], [3.0, 3.0, 3.0]])
 def test_pictures_of_few_layer_records(tmp_path, read, gammas):
-    pytest.importorskip("matplotlib")
     layers = [{"step": 5 * i, "layers": {"head.weight": {"gamma": gamma}}} for i, gamma in enumerate(gammas)]
     one = run("clars", 0)
     read([ComparedRun(one.name, one.source, one.config, one.history, layers=layers)])
