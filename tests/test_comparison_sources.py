@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def made(tmp_path_factory) -> Path:
     """A folder with `clars/` and `plain/`, which a ClarsTrainer and a plain Trainer left, with `runs/` in them, and
     `wandb/` and `trackio/` with the same two."""
     place = tmp_path_factory.mktemp("trainings")
-    reporters = ["wandb", "tensorboard", *(["trackio"] if find_spec("trackio") else [])]
+    reporters = ["wandb", "tensorboard", "trackio"]
     result = subprocess.run(
         [sys.executable, "-c", TRAININGS, *reporters],
         cwd=place, env=environment(place, TRACKIO_DIR=str(place / "trackio")), capture_output=True, text=True,
@@ -274,7 +273,6 @@ def test_tensorboards_scalars_of_a_writer_of_ones_own(tmp_path):
 
 
 def test_a_trackio_project(made):
-    pytest.importorskip("trackio")  # as optional as transformers' other reporters
     script = """if True:
         import json
         from hf_clars import UserError
