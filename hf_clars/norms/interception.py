@@ -198,6 +198,8 @@ class Interception(TorchFunctionMode):
     def _tap(self, y: Tensor, use: Use, saved: Saved, weight: Tensor | None = None, in_place: bool = True) -> Tensor:
         use.subset = self.norms.subset_of(use.batch)
         use.dtype = y.dtype if weight is None else weight.dtype
+        if weight is not None and weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            use.memory_format = torch.channels_last  # autograd copies a gradient that lies otherwise than its parameter
         use.opened()
         if torch.compiler.is_compiling():
             use.number, use.ledger = traced.number_of(use), self.norms.ledger.key
