@@ -290,9 +290,10 @@ def test_compiled():
 
 def test_stages_find_room():
     tile = tiling.tiling_of(128, 128, 1)
-    found = {memory: tiling.stages_of(tile, 2, memory << 10) for memory in (64, 99, 163, 227)}
+    found = {memory: tiling.stages_of(tile, 64, 2, memory << 10) for memory in (64, 99, 163, 227)}
     assert found == {64: 2, 99: 3, 163: 4, 227: 4}  # the least that pipelines; RTX 4090; A100; H100
-    assert tiling.stages_of(tile, 4, 227 << 10) == 3
+    assert tiling.stages_of(tile, 64, 4, 227 << 10) == 3
+    assert tiling.stages_of(tile, 32, 2, 227 << 10) == 8
 
 
 def test_a_cpu_is_not_served():

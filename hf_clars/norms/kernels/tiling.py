@@ -12,6 +12,7 @@ from dataclasses import dataclass
 _MULTIPROCESSORS = 132  # of an H100; elsewhere work is not as even
 _TOTALS = 64 << 20  # bytes, at most, of the runs' totals
 _REST = 2 << 10  # bytes of shared memory for sums and barriers
+_LONG_ROW = 32  # positions that are worth a multiplication of their own
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,25 @@ def tiling_of(channels: int, outputs: int, taps: int) -> Tiling:
     return Tiling(128, 128, 64, warps=8, stages=4, programs=1)
 
 
-def stages_of(tiling: Tiling, element_size: int, memory: int) -> int:
-    """The tiling's, or as many as find room in a multiprocessor's shared memory; consumer GPUs have less."""
-    stage = (tiling.inputs + tiling.outputs) * tiling.positions * element_size
-    return max(2, min(tiling.stages, (memory - _REST) // stage))
+def stages_of(tiling: Tiling, positions: int, element_size: int, memory: int) -> int:
+    """As many boxes of `positions` as have those of the tiling's stages, or as find room in a multiprocessor's shared
+    memory; consumer GPUs have less."""
+    stage = (tiling.inputs + tiling.outputs) * positions * element_size
+    return max(2, min(tiling.stages * tiling.positions // positions, (memory - _REST) // stage))
 
 
-def box_of(rows: int, row_length: int, positions: int) -> tuple[int, int]:
-    """Rows and columns of a box of `positions`, of which the fewest cover an image; the longest rows among equals."""
-    columns = [1 << k for k in range(positions.bit_length()) if 1 << k <= power_of_two(row_length)]
-    best = min(reversed(columns), key=lambda c: blocks(row_length, c) * blocks(rows, positions // c))
+def box_of(rows: int, row_length: int, positions: int, boxes: bool) -> tuple[int, int]:
+    """Rows and columns of a box, of at most `positions` and mostly as many.
+
+    From boxes of one row that the hardware loads (`boxes`), tensor cores take both operands where they were loaded;
+    from others one goes through registers, which takes two thirds longer. Otherwise, those of which the fewest cover
+    an image, with the longest rows among equals.
+    """
+    longest = min(positions, power_of_two(row_length))
+    if boxes:
+        return (1 if longest >= _LONG_ROW else positions // longest), longest
+    columns = [1 << k for k in reversed(range(longest.bit_length()))]
+    best = min(columns, key=lambda c: blocks(row_length, c) * blocks(rows, positions // c))
     return positions // best, best
 
 

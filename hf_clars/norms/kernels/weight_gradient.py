@@ -254,13 +254,13 @@ def _plan(
             x, d = x_row, d_row
     height, width, rows, row_length = *x.shape[2:], *d.shape[2:]
     tiling = tiling_of(channels, outputs, taps)
-    box_y, box_x = box_of(rows, row_length, tiling.positions)
+    size = dtype.itemsize
+    boxes = is_aligned and groups == 1 and max(stride) == 1 and all(loads_boxes(t, size, device) for t in (x, d))
+    box_y, box_x = box_of(rows, row_length, tiling.positions, boxes)
     tiles = groups * taps * blocks(channels, tiling.inputs) * blocks(outputs, tiling.outputs)
     column_blocks, images = blocks(row_length, box_x), x.shape[0] // samples
     run = run_of(tiles, samples, images * blocks(rows, box_y) * column_blocks, tiling)
     runs = blocks(samples, run)
-    size = dtype.itemsize
-    boxes = is_aligned and groups == 1 and max(stride) == 1 and all(loads_boxes(t, size, device) for t in (x, d))
     sizes = {"INPUTS": tiling.inputs, "OUTPUTS": tiling.outputs}
     return _Plan(
         Launch(
@@ -271,7 +271,7 @@ def _plan(
             {"stride_y": stride[0], "stride_x": stride[1], "TAPS_X": kernel[1], "TAPS": taps, "PADDED": any(padding),
              **sizes, "BOX_Y": box_y, "BOX_X": box_x, "BOXES": boxes},
             num_warps=tiling.warps,
-            num_stages=stages_of(tiling, size, shared_memory(device)),
+            num_stages=stages_of(tiling, box_y * box_x, size, shared_memory(device)),
         ),
         Launch(
             _add_up,
