@@ -148,7 +148,7 @@ def _weight_gradient(
     tl.store(totals + at[:, None] + tl.arange(0, OUTPUTS)[None, :], total)
 
 
-@triton.jit(do_not_specialize=["runs", "tiles", "samples"])
+@triton.jit(do_not_specialize=["runs", "tiles", "taps", "samples", "channels", "outputs", "gradient_tap"])
 def _add_up(
     each,
     totals,
@@ -156,13 +156,13 @@ def _add_up(
     gradient,
     runs,
     tiles,
+    taps,
     samples,
     channels,
     outputs,
     gradient_output,
     gradient_channel,
     gradient_tap,
-    TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     FOLD: tl.constexpr,
@@ -191,8 +191,8 @@ def _add_up(
         tile_row = block % (INPUTS // ROWS) * ROWS + tl.arange(0, ROWS)
         output_tiles = tl.cdiv(outputs, OUTPUTS)
         input_tiles = tl.cdiv(channels, INPUTS)
-        group = tile // (TAPS * input_tiles * output_tiles)
-        row_tile = tile // output_tiles % (TAPS * input_tiles)
+        group = tile // (taps * input_tiles * output_tiles)
+        row_tile = tile // output_tiles % (taps * input_tiles)
         tap = row_tile // input_tiles
         c = row_tile % input_tiles * INPUTS + tile_row
         o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -243,8 +243,9 @@ def _plan(
     outputs, taps = outputs // groups, kernel[0] * kernel[1]
     gradient_strides = weight.stride()
     gradient = (weight.stride(0), weight.stride(1), weight.stride(3) if kernel[1] > 1 else weight.stride(2))
-    fold_channels, fold_tap = channels, gradient[2]
+    fold_channels = fold_tap = 0
     if fold:
+        fold_channels, fold_tap = channels, gradient[2]
         x = fold_rows(x, fold, kernel[1], stride[1], d.shape[3])
         channels, kernel, taps = fold * kernel[1], [kernel[0], 1], kernel[0]
         stride, padding, gradient = (stride[0], 1), (0, 0), (*gradient[:2], weight.stride(2))
@@ -276,8 +277,8 @@ def _plan(
         Launch(
             _add_up,
             (tiles * (tiling.inputs // _ROWS) + blocks(samples, _SAMPLES),),
-            (runs, tiles, samples, channels, outputs, *gradient),
-            {"TAPS": taps, **sizes, "FOLD": fold, "FOLD_CHANNELS": fold_channels, "FOLD_TAP": fold_tap, "ROWS": _ROWS,
+            (runs, tiles, taps, samples, channels, outputs, *gradient),
+            {**sizes, "FOLD": fold, "FOLD_CHANNELS": fold_channels, "FOLD_TAP": fold_tap, "ROWS": _ROWS,
              "SAMPLES": _SAMPLES, "TILE_BLOCK": _TILES},
         ),
         (_box(x, box_y, box_x, tiling.inputs), _box(d, box_y, box_x, tiling.outputs)) if boxes else (),
