@@ -75,7 +75,7 @@ class Account(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func.overloadpacket
-        if func.is_view or packet in _NO_TRAFFIC or not func.namespace == "aten":
+        if func.is_view or packet in _NO_TRAFFIC or func.namespace != "aten":
             return out
         # A private name, that of torch.autograd.graph; test_benchmarks.py fails if it goes.
         node = torch._C._current_autograd_node()

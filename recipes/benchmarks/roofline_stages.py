@@ -101,7 +101,8 @@ class Stages:
         return self.module_at(node._sequence_nr())
 
     def weights(self, module: str) -> list[tuple[int, ...]]:
-        return [tuple(p.shape) for p in self._modules[module].parameters(recurse=False) if p.ndim >= 2]
+        """Shapes of its own weights; where no child is at work, those of all."""
+        return [tuple(p.shape) for p in self._modules[module].parameters(recurse=not module) if p.ndim >= 2]
 
 
 def kind_of(
