@@ -60,7 +60,7 @@ def measurements(out: Path, *, tiny: bool) -> list[Run]:
         return script(f"{name}-{model}", "norms.py", seconds, *arguments)
 
     resnet = ["resnet18" if tiny else "resnet50"]
-    step = ["--models", *resnet, "--rounds", "1" if tiny else "31"]
+    step = ["--models", *resnet, "--rounds", "1"] if tiny else ["--rounds", "31"]
     roofline = ["--models", *resnet]
     large = ["--model_name", *resnet]
     wait = ["--model_name", *resnet]
@@ -88,11 +88,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=13.0, help="that all may take together")
     parser.add_argument("--out", default="recipes/results/gpu", help="folder of results, relative to the checkout")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies the limits of the measurements")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these measurements, see --list")
     parser.add_argument("--list", action="store_true", help="show the measurements and measure nothing")
     parser.add_argument("--tiny", action="store_true", help="try all of them at tiny sizes on a CPU")
     options = parser.parse_args()
     positive("--minutes", options.minutes)
+    positive("--patience", options.patience)
     return options
 
 
@@ -105,7 +107,11 @@ def main() -> int:
     for name in options.only or []:
         if name not in names:
             raise UserError(f"--only {name} is unknown: choose from {', '.join(names)}")
-    runs = [run for run in runs if not options.only or run.name in options.only]
+    runs = [
+        replace(run, seconds=run.seconds * options.patience)
+        for run in runs
+        if not options.only or run.name in options.only
+    ]
     if options.list:
         for run in runs:
             print(f"{run.name:<24} {run.seconds:>4.0f} s  {' '.join(run.command)}")
@@ -119,10 +125,11 @@ def main() -> int:
         raise UserError("torch sees no GPU here: run it where there is one, or try it out with --tiny")
     writable_folder("--out", out)
     end_with_us()
-    about = {"command": command_line.command(), **command_line.origin("cpu" if options.tiny else "cuda")}
-    print(f"{about['command']}\ncommit {about['commit']}, {about['hardware']['device']}, torch {torch.__version__}")
+    print(f"{command_line.command()}\ncommit {commit()}, torch {torch.__version__}")
     spent = time.time() - psutil.Process().create_time()  # to import torch
     ended = run_all(runs, out, seconds=60 * options.minutes - spent, commit=commit(), cwd=command_line.ROOT)
+    # Only now, because this process would hold memory of the GPU.
+    about = {"command": command_line.command(), **command_line.origin("cpu" if options.tiny else "cuda")}
     found: list[Finding] = findings(ended, out)
     if options.tiny:  # for which there are no goals
         found = [replace(finding, goal=None) for finding in found]

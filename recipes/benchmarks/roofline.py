@@ -18,6 +18,7 @@ Prints one table per model; writes roofline.json and roofline.png into `--out`.
 import argparse
 import os
 import random
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ from hf_clars.errors import UserError
 
 # TFLOP/s of dense bfloat16 and TF32 products and TB/s of memory, by the data sheets. The longest name that fits counts.
 GPUS = {
+    "h200 nvl": ("H200 NVL", {"bfloat16": 835.5, "float32": 417.5}, 4.8),
     "h200": ("H200 SXM", {"bfloat16": 989.0, "float32": 494.5}, 4.8),
     "h100": ("H100 SXM", {"bfloat16": 989.0, "float32": 494.5}, 3.35),
+    "h100 nvl": ("H100 NVL", {"bfloat16": 835.5, "float32": 417.5}, 3.9),
     "h100 pcie": ("H100 PCIe", {"bfloat16": 756.0, "float32": 378.0}, 2.0),
     "a100": ("A100 40 GB", {"bfloat16": 312.0, "float32": 156.0}, 1.555),
     "a100-sxm4-80gb": ("A100 80 GB SXM", {"bfloat16": 312.0, "float32": 156.0}, 2.039),
@@ -93,7 +96,7 @@ def roofline(options: argparse.Namespace) -> dict[str, Any]:
     key, name = (options.gpu or "h100").lower(), ""
     if options.gpu is None and options.device.startswith("cuda"):
         name = torch.cuda.get_device_name(options.device)
-        key = max((k for k in GPUS if k in name.lower()), key=len, default="")
+        key = max((k for k in GPUS if re.search(rf"\b{k}\b", name.lower())), key=len, default="")
         if not key and None in given:
             raise UserError(
                 f"{name} is not in the table of peaks: give --peak_tflops and --bandwidth_tbs of its data sheet"

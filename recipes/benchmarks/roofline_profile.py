@@ -100,12 +100,10 @@ def profiled(trial: Trial, device: torch.device, compiled: bool) -> dict[Cell, f
 
 def by_cell(events: Iterable[Any], stages: Stages, cuda: bool) -> dict[Cell, float]:
     """Seconds by stage and kind of what the profiler saw; every kernel counts once, wherever it came from."""
-    calls, kernels = [], []
-    for event in events:
-        if event.device_type == DeviceType.CPU:
-            calls.append(event)
-        elif not _is_annotation(event):
-            kernels.append(event)
+    events = list(events)
+    calls = [event for event in events if event.device_type == DeviceType.CPU]
+    ranges = {call.name for call in calls}  # of the host, which the profiler draws on the device, too
+    kernels = [event for event in events if event.device_type != DeviceType.CPU and event.name not in ranges]
     calls.sort(key=lambda e: (e.time_range.start, -e.time_range.end))
     chains = _chains(calls)
     cells: defaultdict[Cell, float] = defaultdict(float)
@@ -193,11 +191,6 @@ def _sides_of_convolutions(work: list[Work]) -> list[str]:
 
 def _is_launch(name: str) -> bool:
     return name.startswith(("cuda", "cu", "hip"))
-
-
-def _is_annotation(event: Any) -> bool:
-    """Ranges of the host that the profiler draws on the device, too."""
-    return bool(getattr(event, "is_user_annotation", False)) or event.name.startswith(("Optimizer.", "ProfilerStep"))
 
 
 def summary(trial: Trial, batch_size: int) -> dict[str, float | None]:
