@@ -20,11 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import roofline  # noqa: E402
 import roofline_account as accounts  # noqa: E402
 import roofline_profile as profiles  # noqa: E402
 from gpu_goals import findings, markdown  # noqa: E402
 from gpu_runs import FAILED, NO_TIME, OK, TIMEOUT, Ended, Run, run_all  # noqa: E402
 from roofline_stages import FORWARD, INPUT, OPTIMIZER, OTHER, REST, WEIGHT, Stages, kind_of  # noqa: E402
+
+from hf_clars.errors import UserError  # noqa: E402
 
 
 def account(model, x, y=None, batch=None):
@@ -164,6 +167,15 @@ def test_tiles_by_hand():
     added = accounts.added_by_norms((64, 64, 1, 1), x, d, 1)
     # Two tiles of 64 × 32, one run: their totals, and a square of each.
     assert added == accounts.Work(0, 2 * 4 * (2 * 64 * 32 + 2))
+
+
+def test_without_stages():
+    x = torch.randn(2, 3, 8, 8)
+    _, counted = accounts.account(Chain(**convolutional()), x, x, 4, lambda model, x, y: model(x).sum().backward())
+    flops = sum(work.flops for of in counted.plain.values() for work in of)
+    counted.without_stages()
+    assert {stage for stage, _ in [*counted.plain, *counted.norms]} == {REST, OPTIMIZER}
+    assert sum(work.flops for of in counted.plain.values() for work in of) == flops
 
 
 def test_the_account_leaves_the_model_alone():
@@ -497,6 +509,30 @@ def test_mistakes_are_one_line(script, arguments, message, tmp_path):
 )
 def test_more_mistakes_are_one_line(script, arguments, message, tmp_path):
     test_mistakes_are_one_line(script, arguments, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H200", "H200 SXM"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80 GB SXM"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40 GB"),
+        ("NVIDIA GH200 480GB", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_whose_roofline(name, gpu, monkeypatch):
+    options = SimpleNamespace(gpu=None, device="cuda", dtype="bfloat16", peak_tflops=None, bandwidth_tbs=None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    if gpu is not None:
+        assert roofline.roofline(options)["gpu"] == gpu
+        return
+    with pytest.raises(UserError, match="is not in the table of peaks: give --peak_tflops and --bandwidth_tbs"):
+        roofline.roofline(options)
+    options.peak_tflops, options.bandwidth_tbs = 65.0, 0.3
+    assert roofline.roofline(options) == {"gpu": "as given", "peak": 65e12, "bandwidth": 0.3e12}
 
 
 def test_roofline(tmp_path):

@@ -10,7 +10,8 @@ time of its kernels is measured beside it, and of whole steps the time (median o
 samples/s, peak memory above what was there before the step, and the time until the host has launched it all. On a CPU
 (`--device cpu`) it is the operators' time.
 
-A compiled model's operators are fused, so they move less than the account says, and they have no stages any more.
+A compiled model's operators are fused, so they move less than the account says, and they have no stages any more: all
+of it is the "rest".
 
 Prints one table per model; writes roofline.json and roofline.png into `--out`.
 """
@@ -168,9 +169,9 @@ def show(name: str, rows: list[dict], whole: dict[str, dict], limits: dict[str, 
         line += f"{row['bound']:>9}{plain['roofline_seconds'] * 1e3:>8.2f} |"
         line += f"{flops / 1e9:>13.1f}{moved / 1e9:>7.2f}{seconds * 1e3:>7.2f}"
         if measured:
-            took, with_norms = plain["measured_seconds"] or 0.0, norms["measured_seconds"] or 0.0
-            ratio = f"{with_norms / took:.2f}" if took else "-"
-            line += f" |{took * 1e3:>12.2f}{with_norms * 1e3:>9.2f}{ratio:>7}"
+            took, with_norms = plain["measured_seconds"], norms["measured_seconds"]
+            ratio = f"{with_norms / took:.2f}" if took and with_norms else "-"
+            line += f" |{_ms(took):>12}{_ms(with_norms):>9}{ratio:>7}"
         print(line)
     for label, of in whole.items():
         peak = "" if of["peak_bytes"] is None else f", peak {of['peak_bytes'] / 2**20:.0f} MiB"
@@ -180,6 +181,10 @@ def show(name: str, rows: list[dict], whole: dict[str, dict], limits: dict[str, 
         )
     if measured:
         print(f"norms / plain: {whole['norms']['seconds'] / whole['plain']['seconds']:.3f}", flush=True)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
 def main() -> None:
@@ -204,6 +209,8 @@ def main() -> None:
     for name in options.models:
         sizes = {"image_size": options.image_size, "width": options.width, "channels_last": options.channels_last}
         stages, counted = account(*make(name, batch_size=1, device="cpu", **sizes), options.batch_size, step)
+        if options.compile:
+            counted.without_stages()
         measured: dict[str, Trial] = {}
         if on_device:
             batch = make(name, batch_size=options.batch_size, device=options.device, **sizes)

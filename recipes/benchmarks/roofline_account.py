@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from roofline_stages import FORMULAS, INPUT, OPTIMIZER, OTHER, WEIGHT, Stages, kind_of
+from roofline_stages import FORMULAS, INPUT, OPTIMIZER, OTHER, REST, WEIGHT, Stages, kind_of
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,6 +70,12 @@ class Account(TorchDispatchMode):
         for cell, added in self._layers:
             self.norms[cell].append(added())
         self._layers.clear()
+
+    def without_stages(self) -> None:
+        """All that the model does becomes the stage "rest", as what a compiled model does is."""
+        for of in (self.plain, self.norms):
+            for stage, kind in [cell for cell in of if cell[0] not in (REST, OPTIMIZER)]:
+                of[REST, kind] += of.pop((stage, kind))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
