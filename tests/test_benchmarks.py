@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.append(str(BENCHMARKS))
 
 import roofline  # noqa: E402
 import roofline_account as accounts  # noqa: E402
