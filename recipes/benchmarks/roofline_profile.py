@@ -172,7 +172,8 @@ def _place(chain: list[Call], stages: Stages, previous: str) -> Cell:
 def _sides_of_convolutions(work: list[Work]) -> list[str]:
     """For kernels of a convolution's backward pass, which gradient they form; "" for all others.
 
-    cuDNN's kernels have it in their names, and torch asks for the input's gradient first; helpers around them do not.
+    cuDNN's kernels have it in their names, and torch asks for the input's gradient first;
+    what only rearranges does not.
     """
     sides = [""] * len(work)
     groups: defaultdict[int, list[int]] = defaultdict(list)
