@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_clars.norms import PerSampleNorms, kernels
-from hf_clars.norms.kernels import Convolution, depthwise, gram, layout, weight_gradient
+from hf_clars.norms.kernels import Convolution, depthwise, gram, layout, tiling, weight_gradient
 
 from .test_norms_rules import check
 
@@ -85,13 +85,18 @@ def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> No
     assert error < TOLERANCE[dtype], error
 
 
+FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
 @FEW
-@given(convolutions(), st.sampled_from([1, 3, 132]))
-def test_tiles(case, multiprocessors):
+@given(convolutions(), st.sampled_from([1, 3, 132]), FORMATS)
+def test_tiles(case, multiprocessors, memory_format):
     c, samples = case
-    with mock.patch.object(weight_gradient, "_MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
-        squares, total = weight_gradient.squares_and_sum(*operands(c), c.groups, samples)
-        again = weight_gradient.squares_and_sum(*operands(c), c.groups, samples)
+    weight_gradient._plan.cache_clear()
+    with mock.patch.object(tiling, "_MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
+        squares, total = weight_gradient.squares_and_sum(*operands(c), c.groups, samples, memory_format=memory_format)
+        again = weight_gradient.squares_and_sum(*operands(c), c.groups, samples, memory_format=memory_format)
+    assert total.is_contiguous(memory_format=memory_format)
     expected = reference(c, samples)
     agree(squares, expected[0], c.x.dtype)
     agree(total, expected[1], c.x.dtype)
@@ -120,12 +125,28 @@ def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilat
     shape, places = (outputs, channels, kernel, kernel), ((1, 1), (padding,) * 2, (dilation,) * 2)
     d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, *places))
     c = Convolution(x, d.contiguous(memory_format=torch.channels_last), shape, *places, 1, "")
-    assert layout.loads_boxes(c.x)
-    assert layout.loads_boxes(c.d)
+    for t in (c.x, c.d):
+        assert layout.loads_boxes(layout.Operand(t.shape, t.stride()), t.element_size(), t.device)
     squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 3)
     expected = reference(c, 3)
     agree(squares, expected[0], dtype)
     agree(total, expected[1], dtype)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 12, 16, 17])
+@pytest.mark.parametrize(("stride", "padding"), [((2, 2), (3, 2)), ((1, 1), (0, 0)), ((1, 3), (0, 1))])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_few_channels(channels, stride, padding, memory_format):
+    x = torch.randn(4, channels, 13, 11, device=DEVICE, dtype=torch.float16).contiguous(memory_format=memory_format)
+    shape, dilation = (40, channels, 5, 3), (2, 1)
+    d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, stride, padding, dilation))
+    c = Convolution(x, d, shape, stride, padding, dilation, 1, "")
+    assert (layout.folds(shape, dilation, 1) > 0) == (channels <= 16)
+    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2, memory_format=memory_format)
+    expected = reference(c, 2)
+    agree(squares, expected[0], torch.float16)
+    agree(total, expected[1], torch.float16)
+    assert total.is_contiguous(memory_format=memory_format)
 
 
 def test_every_second_pixel():
@@ -147,10 +168,11 @@ def test_rows_longer_than_a_box():
 
 
 @FEW
-@given(convolutions(is_depthwise=True))
-def test_depthwise(case):
+@given(convolutions(is_depthwise=True), FORMATS)
+def test_depthwise(case, memory_format):
     c, samples = case
-    squares, total = depthwise.squares_and_sum(*operands(c), samples)
+    squares, total = depthwise.squares_and_sum(*operands(c), samples, memory_format=memory_format)
+    assert total.is_contiguous(memory_format=memory_format)
     expected = reference(c, samples)
     agree(squares, expected[0], c.x.dtype)
     agree(total, expected[1], c.x.dtype)
@@ -267,10 +289,11 @@ def test_compiled():
 
 
 def test_stages_find_room():
-    tiling = weight_gradient._tiling(128, 128, 1)
-    found = {memory: weight_gradient._stages(tiling, 2, memory << 10) for memory in (64, 99, 163, 227)}
+    tile = tiling.tiling_of(128, 128, 1)
+    found = {memory: tiling.stages_of(tile, 64, 2, memory << 10) for memory in (64, 99, 163, 227)}
     assert found == {64: 2, 99: 3, 163: 4, 227: 4}  # the least that pipelines; RTX 4090; A100; H100
-    assert weight_gradient._stages(tiling, 4, 227 << 10) == 3
+    assert tiling.stages_of(tile, 64, 4, 227 << 10) == 3
+    assert tiling.stages_of(tile, 32, 2, 227 << 10) == 8
 
 
 def test_a_cpu_is_not_served():

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import traced
 from .fallback import function_rule
-from .linear_rules import LinearRule, PositionsRule
+from .linear_rules import PositionsRule
 from .marks import (
     ENTRIES,
     LOOKUP,
@@ -28,12 +27,13 @@ from .marks import (
     source_of,
     tensors_in,
 )
+from .measured import decide, entries_of, measurable, tap
 from .opened import opened
 from .operators import CONVOLUTIONS, COPYING, OPERATORS, Operator, broadcasts
 from .recipes import recipe
 from .rows import copies_rows, has_rows, shuffles
 from .rule import RowsRule, Rule, Saved, SpreadRule
-from .tap import Tap, Use
+from .tap import Use
 from .watched_forward import is_recomputed_unwatched
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Interception(TorchFunctionMode):
 
     def _meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         if True in [is_shuffled(t) for t in tensors]:
-            entries = _entries(*[source_of(t) for t in tensors])
+            entries = entries_of(*[source_of(t) for t in tensors])
             self.norms.exclude(entries, "it sees rows in an order in which their samples are not known")
             return func(*args, **kwargs)
         take_apart = OPERATORS.get(func)
@@ -170,39 +170,10 @@ class Interception(TorchFunctionMode):
         return self._function(func, args, kwargs, tensors)
 
     def _operator(self, operator: Operator) -> Tensor:
-        rule, x = operator.rule, operator.x
-        weight, bias = source_of(operator.weight), source_of(operator.bias)
-        batch = self.norms.samples_in(x, rule, _entries(weight, bias), self._positions_first)
-        if batch is None or not self._measurable(weight, bias):
-            return operator.call(x, operator.weight, operator.bias)
-        if operator.half and x.is_floating_point() and x.dtype != torch.float64:
-            # Autocast's cast, done here so that what backward keeps is the half as well.
-            kind = x.device.type
-            x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-        unbatched = x.ndim == rule.unbatched_ndim
-        fused = (
-            weight is not None
-            and weight.u is None
-            and self.norms.mode == "per_sample"
-            and not weight.entries[0].in_use()
-            and rule.fused(x.unsqueeze(0) if unbatched else x, batch)
-        )
-        w = operator.weight.detach() if fused and operator.weight is not None else operator.weight
-        use = Use(rule, weight, bias, batch, fused, unbatched=unbatched, positions_first=self._positions_first)
-        # Torch itself flattens positions and views the product back. A tap on that view would cost copies of `d`.
-        flat = isinstance(rule, LinearRule) and x.ndim > 2
-        y = operator.call(x.flatten(0, -2) if flat else x, w, operator.bias)
-        y = self._tap(y, use, (x.detach(), *operator.kept), operator.weight if fused else None)
-        return y.view(*x.shape[:-1], y.shape[-1]) if flat else y
-
-    def _tap(self, y: Tensor, use: Use, saved: Saved, weight: Tensor | None = None, in_place: bool = True) -> Tensor:
-        use.subset = self.norms.subset_of(use.batch)
-        use.dtype = y.dtype if weight is None else weight.dtype
-        use.opened()
-        if torch.compiler.is_compiling():
-            use.number, use.ledger = traced.number_of(use), self.norms.ledger.key
-            saved = (*saved, *traced.constants_of(use))
-        return Tap.apply(y, weight, self.norms.ledger.anchor, use, in_place, *saved)
+        measured = decide(self.norms, operator, self._positions_first)
+        if measured is None:
+            return operator.call(operator.x, operator.weight, operator.bias)
+        return measured.run(self.norms, operator.x, operator.weight, operator.bias, operator.kept)
 
     def _own_copies_of_operands(
         self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]
@@ -217,7 +188,7 @@ class Interception(TorchFunctionMode):
         (count,) = rows
         if count % batch or False in [has_rows(func, t, ndim, count, batch) for t in sources]:
             return None
-        if not self._measurable(*(source_of(t) for t in sources)):
+        if not measurable(self.norms, *(source_of(t) for t in sources)):
             return args, kwargs
 
         def replaced(value: Any) -> Any:
@@ -244,7 +215,7 @@ class Interception(TorchFunctionMode):
         elif shape[0] in (batch, batch * folds) and shape[0] > 1:
             rule, saved = RowsRule(tuple(u.shape)), (torch.arange(batch, device=u.device),)
         use = Use(rule, source, None, batch, fused=False)
-        copies = self._tap(copies, use, saved, in_place=False)
+        copies = tap(self.norms, copies, use, saved, in_place=False)
         if copies.shape[0] < batch * folds:
             copies = copies.unsqueeze(1).expand(batch, folds, *shape[1:]).reshape(batch * folds, *shape[1:])
         return copies
@@ -255,7 +226,7 @@ class Interception(TorchFunctionMode):
         out = func(*args, **kwargs)
         if batch is None or not out.ndim or out.shape[0] != batch or (u.ndim == out.ndim and u.shape[0] != 1):
             return None
-        if not self._measurable(source_of(u)):
+        if not measurable(self.norms, source_of(u)):
             return out
         copies = self._own_copies(u, out.ndim, batch, 1)
         return copies.repeat([n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)])
@@ -264,7 +235,7 @@ class Interception(TorchFunctionMode):
         out = func(*args, **kwargs)
         sources = [t for t in tensors if is_source(t)]
         batch = self.norms.batch
-        entries = _entries(*(source_of(t) for t in sources))
+        entries = entries_of(*(source_of(t) for t in sources))
         if (
             batch is None
             or torch.compiler.is_compiling()
@@ -283,25 +254,5 @@ class Interception(TorchFunctionMode):
                 self.norms.exclude(entries, f"{func.__name__} does not treat it sample by sample")
                 return out
             use = Use(rule, source_of(u), None, batch, fused=False)
-            out = self._tap(out if out._base is None else out.clone(), use, saved)
+            out = tap(self.norms, out if out._base is None else out.clone(), use, saved)
         return out
-
-    def _measurable(self, *sources: Source | None) -> bool:
-        """Whether these can be measured here."""
-        if torch.compiler.is_compiling():
-            through = [
-                s for s in sources if s is not None and s.u is not None and s.lookup is None and s.recipe is None
-            ]
-            if through:
-                reason = "the tensor that is used is computed from it, under torch.compile"
-                self.norms.exclude(_entries(*through), reason)
-            return not through
-        if is_recomputed_unwatched():
-            reason = "it is used in a checkpointed function that is not a module"
-            self.norms.exclude(_entries(*sources), reason)
-            return False
-        return True
-
-
-def _entries(*sources: Source | None) -> list[Any]:
-    return [entry for source in sources if source is not None for entry in source.entries]

@@ -35,8 +35,9 @@ class LinearRule(Rule):
         name = self._cuda_kernel(xs[0], batch)
         if not name or xs[0].dtype != d.dtype:
             return None
-        left, right = self._matrices(xs, d, batch)
-        x, d = right.mT.unsqueeze(2), left.unsqueeze(2)  # positions are pixels of one row
+        x, d = (xs[0], d) if not self.transposed else (d, xs[0])
+        # Positions are pixels of one row.
+        x, d = (t.reshape(batch, 1, -1, t.shape[-1]).permute(0, 3, 1, 2) for t in (x, d))
         return kernels.Convolution(x, d, (*self.shape, 1, 1), (1, 1), (0, 0), (1, 1), 1, name)
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:

@@ -100,15 +100,15 @@ class LayerPart(Part):
             squares.append(part)
         return _joined(squares)
 
-    def squares_and_gradient(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype`."""
+    def squares_and_gradient(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
+        """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype` and `memory_format`."""
         convolution = self.rule.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
-            found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype)
+            found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype, memory_format)
             return found, gradient.view(self.shape)
         total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
         squares = [self.rule.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()]
-        return _joined(squares), total.to(dtype)
+        return _joined(squares), total.to(dtype).contiguous(memory_format=memory_format)
 
     def _cut(self, run: slice) -> tuple[Saved, Tensor]:
         if run == slice(0, self.batch):

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
 from .interception import Interception
+from .layers import Layer
 from .ledger import Entry, Ledger
 from .marks import ENTRY, SAMPLES, is_source, marked, tensors_in
 from .rule import Rule
@@ -141,7 +142,7 @@ class PerSampleNorms:
                     entries[id(parameter)] = entry
                     setattr(parameter, ENTRY, entry)
                 own.append((attribute, entries[id(parameter)]))
-            forward = WatchedForward(self, module, own)
+            forward = WatchedForward(self, module, own, Layer.of(module) if own else None)
             module.forward = forward
             self._watched.append(forward)
 

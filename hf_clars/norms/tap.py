@@ -31,7 +31,7 @@ class Use:
         unbatched: the input has no batch dimension and is one sample.
         positions_first: rows are ordered by position, then by sample.
         subset: which samples are measured; None for all.
-        dtype: of the weight gradient.
+        dtype, memory_format: of the weight gradient.
         shared: entry → whether other uses of the same pass have a part in its gradient.
         number, ledger: what stands for all this in a compiled backward pass, see `traced.py`.
     """
@@ -45,6 +45,7 @@ class Use:
     positions_first: bool = False
     subset: slice | None = None
     dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
     shared: dict[Entry, bool] = field(default_factory=dict)
     number: int = -1
     ledger: int = -1
@@ -79,7 +80,7 @@ class Use:
             elif source.u is not None:
                 entry.close(self, ThroughPart(part, source.u, entry.parameter))
             elif self.fused and isinstance(part, LayerPart) and source is self.weight:
-                squares, gradient = part.squares_and_gradient(self.dtype)
+                squares, gradient = part.squares_and_gradient(self.dtype, self.memory_format)
                 entry.close(self, part, squares)
             else:
                 entry.close(self, part)

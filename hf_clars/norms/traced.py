@@ -46,7 +46,7 @@ def number_of(use: Use) -> int:
     weight, bias = _facts(use.weight), _facts(use.bias)
     subset = None if use.subset is None else (use.subset.start, use.subset.stop, use.subset.step)
     layout = use.fused, use.unbatched, use.positions_first
-    return _number_of(type(rule), fields, weight, bias, layout, subset, use.dtype)
+    return _number_of(type(rule), fields, weight, bias, layout, subset, use.dtype, use.memory_format)
 
 
 def _facts(source: Source | None) -> tuple[Any, ...] | None:
@@ -80,14 +80,14 @@ def _use(number: int, ledger: Ledger, batch: int, saved: list[Tensor]) -> tuple[
     """The use of that number, and which of the saved tensors are its rule's."""
     from .tap import Use
 
-    kind, fields, weight, bias, layout, subset, dtype = _uses[number]
+    kind, fields, weight, bias, layout, subset, dtype, memory_format = _uses[number]
     made = [facts[1][1] for facts in (weight, bias) if facts is not None and facts[1] is not None]
     of_rule = len(saved) - sum(made)
     constants = saved[of_rule:]
     of_weight, of_bias = _source(weight, ledger, constants), _source(bias, ledger, constants)
     fused, unbatched, positions_first = layout
     which = None if subset is None else slice(*subset)
-    use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, positions_first, which, dtype)
+    use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, positions_first, which, dtype, memory_format)
     use.number = number
     entries = [entry for source in (of_weight, of_bias) if source is not None for entry in source.entries]
     use.shared = {entry: entry.traced_uses > 1 for entry in entries}
@@ -103,6 +103,7 @@ def close(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> 
 
 @close.register_fake
 def _(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> tuple[Tensor, Tensor]:
-    _, (shape, *_), _, _, (fused, *_), _, dtype = _uses[number]
-    gradient = torch.empty(shape, dtype=dtype, device=d.device) if fused else torch.empty(0, device=d.device)
-    return gradient, torch.zeros(())
+    _, (shape, *_), _, _, (fused, *_), _, dtype, memory_format = _uses[number]
+    if not fused:
+        return torch.empty(0, device=d.device), torch.zeros(())
+    return torch.empty(shape, dtype=dtype, device=d.device, memory_format=memory_format), torch.zeros(())

@@ -14,6 +14,7 @@ from .ledger import Entry
 from .marks import ENTRY
 
 if TYPE_CHECKING:
+    from .layers import Layer
     from .per_sample import PerSampleNorms
 
 
@@ -21,16 +22,20 @@ class WatchedForward:
     """Stands in for `module.forward`: runs it under the interception, unless an outer module's forward already does.
 
     Every module has one, because activation checkpointing calls any of them again, in the middle of the backward pass.
-    A module that surely does nothing of interest (`entries` empty, and see `is_plain`) runs without the interception.
+    A module that surely does nothing of interest (`entries` empty, and see `is_plain`) runs without the interception,
+    and so does one of which it is known what it does (`layer`).
     """
 
-    def __init__(self, norms: PerSampleNorms, module: nn.Module, entries: list[tuple[str, Entry]]) -> None:
+    def __init__(
+        self, norms: PerSampleNorms, module: nn.Module, entries: list[tuple[str, Entry]], layer: Layer | None
+    ) -> None:
         self.norms: PerSampleNorms | None = norms
         self.module = module
         self.entries = entries
         self.plain = not entries and is_plain(module)
         self.parts = [part for part in module.modules() if part is not module] if self.plain else []
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
+        self.layer = layer if self.own is None else None
         self.forward = module.forward
         self.__signature__ = inspect.signature(self.forward)  # Trainer reads which columns a model wants
 
@@ -48,8 +53,13 @@ class WatchedForward:
                 setattr(parameter, ENTRY, entry)
         interception = norms.interception
         if interception.active:
-            if self.plain and not interception.passing_by and not torch.compiler.is_compiling() and self._is_alone():
-                return interception.pass_by(self.forward, args, kwargs)
+            if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():
+                if self.plain:
+                    return interception.pass_by(self.forward, args, kwargs)
+                if self.layer is not None and len(args) == 1 and not kwargs:
+                    y = self.layer.run(norms, args[0])
+                    if y is not None:
+                        return y
             return self.forward(*args, **kwargs)
         norms.enter(self.module, args, kwargs)
         interception.active = True
@@ -61,9 +71,9 @@ class WatchedForward:
 
     def _is_alone(self) -> bool:
         """Whether nobody else looks into the module: no hooks on its parts, no other mode."""
-        return torch._C._len_torch_function_stack() == 1 and not any(
-            part._forward_hooks or part._forward_pre_hooks for part in self.parts
-        )
+        if torch._C._len_torch_function_stack() != 1:
+            return False
+        return not self.parts or not any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
 
     def restore(self) -> None:
         """Give the module its forward back; one that was wrapped since stays wrapped, without effect."""

@@ -84,14 +84,23 @@ def _serves(device: torch.device, dtype: torch.dtype, convolution: bool) -> bool
     return dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and tf32)
 
 
-def squares_and_sum(convolution: Convolution, samples: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def squares_and_sum(
+    convolution: Convolution,
+    samples: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor]:
     """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` of the weight's shape, summed up in float32, in `dtype`."""
     from . import depthwise, weight_gradient
 
     c = convolution
     if c.kernel == "depthwise":
-        return depthwise.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, samples, dtype)
-    return weight_gradient.squares_and_sum(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples, dtype)
+        return depthwise.squares_and_sum(
+            c.x, c.d, c.shape, c.stride, c.padding, c.dilation, samples, dtype, memory_format
+        )
+    return weight_gradient.squares_and_sum(
+        c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples, dtype, memory_format
+    )
 
 
 def squares(convolution: Convolution, samples: int) -> Tensor:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reductions import squared_norms
-from .layout import with_adjacent_channels
+from .launch import Launch, aligned
+from .layout import Operand, with_adjacent_channels
+from .tiling import blocks, power_of_two
 
 _COLUMNS, _CHANNELS, _WARPS = 16, 32, 4
 _PROGRAMS = 2112  # about so many, where there is enough to do: sixteen for each multiprocessor of an H100
 _SHORTEST = 64  # positions of a run
+_WEIGHTS, _ROWS = 128, 16  # that are added up by a program, and of how many samples and runs at a time
 
 
 @triton.jit(
@@ -39,12 +42,12 @@ def _depthwise(
     d_channel,
     d_row,
     d_column,
-    stride_y: tl.constexpr,
-    stride_x: tl.constexpr,
     padding_y,
     padding_x,
     dilation_y,
     dilation_x,
+    stride_y: tl.constexpr,
+    stride_x: tl.constexpr,
     TAPS_X: tl.constexpr,
     TAPS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -88,6 +91,96 @@ def _depthwise(
         tl.store(each + at + c, tl.sum(sums[tap], 0), mask=c < channels)
 
 
+@triton.jit(do_not_specialize=["samples", "runs", "weights", "channels"])
+def _add_up(
+    each,
+    squares,
+    gradient,
+    samples,
+    runs,
+    weights,
+    channels,
+    gradient_channel,
+    gradient_tap,
+    WEIGHTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Program (sample): squares. Then program (weights): gradient. each [samples, runs, weights], weights by tap."""
+    program = tl.program_id(0)
+    lane = tl.arange(0, WEIGHTS)
+    if program < samples:
+        square = tl.zeros((WEIGHTS,), tl.float32)
+        row = each + tl.cast(program, tl.int64) * runs * weights
+        for first in range(0, weights, WEIGHTS):
+            own = tl.zeros((WEIGHTS,), tl.float32)
+            for run in range(runs):
+                own += tl.load(row + run * weights + first + lane, mask=first + lane < weights, other=0.0)
+            square += own * own
+        tl.store(squares + program, tl.sum(square, 0))
+    else:
+        weight = (program - samples) * WEIGHTS + lane
+        total = tl.zeros((WEIGHTS,), tl.float32)
+        for first in range(0, samples * runs, ROWS):
+            row = first + tl.arange(0, ROWS)
+            inside = (row < samples * runs)[:, None] & (weight < weights)[None, :]
+            at = row.to(tl.int64)[:, None] * weights + weight[None, :]
+            total += tl.sum(tl.load(each + at, mask=inside, other=0.0), 0)
+        at = weight % channels * gradient_channel + weight // channels * gradient_tap
+        tl.store(gradient + at, total.to(gradient.dtype.element_ty), mask=weight < weights)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is the same each time for operands of these sizes."""
+
+    taps: Launch
+    add_up: Launch
+    each: tuple[int, ...]
+    gradient_strides: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    x: Operand,
+    d: Operand,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    samples: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_aligned: bool,
+    memory_format: torch.memory_format,
+) -> _Plan:
+    channels, _, *kernel = shape
+    taps = kernel[0] * kernel[1]
+    rows, row_length = d.shape[2:]
+    columns = min(_COLUMNS, power_of_two(row_length))
+    programs = blocks(channels, _CHANNELS) * samples
+    runs = max(1, min(_PROGRAMS // programs, rows * row_length // _SHORTEST))
+    weight = torch.empty(shape, device="meta", memory_format=memory_format)
+    return _Plan(
+        Launch(
+            _depthwise,
+            (blocks(channels, _CHANNELS), samples, runs),
+            (x.shape[0] // samples, channels, *x.shape[2:], rows, row_length, blocks(row_length, columns), *x.strides,
+             *d.strides, *padding, *dilation),
+            {"stride_y": stride[0], "stride_x": stride[1], "TAPS_X": kernel[1], "TAPS": taps, "COLUMNS": columns,
+             "CHANNELS": _CHANNELS},
+            num_warps=_WARPS,
+        ),
+        Launch(
+            _add_up,
+            (samples + blocks(taps * channels, _WEIGHTS),),
+            (samples, runs, taps * channels, channels, weight.stride(0), weight.stride(3 if kernel[1] > 1 else 2)),
+            {"WEIGHTS": _WEIGHTS, "ROWS": _ROWS},
+        ),
+        (samples, runs, taps, channels),
+        weight.stride(),
+    )  # fmt: skip
+
+
 def squares_and_sum(
     x: Tensor,
     d: Tensor,
@@ -97,23 +190,21 @@ def squares_and_sum(
     dilation: tuple[int, ...],
     samples: int,
     dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor]:
     """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` in `dtype`: as many groups as channels and outputs.
 
     Arguments as those of `weight_gradient.squares_and_sum`.
     """
-    channels, _, *kernel = shape
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    rows, row_length = d.shape[2:]
-    columns = min(_COLUMNS, triton.next_power_of_2(row_length))
-    programs = triton.cdiv(channels, _CHANNELS) * samples
-    runs = max(1, min(_PROGRAMS // programs, rows * row_length // _SHORTEST))
-    each = x.new_empty((samples, runs, kernel[0] * kernel[1], channels), dtype=torch.float32)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _depthwise[(triton.cdiv(channels, _CHANNELS), samples, runs)](
-            x, d, each, x.shape[0] // samples, channels, *x.shape[2:], rows, row_length,
-            triton.cdiv(row_length, columns), *x.stride(), *d.stride(), *stride, *padding, *dilation,
-            TAPS_X=kernel[1], TAPS=kernel[0] * kernel[1], COLUMNS=columns, CHANNELS=_CHANNELS, num_warps=_WARPS,
-        )  # fmt: skip
-    own = each.sum(1) if runs > 1 else each[:, 0]
-    return squared_norms(own), own.sum(0).T.reshape(shape).to(dtype)
+    device = x.device
+    plan = _plan(
+        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples, x.dtype,
+        device, aligned(x, d), memory_format,
+    )  # fmt: skip
+    each = torch.empty(plan.each, dtype=torch.float32, device=device)
+    squares = torch.empty(samples, dtype=torch.float32, device=device)
+    gradient = torch.empty_strided(shape, plan.gradient_strides, dtype=dtype, device=device)
+    plan.taps(device, x, d, each)
+    plan.add_up(device, each, squares, gradient)
+    return squares, gradient

@@ -7,14 +7,16 @@ with `x_p` the window of the input that output position p sees. Both Gram matric
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import with_adjacent_channels
+from .launch import Launch, aligned
+from .layout import Operand, with_adjacent_channels
+from .tiling import power_of_two
 
 _CHANNELS = 64
 
@@ -96,6 +98,33 @@ def _gram_squares(
     tl.store(squares + sample * tl.num_programs(1) + group, tl.maximum(square, 0.0))  # rounding could pass it
 
 
+@functools.lru_cache(maxsize=4096)
+def _launch(
+    x: Operand,
+    d: Operand,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_aligned: bool,
+) -> Launch:
+    outputs, channels, *kernel = shape
+    positions = d.shape[2] * d.shape[3]
+    return Launch(
+        _gram_squares,
+        (x.shape[0], groups),
+        (channels, outputs // groups, *x.shape[2:], positions, d.shape[3], *x.strides, *d.strides, *stride, *padding,
+         *dilation),
+        {"TAPS_X": kernel[1], "TAPS": kernel[0] * kernel[1], "POSITIONS": max(16, power_of_two(positions)),
+         "CHANNELS": _CHANNELS},
+        num_warps=4,
+        num_stages=4,
+    )  # fmt: skip
+
+
 def squares(
     x: Tensor,
     d: Tensor,
@@ -109,14 +138,11 @@ def squares(
 
     Arguments as those of `weight_gradient.squares_and_sum`.
     """
-    outputs, channels, *kernel = shape
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    positions = d.shape[2] * d.shape[3]
-    each = x.new_empty((x.shape[0], groups), dtype=torch.float32)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _gram_squares[(x.shape[0], groups)](
-            x, d, each, channels, outputs // groups, *x.shape[2:], positions, d.shape[3], *x.stride(), *d.stride(),
-            *stride, *padding, *dilation, TAPS_X=kernel[1], TAPS=kernel[0] * kernel[1],
-            POSITIONS=max(16, triton.next_power_of_2(positions)), CHANNELS=_CHANNELS, num_warps=4, num_stages=4,
-        )  # fmt: skip
+    launch = _launch(
+        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, groups, x.dtype,
+        x.device, aligned(x, d),
+    )  # fmt: skip
+    each = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
+    launch(x.device, x, d, each)
     return each.sum(1) if groups > 1 else each[:, 0]

@@ -1,9 +1,22 @@
-"""How operands of kernels lie in memory, and what memory there is on the chip."""
+"""How operands of kernels lie in memory."""
+
+from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_FEW = 16  # channels, that would leave more than half of a tile's rows empty
+
+
+class Operand(NamedTuple):
+    """Where elements `[N, C, H, W]` are, of which several may be the same: a kernel needs no view for that."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 def with_adjacent_channels(t: Tensor) -> Tensor:
@@ -13,20 +26,63 @@ def with_adjacent_channels(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def pixels_in_a_row(t: Tensor) -> bool:
-    """Whether pixels have one distance in memory, over ends of rows, too."""
-    return t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3)
+def as_pixels(x: Operand, stride: tuple[int, ...], positions: tuple[int, ...]) -> Operand:
+    """What a kernel of one tap sees of `x`: one pixel for each position."""
+    image, channel, row, column = x.strides
+    return Operand((*x.shape[:2], *positions[2:]), (image, channel, row * stride[0], column * stride[1]))
 
 
-def loads_boxes(t: Tensor) -> bool:
-    """Whether boxes of `[N, C, H, W]` can be loaded by the hardware: Hopper or later, 16 bytes from one to the next."""
-    aligned = t.data_ptr() % 16 == 0 and all(t.stride(dim) * t.element_size() % 16 == 0 for dim in (0, 2, 3))
-    return aligned and t.stride(1) == 1 and (not t.is_cuda or torch.cuda.get_device_capability(t.device) >= (9, 0))
+def as_row(t: Operand) -> Operand | None:
+    """An image as one row of pixels, if they have one distance in memory over ends of rows, too."""
+    (images, channels, rows, columns), (image, channel, row, column) = t
+    if rows > 1 and row != columns * column:
+        return None
+    return Operand((images, channels, 1, rows * columns), (image, channel, row, column))
+
+
+def folds(shape: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> int:
+    """How many channels a pixel is to have so that a kernel's row of them can be taken for one pixel's; 0: it is not.
+
+    So a few channels (of an image: 3) fill a tile, and lie side by side.
+    """
+    channels, taps_x = shape[1], shape[3]
+    if groups > 1 or taps_x == 1 or dilation[1] > 1 or channels > _FEW:
+        return 0
+    return 1 << (channels - 1).bit_length()
+
+
+def padded(x: Tensor, padding: tuple[int, ...], channels: int) -> Tensor:
+    """`x` with zeros around it and in further channels, and adjacent channels."""
+    pads = (padding[1], padding[1], padding[0], padding[0], 0, channels - x.shape[1])
+    if any(pads):
+        x = F.pad(x, pads)
+    strides = (x.shape[1] * x.shape[2] * x.shape[3], 1, x.shape[1] * x.shape[3], x.shape[1])
+    if x.stride() == strides:
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def fold_rows(x: Operand, channels: int, taps_x: int, stride_x: int, columns: int) -> Operand:
+    """Of `padded` images, for each column of positions the pixels that a row of the kernel sees, as one pixel's."""
+    image, _, row, column = x.strides
+    return Operand((x.shape[0], taps_x * channels, x.shape[2], columns), (image, 1, row, column * stride_x))
+
+
+def loads_boxes(t: Operand, element_size: int, device: torch.device) -> bool:
+    """Whether boxes of `t`, that begins at 16 bytes, can be loaded by the hardware: Hopper or later, 16 bytes from
+    each pixel, row and image to the next."""
+    apart = all(t.strides[dim] * element_size % 16 == 0 for dim in (0, 2, 3))
+    return apart and t.strides[1] == 1 and (device.type != "cuda" or _capability(device) >= (9, 0))
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes that a program can have of it; in the interpreter, an H100's."""
+    """Bytes that a program can have of a multiprocessor's; in the interpreter, an H100's."""
     if device.type != "cuda":
         return 227 << 10
     properties = torch.cuda.get_device_properties(device)

@@ -6,15 +6,12 @@ squares is noted and the tile added to the total, both from registers:
 
     Σ_i c_i    and    ‖c_i‖² = Σ_tiles Σ_elements (Σ_p x_{i,p}ᵀ d_{i,p})²
 
-The totals of the runs are added up afterwards. What is added up in which order depends on shapes alone, not on what was
-found to be fast at run time: the same input gives the same bits.
+The totals of the runs, and the squares of the tiles, are added up by a second kernel.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,30 +20,22 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .layout import loads_boxes, pixels_in_a_row, shared_memory, with_adjacent_channels
+from .launch import Launch, aligned
+from .layout import (
+    Operand,
+    as_pixels,
+    as_row,
+    fold_rows,
+    folds,
+    loads_boxes,
+    padded,
+    shared_memory,
+    with_adjacent_channels,
+)
+from .tiling import blocks, box_of, run_of, stages_of, tiling_of
 
-_MULTIPROCESSORS = 132  # of an H100; elsewhere work is not as even
-_TOTALS = 64 << 20  # bytes, at most, of the runs' totals
-_REST = 2 << 10  # bytes of shared memory for sums and barriers
-_BLOCK = 32  # rows of a tile that are added up by a program
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a product is cut up.
-
-    Args:
-        inputs, outputs, positions: sides of a tile, and how many positions are multiplied at once.
-        warps, stages: of a program, and how many loads are under way.
-        programs: at a time on a multiprocessor.
-    """
-
-    inputs: int
-    outputs: int
-    positions: int
-    warps: int
-    stages: int
-    programs: int
+_ROWS = 32  # of a tile that are added up by a program
+_SAMPLES, _TILES = 128, 32  # whose squares are added up by a program, and how many tiles at a time
 
 
 @triton.jit(
@@ -57,7 +46,7 @@ class Tiling:
 def _weight_gradient(
     x,
     d,
-    squares,
+    each,
     totals,
     samples,
     run,  # samples of a program
@@ -77,16 +66,15 @@ def _weight_gradient(
     d_channel,
     d_row,
     d_column,
-    stride_y: tl.constexpr,
-    stride_x: tl.constexpr,
     padding_y,
     padding_x,
     dilation_y,
     dilation_x,
+    stride_y: tl.constexpr,
+    stride_x: tl.constexpr,
     TAPS_X: tl.constexpr,
     TAPS: tl.constexpr,
     PADDED: tl.constexpr,
-    ALL_TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     BOX_Y: tl.constexpr,
@@ -95,30 +83,23 @@ def _weight_gradient(
 ):
     """Program (tile, run). Rows of a tile are input channels at one kernel tap, columns are output channels.
 
-    With ALL_TAPS, rows are the channels of all taps one after the other, for channels fewer than a tile's rows.
     Positions are multiplied a box of BOX_Y rows and BOX_X columns at a time. With BOXES, `x` and `d` are descriptors of
     tensors `[N, rows, columns, channels]`, of which the hardware loads boxes, with zeros for what is outside.
 
-    squares [tiles, samples]; totals [runs, tiles, INPUTS, OUTPUTS].
+    each [tiles, samples]: a tile's sums of squares; totals [runs, tiles, INPUTS, OUTPUTS].
     """
     tile = tl.program_id(0)
     output_tiles = tl.cdiv(outputs, OUTPUTS)
     input_tiles = tl.cdiv(channels, INPUTS)
-    row_tiles = tl.cdiv(TAPS * channels, INPUTS) if ALL_TAPS else TAPS * input_tiles
+    row_tiles = TAPS * input_tiles
     group = tile // (row_tiles * output_tiles)
     row_tile = tile // output_tiles % row_tiles
     first_o = tile % output_tiles * OUTPUTS
     o = first_o + tl.arange(0, OUTPUTS)
-    if ALL_TAPS:
-        weight_row = row_tile * INPUTS + tl.arange(0, INPUTS)
-        tap = (weight_row // channels)[None, :]
-        c = weight_row % channels
-        c_inside = (weight_row < TAPS * channels)[None, :]
-    else:
-        tap = row_tile // input_tiles
-        first_c = row_tile % input_tiles * INPUTS
-        c = first_c + tl.arange(0, INPUTS)
-        c_inside = (c < channels)[None, :]
+    tap = row_tile // input_tiles
+    first_c = row_tile % input_tiles * INPUTS
+    c = first_c + tl.arange(0, INPUTS)
+    c_inside = (c < channels)[None, :]
     o_inside = (o < outputs)[None, :]
     shift_y = tap // TAPS_X * dilation_y - padding_y
     shift_x = tap % TAPS_X * dilation_x - padding_x
@@ -160,50 +141,155 @@ def _weight_gradient(
             right = tl.load(d + d_at + d_of_tile, mask=inside[:, None] & o_inside, other=0.0)
         own = tl.dot(tl.trans(left), right, own, input_precision="tf32")
         if chunk == chunks - 1 and image % images == images - 1:
-            tl.store(squares + tile * samples + image // images, tl.sum(tl.sum(own * own, 1), 0))
+            tl.store(each + tile * samples + image // images, tl.sum(tl.sum(own * own, 1), 0))
             total += own
             own = tl.zeros((INPUTS, OUTPUTS), tl.float32)
     at = ((tl.program_id(1) * tl.num_programs(0) + tile) * INPUTS + tl.arange(0, INPUTS)).to(tl.int64) * OUTPUTS
     tl.store(totals + at[:, None] + tl.arange(0, OUTPUTS)[None, :], total)
 
 
-@triton.jit(do_not_specialize=["runs"])
+@triton.jit(do_not_specialize=["runs", "tiles", "samples"])
 def _add_up(
+    each,
     totals,
+    squares,
     gradient,
     runs,
+    tiles,
+    samples,
     channels,
     outputs,
+    gradient_output,
+    gradient_channel,
+    gradient_tap,
     TAPS: tl.constexpr,
-    ALL_TAPS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    FOLD: tl.constexpr,
+    FOLD_CHANNELS: tl.constexpr,
+    FOLD_TAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    TILE_BLOCK: tl.constexpr,
 ):
-    """Program (rows of a tile, tile): gradient [groups · outputs, channels, TAPS], the sums of the runs' totals."""
-    tile = tl.program_id(1)
-    output_tiles = tl.cdiv(outputs, OUTPUTS)
-    row_tiles = tl.cdiv(TAPS * channels, INPUTS) if ALL_TAPS else TAPS * tl.cdiv(channels, INPUTS)
-    group = tile // (row_tiles * output_tiles)
-    row_tile = tile // output_tiles % row_tiles
-    o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
-    tile_row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if ALL_TAPS:
-        weight_row = row_tile * INPUTS + tile_row
-        tap = weight_row // channels
-        c = weight_row % channels
-        inside = weight_row < TAPS * channels
+    """Program (rows of a tile) for each, tile by tile: gradient, the sum of the runs' totals. Then program (samples):
+    squares [samples], the sum over the tiles of each.
+
+    With FOLD, the channels of a row of the kernel stand side by side, FOLD a tap, of which FOLD_CHANNELS are there.
+    """
+    block = tl.program_id(0)
+    if block >= tiles * (INPUTS // ROWS):
+        sample = (block - tiles * (INPUTS // ROWS)) * SAMPLES + tl.arange(0, SAMPLES)
+        square = tl.zeros((SAMPLES,), tl.float32)
+        for first in range(0, tiles, TILE_BLOCK):
+            tile = first + tl.arange(0, TILE_BLOCK)
+            inside = (tile < tiles)[:, None] & (sample < samples)[None, :]
+            square += tl.sum(tl.load(each + tile[:, None] * samples + sample[None, :], mask=inside, other=0.0), 0)
+        tl.store(squares + sample, square, mask=sample < samples)
     else:
-        tap = row_tile // tl.cdiv(channels, INPUTS)
-        c = row_tile % tl.cdiv(channels, INPUTS) * INPUTS + tile_row
+        tile = block // (INPUTS // ROWS)
+        tile_row = block % (INPUTS // ROWS) * ROWS + tl.arange(0, ROWS)
+        output_tiles = tl.cdiv(outputs, OUTPUTS)
+        input_tiles = tl.cdiv(channels, INPUTS)
+        group = tile // (TAPS * input_tiles * output_tiles)
+        row_tile = tile // output_tiles % (TAPS * input_tiles)
+        tap = row_tile // input_tiles
+        c = row_tile % input_tiles * INPUTS + tile_row
+        o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
         inside = c < channels
-    total = tl.zeros((BLOCK, OUTPUTS), tl.float32)
-    for run in range(runs):
-        at = ((run * tl.num_programs(1) + tile) * INPUTS + tile_row).to(tl.int64) * OUTPUTS
-        total += tl.load(totals + at[:, None] + tl.arange(0, OUTPUTS)[None, :])
-    at = ((group * outputs + o).to(tl.int64)[None, :] * channels + c[:, None]) * TAPS
-    at += tap[:, None] if ALL_TAPS else tap
-    tl.store(gradient + at, total.to(gradient.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])
+        total = tl.zeros((ROWS, OUTPUTS), tl.float32)
+        for run in range(runs):
+            at = ((run * tiles + tile) * INPUTS + tile_row).to(tl.int64) * OUTPUTS
+            total += tl.load(totals + at[:, None] + tl.arange(0, OUTPUTS)[None, :])
+        if FOLD:
+            inside = inside & (c % FOLD < FOLD_CHANNELS)
+            c = c % FOLD * gradient_channel + c // FOLD * FOLD_TAP
+        else:
+            c = c * gradient_channel
+        at = (group * outputs + o).to(tl.int64)[None, :] * gradient_output + c[:, None] + tap * gradient_tap
+        tl.store(gradient + at, total.to(gradient.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is the same each time for operands of these sizes."""
+
+    tiles: Launch
+    add_up: Launch
+    descriptors: tuple[tuple[list[int], ...], ...]  # of x and d: shape, strides and box; none where pointers do
+    each: tuple[int, ...]
+    totals: tuple[int, ...]
+    gradient_strides: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    x: Operand,
+    d: Operand,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    samples: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_aligned: bool,
+    memory_format: torch.memory_format,
+    fold: int,
+) -> _Plan:
+    weight = torch.empty(shape, device="meta", memory_format=memory_format)
+    outputs, channels, *kernel = shape
+    outputs, taps = outputs // groups, kernel[0] * kernel[1]
+    gradient_strides = weight.stride()
+    gradient = (weight.stride(0), weight.stride(1), weight.stride(3) if kernel[1] > 1 else weight.stride(2))
+    fold_channels, fold_tap = channels, gradient[2]
+    if fold:
+        x = fold_rows(x, fold, kernel[1], stride[1], d.shape[3])
+        channels, kernel, taps = fold * kernel[1], [kernel[0], 1], kernel[0]
+        stride, padding, gradient = (stride[0], 1), (0, 0), (*gradient[:2], weight.stride(2))
+    elif taps == 1 and not any(padding):
+        x, stride = as_pixels(x, stride, d.shape), (1, 1)
+        if (x_row := as_row(x)) and (d_row := as_row(d)):
+            x, d = x_row, d_row
+    height, width, rows, row_length = *x.shape[2:], *d.shape[2:]
+    tiling = tiling_of(channels, outputs, taps)
+    size = dtype.itemsize
+    boxes = is_aligned and groups == 1 and max(stride) == 1 and all(loads_boxes(t, size, device) for t in (x, d))
+    box_y, box_x = box_of(rows, row_length, tiling.positions, boxes)
+    tiles = groups * taps * blocks(channels, tiling.inputs) * blocks(outputs, tiling.outputs)
+    column_blocks, images = blocks(row_length, box_x), x.shape[0] // samples
+    run = run_of(tiles, samples, images * blocks(rows, box_y) * column_blocks, tiling)
+    runs = blocks(samples, run)
+    sizes = {"INPUTS": tiling.inputs, "OUTPUTS": tiling.outputs}
+    return _Plan(
+        Launch(
+            _weight_gradient,
+            (tiles, runs),
+            (samples, run, images, channels, outputs, height, width, rows, row_length, column_blocks, *x.strides,
+             *d.strides, *padding, *dilation),
+            {"stride_y": stride[0], "stride_x": stride[1], "TAPS_X": kernel[1], "TAPS": taps, "PADDED": any(padding),
+             **sizes, "BOX_Y": box_y, "BOX_X": box_x, "BOXES": boxes},
+            num_warps=tiling.warps,
+            num_stages=stages_of(tiling, box_y * box_x, size, shared_memory(device)),
+        ),
+        Launch(
+            _add_up,
+            (tiles * (tiling.inputs // _ROWS) + blocks(samples, _SAMPLES),),
+            (runs, tiles, samples, channels, outputs, *gradient),
+            {"TAPS": taps, **sizes, "FOLD": fold, "FOLD_CHANNELS": fold_channels, "FOLD_TAP": fold_tap, "ROWS": _ROWS,
+             "SAMPLES": _SAMPLES, "TILE_BLOCK": _TILES},
+        ),
+        (_box(x, box_y, box_x, tiling.inputs), _box(d, box_y, box_x, tiling.outputs)) if boxes else (),
+        (tiles, samples),
+        (runs, tiles, tiling.inputs, tiling.outputs),
+        gradient_strides,
+    )  # fmt: skip
+
+
+def _box(t: Operand, rows: int, columns: int, channels: int) -> tuple[list[int], ...]:
+    channels_last = (0, 2, 3, 1)
+    return [t.shape[i] for i in channels_last], [t.strides[i] for i in channels_last], [1, rows, columns, channels]
 
 
 def squares_and_sum(
@@ -216,6 +302,7 @@ def squares_and_sum(
     groups: int,
     samples: int,
     dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor]:
     """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` of a convolution, summed up in float32 and given in `dtype`.
 
@@ -223,77 +310,25 @@ def squares_and_sum(
         x, d: input `[N, C, H, W]` and output derivative `[N, O, H', W']`, of one type: half precision, or float32,
             which is multiplied as TF32. Rows `k·i … k·(i+1)−1` are sample i's.
         shape: of the weight, `[O, C / groups, K, L]`.
+        memory_format: of the sum.
     """
-    outputs, channels, *kernel = shape
-    outputs, taps = outputs // groups, kernel[0] * kernel[1]
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    if taps == 1 and not any(padding):
-        x, stride = x[:, :, :: stride[0], :: stride[1]][:, :, : d.shape[2], : d.shape[3]], (1, 1)
-        if pixels_in_a_row(x) and pixels_in_a_row(d):
-            x, d = x.flatten(2).unsqueeze(2), d.flatten(2).unsqueeze(2)
-    height, width, rows, row_length = *x.shape[2:], *d.shape[2:]
-    tiling = _tiling(channels, outputs, taps)
-    all_taps = taps > 1 and channels <= tiling.inputs // 2
-    box_x = min(tiling.positions, triton.next_power_of_2(row_length))
-    box_y = tiling.positions // box_x
-    row_tiles = triton.cdiv(taps * channels, tiling.inputs) if all_taps else taps * triton.cdiv(channels, tiling.inputs)
-    tiles = groups * row_tiles * triton.cdiv(outputs, tiling.outputs)
-    column_blocks = triton.cdiv(row_length, box_x)
-    run = _run(tiles, samples, x.shape[0] // samples * triton.cdiv(rows, box_y) * column_blocks, tiling)
-    runs = triton.cdiv(samples, run)
-    squares = x.new_empty((tiles, samples), dtype=torch.float32)
-    totals = x.new_empty((runs, tiles, tiling.inputs, tiling.outputs), dtype=torch.float32)
-    gradient = x.new_empty(shape, dtype=dtype)
-    boxes = groups == 1 and not all_taps and max(stride) == 1 and loads_boxes(x) and loads_boxes(d)
-    operands = (_boxes(x, box_y, box_x, tiling.inputs), _boxes(d, box_y, box_x, tiling.outputs)) if boxes else (x, d)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _weight_gradient[(tiles, runs)](
-            *operands, squares, totals, samples, run, x.shape[0] // samples, channels, outputs, height, width, rows,
-            row_length, column_blocks, *x.stride(), *d.stride(), *stride, *padding, *dilation, TAPS_X=kernel[1],
-            TAPS=taps, PADDED=any(padding), ALL_TAPS=all_taps, INPUTS=tiling.inputs, OUTPUTS=tiling.outputs,
-            BOX_Y=box_y, BOX_X=box_x, BOXES=boxes, num_warps=tiling.warps,
-            num_stages=_stages(tiling, x.element_size(), shared_memory(x.device)),
-        )  # fmt: skip
-        _add_up[(tiling.inputs // _BLOCK, tiles)](
-            totals, gradient, runs, channels, outputs, TAPS=taps, ALL_TAPS=all_taps, INPUTS=tiling.inputs,
-            OUTPUTS=tiling.outputs, BLOCK=_BLOCK,
-        )  # fmt: skip
-    return squares.sum(0), gradient
-
-
-def _boxes(t: Tensor, rows: int, columns: int, channels: int) -> TensorDescriptor:
-    t = t.permute(0, 2, 3, 1)
-    return TensorDescriptor(t, list(t.shape), list(t.stride()), [1, rows, columns, channels])
-
-
-def _tiling(channels: int, outputs: int, taps: int) -> Tiling:
-    """The fastest, or nearly so, on an H100, over the convolutions of ResNet-50, DenseNet-121 and MobileNetV2, ViT-S
-    and GPT-2 in bfloat16."""
-    if channels <= 64 and outputs <= 64 and taps == 1:
-        return Tiling(64, 32, 64, warps=4, stages=4, programs=4)
-    if outputs <= 32 and channels > 64:
-        return Tiling(128, 32, 64, warps=4, stages=4, programs=3)
-    if channels <= 64 or outputs <= 64:
-        return Tiling(64, 64, 64, warps=4, stages=4, programs=3)
-    return Tiling(128, 128, 64, warps=8, stages=4, programs=1)
-
-
-def _stages(tiling: Tiling, element_size: int, memory: int) -> int:
-    """The tiling's, or as many as find room in a multiprocessor's shared memory; consumer GPUs have less."""
-    stage = (tiling.inputs + tiling.outputs) * tiling.positions * element_size
-    return max(2, min(tiling.stages, (memory - _REST) // stage))
-
-
-@functools.lru_cache(maxsize=4096)
-def _run(tiles: int, samples: int, chunks: int, tiling: Tiling) -> int:
-    """Samples of a program: so that programs are as long as they are few rounds of the whole GPU.
-
-    All tiles of a run begin together, and find their samples in the cache.
-    """
-    at_a_time = _MULTIPROCESSORS * tiling.programs
-    most = max(1, min(samples, 4 * at_a_time // tiles + 1, _TOTALS // (4 * tiles * tiling.inputs * tiling.outputs)))
-
-    def price(runs: int) -> float:  # in samples; a total takes as long as six chunks
-        return math.ceil(tiles * runs / at_a_time) * (math.ceil(samples / runs) + 6 / chunks)
-
-    return math.ceil(samples / min(range(1, most + 1), key=price))
+    fold = folds(shape, dilation, groups)
+    if fold:
+        x = padded(x, padding, fold)
+    device = x.device
+    plan = _plan(
+        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, groups, samples,
+        x.dtype, device, aligned(x, d), memory_format, fold,
+    )  # fmt: skip
+    each = torch.empty(plan.each, dtype=torch.float32, device=device)
+    totals = torch.empty(plan.totals, dtype=torch.float32, device=device)
+    squares = torch.empty(samples, dtype=torch.float32, device=device)
+    gradient = torch.empty_strided(shape, plan.gradient_strides, dtype=dtype, device=device)
+    if plan.descriptors:
+        of_x, of_d = plan.descriptors
+        plan.tiles(device, TensorDescriptor(x, *of_x), TensorDescriptor(d, *of_d), each, totals)
+    else:
+        plan.tiles(device, x, d, each, totals)
+    plan.add_up(device, each, totals, squares, gradient)
+    return squares, gradient

@@ -1,0 +1,51 @@
+"""A kernel with all its numbers, to be launched for other tensors again and again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import KernelInterface
+
+
+class Launch:
+    """Binds a kernel's numbers once. Triton looks at every argument of every launch, which takes the host longer than
+    most of these kernels take the GPU; what a first launch compiled can be launched without.
+
+    Args:
+        kernel: whose arguments are tensors, then numbers, then constants.
+        grid: programs.
+        numbers, constants: the arguments after the tensors, in order.
+        options: of the compiler, `num_warps` and `num_stages`.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelInterface,
+        grid: tuple[int, ...],
+        numbers: tuple[int, ...],
+        constants: dict[str, Any],
+        **options: int,
+    ) -> None:
+        self._kernel, self._options = kernel, options
+        self._grid = (*grid, *(1,) * (3 - len(grid)))
+        self._numbers, self._constants = numbers, constants
+        self._arguments = (*numbers, *constants.values())
+        self._compiled: Any = None  # stays so in the interpreter
+
+    def __call__(self, device: torch.device, *tensors: Any) -> None:
+        """Launch on `device`. Tensors are as aligned as those of the first call, or descriptors where those were."""
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self(device, *tensors)
+        elif self._compiled is not None:
+            self._compiled[self._grid](*tensors, *self._arguments)
+        else:
+            launch = self._kernel[self._grid]
+            self._compiled = launch(*tensors, *self._numbers, **self._constants, **self._options)
+
+
+def aligned(*tensors: Tensor) -> bool:
+    """Whether all begin where Triton loads 16 bytes at once."""
+    return not any(t.data_ptr() % 16 for t in tensors)

@@ -1,0 +1,106 @@
+"""Layers whose `forward` is torch's own, one operator: measured without looking at what they call.
+
+Asking a mode about each function costs the host more time than launching it. Of these layers the answer is known: what
+the table of operators says of the function their `forward` calls, once for each kind of input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .marks import SAMPLES, has_samples, is_shuffled, is_source, marked
+from .measured import Measured, decide
+from .operators import OPERATORS, Operator
+
+if TYPE_CHECKING:
+    from .per_sample import PerSampleNorms
+
+_KINDS = 64
+_CONVOLUTIONS: dict[Any, Any] = {
+    nn.Conv1d.forward: (nn.Conv1d, torch.conv1d),
+    nn.Conv2d.forward: (nn.Conv2d, torch.conv2d),
+    nn.Conv3d.forward: (nn.Conv3d, torch.conv3d),
+}
+
+
+class Layer:
+    """A module whose `forward` is one operator on its own weight and bias."""
+
+    def __init__(self, module: nn.Module, operator: Callable[[Tensor], Operator | None]) -> None:
+        self._module, self._operator = module, operator
+        self._kinds: dict[Any, Measured] = {}  # what was decided about inputs of each kind
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layer | None:
+        """None for a module that does something else."""
+        operator = _operator_of(module)
+        return None if operator is None else cls(module, operator)
+
+    def run(self, norms: PerSampleNorms, x: Any) -> Tensor | None:
+        """The layer's result; None where it takes looking at what the layer calls."""
+        weight, bias = _parameters(self._module)
+        if type(x) is not Tensor or type(weight) is not nn.Parameter or not has_samples(x) or is_shuffled(x):
+            return None
+        if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            return None  # the hooks may be those of checkpointing
+        with torch._C.DisableTorchFunction():
+            if not (is_source(weight) or is_source(bias)):
+                return None
+            measured = self._measured(norms, x)
+            return None if measured is None else marked(measured.run(norms, x, weight, bias), SAMPLES, True)
+
+    def _measured(self, norms: PerSampleNorms, x: Tensor) -> Measured | None:
+        kind = norms.batch, _kind(self._module, x)
+        measured = self._kinds.get(kind)
+        if measured is None:
+            operator = self._operator(x)
+            measured = None if operator is None or operator.x is not x else decide(norms, operator)
+            if measured is not None:
+                if len(self._kinds) >= _KINDS:  # of sequences, each may have its length
+                    self._kinds.clear()
+                self._kinds[kind] = measured
+        return measured
+
+
+def _operator_of(module: nn.Module) -> Callable[[Tensor], Operator | None] | None:
+    """From a layer's input to its operator; None for modules that do something else."""
+    forward = type(module).forward
+    if forward is nn.Linear.forward:
+        return lambda x: OPERATORS[F.linear](x, *_parameters(module))
+    if forward not in _CONVOLUTIONS:
+        return None
+    kind, function = _CONVOLUTIONS[forward]
+    if getattr(type(module), "_conv_forward", None) is not kind._conv_forward or module.padding_mode != "zeros":
+        return None
+    return lambda x: OPERATORS[function](x, *_parameters(module), *_geometry(module))
+
+
+def _kind(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """All that the operator depends on, and what is decided about measuring it."""
+    weight, bias = _parameters(module)
+    device = x.device.type
+    return (
+        x.shape,
+        x.dtype,
+        x.device,
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+        weight.shape,
+        weight.requires_grad,
+        bias is not None and bias.requires_grad,
+        _geometry(module) if "stride" in module.__dict__ else None,
+    )
+
+
+def _parameters(module: nn.Module) -> tuple[Any, Any]:
+    """Weight and bias; None for what is absent, or is computed from others."""
+    return module._parameters.get("weight"), module._parameters.get("bias")
+
+
+def _geometry(module: nn.Module) -> tuple[Any, ...]:
+    values = module.__dict__
+    return values["stride"], values["padding"], values["dilation"], values["groups"]

@@ -1,0 +1,115 @@
+"""An operator's call, and what is measured of the parameters it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import traced
+from .linear_rules import LinearRule
+from .marks import Source, source_of
+from .operators import Operator
+from .rule import Rule, Saved
+from .tap import Tap, Use
+from .watched_forward import is_recomputed_unwatched
+
+if TYPE_CHECKING:
+    from .per_sample import PerSampleNorms
+
+
+@dataclass(eq=False)
+class Measured:
+    """What is decided about an operator's call: it holds for all inputs of a kind.
+
+    Args:
+        rule, call: of the operator.
+        weight, bias: what is measured.
+        batch: number of samples.
+        half: what autocast casts the input to.
+        fused: whether the weight gradient may come out of measuring, if nothing else uses the weight.
+        flat: positions are flattened for the call.
+        unbatched: the input has no batch dimension and is one sample.
+        positions_first: rows are ordered by position, then by sample.
+    """
+
+    rule: Rule
+    call: Callable[..., Tensor]
+    weight: Source | None
+    bias: Source | None
+    batch: int
+    half: torch.dtype | None
+    fused: bool
+    flat: bool
+    unbatched: bool
+    positions_first: bool
+
+    def run(
+        self, norms: PerSampleNorms, x: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Saved = ()
+    ) -> Tensor:
+        """The operator's result, of which the backward pass is going to measure."""
+        if self.half is not None:
+            x = x.to(self.half)
+        fused = self.fused and self.weight is not None and not self.weight.entries[0].in_use()
+        use = Use(self.rule, self.weight, self.bias, self.batch, fused, self.unbatched, self.positions_first)
+        w = weight.detach() if fused and weight is not None else weight
+        y = self.call(x.flatten(0, -2) if self.flat else x, w, bias)
+        y = tap(norms, y, use, (x.detach(), *kept), weight if fused else None)
+        return y.view(*x.shape[:-1], y.shape[-1]) if self.flat else y
+
+
+def decide(norms: PerSampleNorms, operator: Operator, positions_first: bool = False) -> Measured | None:
+    """None, and noted, where samples are not known, or nothing can be measured."""
+    rule, x = operator.rule, operator.x
+    weight, bias = source_of(operator.weight), source_of(operator.bias)
+    batch = norms.samples_in(x, rule, entries_of(weight, bias), positions_first)
+    if batch is None or not measurable(norms, weight, bias):
+        return None
+    half = None
+    if operator.half and x.is_floating_point() and x.dtype != torch.float64:
+        # Autocast's cast, done here so that what backward keeps is the half as well.
+        kind = x.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    unbatched = x.ndim == rule.unbatched_ndim
+    fused = weight is not None and weight.u is None and norms.mode == "per_sample"
+    if fused:
+        like = x if half is None else x.to(half)
+        fused = rule.fused(like.unsqueeze(0) if unbatched else like, batch)
+    # Torch itself flattens positions and views the product back. A tap on that view would cost copies of `d`.
+    flat = isinstance(rule, LinearRule) and x.ndim > 2
+    return Measured(rule, operator.call, weight, bias, batch, half, fused, flat, unbatched, positions_first)
+
+
+def tap(
+    norms: PerSampleNorms, y: Tensor, use: Use, saved: Saved, weight: Tensor | None = None, in_place: bool = True
+) -> Tensor:
+    """`y`, behind which the backward pass measures `use`; `weight` is what it returns the gradient of."""
+    use.subset = norms.subset_of(use.batch)
+    use.dtype = y.dtype if weight is None else weight.dtype
+    if weight is not None and weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        use.memory_format = torch.channels_last  # autograd copies a gradient that lies otherwise than its parameter
+    use.opened()
+    if torch.compiler.is_compiling():
+        use.number, use.ledger = traced.number_of(use), norms.ledger.key
+        saved = (*saved, *traced.constants_of(use))
+    return Tap.apply(y, weight, norms.ledger.anchor, use, in_place, *saved)
+
+
+def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:
+    """Whether these can be measured here."""
+    if torch.compiler.is_compiling():
+        through = [s for s in sources if s is not None and s.u is not None and s.lookup is None and s.recipe is None]
+        if through:
+            norms.exclude(entries_of(*through), "the tensor that is used is computed from it, under torch.compile")
+        return not through
+    if is_recomputed_unwatched():
+        norms.exclude(entries_of(*sources), "it is used in a checkpointed function that is not a module")
+        return False
+    return True
+
+
+def entries_of(*sources: Source | None) -> list[Any]:
+    return [entry for source in sources if source is not None for entry in source.entries]

@@ -1,0 +1,181 @@
+"""Torch's own layers are measured without looking at what they call, and as if it were looked at."""
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_clars.norms import PerSampleNorms
+from hf_clars.norms.layers import Layer
+
+
+class Own(nn.Module):
+    """The same functions, called by a forward of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        weight, bias = self.layer.weight, self.layer.bias
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.ndim - 2]
+        return function(x, weight, bias, self.layer.stride, self.layer.padding, self.layer.dilation, self.layer.groups)
+
+
+LAYERS = [
+    (lambda: nn.Linear(6, 5), (4, 6)),
+    (lambda: nn.Linear(6, 5, bias=False), (4, 3, 6)),
+    (lambda: nn.Linear(6, 5), (8, 3, 6)),  # two rows a sample
+    (lambda: nn.Conv1d(4, 6, 3, stride=2, groups=2), (4, 4, 9)),
+    (lambda: nn.Conv2d(3, 8, 3, padding=1, bias=False), (4, 3, 7, 6)),
+    (lambda: nn.Conv2d(4, 4, (3, 1), dilation=(1, 2), groups=4), (4, 4, 7, 6)),
+    (lambda: nn.Conv3d(2, 3, 2), (4, 2, 4, 5, 3)),
+]
+
+
+def measure(model: nn.Module, x: torch.Tensor, *, uses: int = 1, vectors: bool = True, autocast: bool = False):
+    """Norms and gradients of a network around the model, and how often `Layer` answered."""
+    answers = []
+    run = Layer.run
+
+    def noted(self, *args):
+        answers.append(run(self, *args))
+        return answers[-1]
+
+    network = nn.Sequential(nn.Identity(), model)
+    samples = torch.randn(4, 2)
+
+    def forward(samples, x):
+        for _ in range(uses):
+            y = model(x + samples.sum() * 0)
+        return y
+
+    network.forward = forward
+    with mock.patch.object(Layer, "run", noted), PerSampleNorms(network, vectors=vectors) as norms:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            total = sum(network(samples, x).float().square().sum() for _ in range(2)) / 2
+        total.backward()
+        found = {name.split(".")[-1]: norm for name, norm in norms.per_sample().items()}
+        assert not norms.untracked
+    gradients = {name.split(".")[-1]: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return found, gradients, sum(answer is not None for answer in answers)
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("vectors", [False, True])
+def test_as_if_it_were_looked_at(make, shape, autocast, vectors):
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(shape)
+    norms, gradients, answered = measure(layer, x, autocast=autocast, vectors=vectors)
+    assert answered == 2
+    layer.zero_grad()
+    expected_norms, expected, of_own = measure(Own(layer), x, autocast=autocast, vectors=vectors)
+    assert of_own == 0
+    assert norms.keys() == expected_norms.keys() != set()
+    assert gradients.keys() == expected.keys()
+    for name, norm in norms.items():
+        assert torch.equal(norm, expected_norms[name])
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, expected[name])
+
+
+def run(layer: nn.Module, x: torch.Tensor, norms: PerSampleNorms) -> torch.Tensor:
+    """Norms of one pass."""
+    norms.reset()
+    layer.zero_grad()
+    norms.model(x).square().sum().backward()
+    return norms.per_sample().get("0.weight")
+
+
+def test_what_changes_after_the_first_pass():
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    model, x = nn.Sequential(layer, nn.Flatten()), torch.randn(4, 3, 8, 8)
+
+    def expected():
+        with PerSampleNorms(nn.Sequential(Own(layer), nn.Flatten())) as norms:
+            layer.zero_grad()
+            norms.model(x).square().sum().backward()
+            return norms.per_sample()["0.layer.weight"]
+
+    with PerSampleNorms(model) as norms:
+        first = run(layer, x, norms)
+    torch.testing.assert_close(first, expected())
+    norms.attach()
+    run(layer, x, norms)
+    for change in (
+        lambda: setattr(layer, "stride", (2, 2)),
+        lambda: setattr(layer, "padding", (0, 0)),
+        lambda: setattr(layer, "weight", nn.Parameter(torch.randn(4, 3, 2, 2))),
+        lambda: layer.bias.requires_grad_(False),
+    ):
+        change()
+        found = run(layer, x, norms)
+        norms.detach()
+        torch.testing.assert_close(found, expected())
+        norms.attach()
+        run(layer, x, norms)
+    layer.weight.requires_grad_(False)
+    x.requires_grad_(True)
+    assert run(layer, x, norms) is None
+    norms.detach()
+
+
+def test_what_is_not_torch_s_own():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    class Padded(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(F.pad(x, (1, 0, 1, 0)), weight, bias)
+
+    class Named(nn.Conv2d):
+        pass
+
+    assert Layer.of(Named(3, 4, 3)) is not None
+    for module in (
+        Standardised(3, 4, 3),
+        Padded(3, 4, 3),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(3, 4, 3),
+        nn.Embedding(3, 4),
+    ):
+        assert Layer.of(module) is None
+    wrapped = nn.Conv2d(3, 4, 3)
+    own = wrapped.forward
+    wrapped.forward = lambda x: own(x) * 2
+    x = torch.randn(2, 3, 5, 5)
+    with PerSampleNorms(nn.Sequential(wrapped)) as norms:
+        norms.model(x).sum().backward()
+        doubled = norms.per_sample()["0.weight"]
+    wrapped.zero_grad()
+    wrapped.forward = own
+    with PerSampleNorms(nn.Sequential(wrapped)) as norms:
+        norms.model(x).sum().backward()
+        torch.testing.assert_close(doubled, 2 * norms.per_sample()["0.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own, that it copies
+def test_padding_by_name():
+    """`padding="same"` that is uneven is a padding of its own before the convolution."""
+    layer, x = nn.Conv2d(3, 4, 2, padding="same"), torch.randn(4, 3, 6, 6)
+    norms, gradients, _ = measure(layer, x)
+    layer.zero_grad()
+    expected, own, _ = measure(Own(layer), x)
+    torch.testing.assert_close(norms["weight"], expected["weight"])
+    torch.testing.assert_close(gradients["weight"], own["weight"])
+
+
+def test_kinds_do_not_pile_up():
+    layer = nn.Linear(3, 2)
+    model = nn.Sequential(layer, nn.Identity())
+    with PerSampleNorms(model) as norms:
+        kinds = norms._watched[1].layer._kinds
+        for length in range(1, 200):
+            model(torch.randn(2, length, 3)).sum().backward()
+        assert 0 < len(kinds) <= 64
