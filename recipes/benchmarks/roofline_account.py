@@ -170,7 +170,7 @@ def added_by_norms(
     if kernel in ("tiles", "depthwise"):
         on_meta = (torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in (x, d))
         convolution = kernels.Convolution(*on_meta, shape, stride, padding, dilation, groups, kernel)
-        return Work(0, 2 * _scratch(convolution, samples))
+        return Work(0, _scratch(convolution, samples))
     if kernel == "gram" or positions == 1:
         squared = max(16, 1 << (positions - 1).bit_length()) ** 2 if kernel else 1
         flops = 2 * x.shape[0] * squared * groups * (math.prod(shape[1:]) + shape[0] // groups)
@@ -183,40 +183,33 @@ def added_by_embedding_norms(d: Tensor) -> Work:
     return Work(0, _bytes(d) + 5 * 4 * d.numel())
 
 
-class _Scratch(TorchDispatchMode):
-    """Notes the bytes that are asked for."""
+class _Moved(TorchDispatchMode):
+    """Adds up the bytes that operators move."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes: list[int] = []
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket is aten.new_empty:
-            self.bytes.append(_bytes(out))
+        if not func.is_view and func.overloadpacket not in _NO_TRAFFIC:
+            self.bytes += _traffic(func, args, kwargs or {}, out)
         return out
 
 
-class _NotLaunched:
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
-
-
 def _scratch(convolution: kernels.Convolution, samples: int) -> int:
-    """Bytes that a kernel's host code asks for, but for the weight gradient; the kernel itself is not launched.
+    """Bytes that a kernel, here its host code alone, moves beside its operands and its results.
 
-    Private names, which `mock` fails without.
+    Copies of operands, that come first, and what one launch leaves to the next: it is an argument of both.
     """
-    from hf_clars.norms.kernels import depthwise, weight_gradient
+    from hf_clars.norms.kernels.launch import Launch
 
-    idle = _NotLaunched()
-    with (
-        mock.patch.multiple(weight_gradient, _weight_gradient=idle, _add_up=idle),
-        mock.patch.object(depthwise, "_depthwise", idle),
-        _Scratch() as scratch,
-    ):
-        _, gradient = kernels.squares_and_sum(convolution, samples, torch.float32)
-    return sum(scratch.bytes) - (_bytes(gradient) if convolution.kernel == "tiles" else 0)
+    launches: list[Sequence[Any]] = []
+    not_launched = mock.Mock(side_effect=lambda device, *tensors: launches.append(tensors))
+    with mock.patch.object(Launch, "__call__", not_launched), _Moved() as moved:
+        results = kernels.squares_and_sum(convolution, samples, torch.float32)
+    given = sum(_bytes(tensor) for number, tensors in enumerate(launches) for tensor in tensors[0 if number else 2 :])
+    return moved.bytes + given - sum(map(_bytes, results))
 
 
 def _traffic(func: Any, args: Any, kwargs: Any, out: Any) -> int:
