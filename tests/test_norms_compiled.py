@@ -152,3 +152,8 @@ def test_what_dynamo_hides_is_right_or_not_measured(rows):
         torch.testing.assert_close(value, exact[name])
     weights = {name for name, p in model.named_parameters() if p.ndim >= 2}
     assert weights <= compiled.keys() | norms.untracked.keys()
+
+
+def test_measuring_stays_out_of_cuda_graphs():
+    """A replay would not run it: `mode="reduce-overhead"` would silently measure nothing."""
+    assert torch.Tag.cudagraph_unsafe in torch.ops.hf_clars.close.default.tags

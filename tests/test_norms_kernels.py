@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_clars.norms import PerSampleNorms, kernels
-from hf_clars.norms.kernels import Convolution, depthwise, gram, layout, tiling, weight_gradient
+from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout, tiling, weight_gradient
 
 from .test_norms_rules import check
 
@@ -286,6 +286,27 @@ def test_compiled():
         model.zero_grad(set_to_none=True)
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+def test_what_is_bound_once_is_in_the_order_of_the_arguments():
+    """A compiled kernel takes its arguments by position alone."""
+    x, d = torch.randn(2, 16, 5, 5, device=DEVICE), torch.randn(2, 16, 5, 5, device=DEVICE)
+    place = ((1, 1), (1, 1), (1, 1))
+    launches = []
+
+    def noted(self, device, *tensors):
+        launches.append((self, len(tensors)))
+
+    with mock.patch.object(launch.Launch, "__call__", noted):
+        weight_gradient.squares_and_sum(x, d, (16, 16, 3, 3), *place, 1, 2)
+        weight_gradient.squares_and_sum(x[:, :3], d, (16, 3, 3, 3), *place, 1, 2)
+        depthwise.squares_and_sum(x, d, (16, 1, 3, 3), *place, 2)
+        gram.squares(x, d, (16, 16, 3, 3), *place, 1)
+    assert len(launches) == 7
+    for each, tensors in launches:
+        names = each._kernel.arg_names
+        assert names[tensors + len(each._numbers) :] == list(each._constants)
+        assert len(each._grid) == 3
 
 
 def test_stages_find_room():

@@ -94,7 +94,8 @@ def _use(number: int, ledger: Ledger, batch: int, saved: list[Tensor]) -> tuple[
     return use, tuple(saved[:of_rule])
 
 
-@library.custom_op("hf_clars::close", mutates_args=())
+# What it does to the ledger would not be done again by the replay of a CUDA graph: inductor must leave it out of those.
+@library.custom_op("hf_clars::close", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def close(xs: list[Tensor], d: Tensor, ledger: int, number: int, batch: int) -> tuple[Tensor, Tensor]:
     use, saved = _use(number, _ledgers[ledger], batch, xs)
     gradient = use.close(saved, d)
