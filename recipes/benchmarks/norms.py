@@ -8,12 +8,14 @@ Peers are measured where they can be imported; keep them out of the environment 
         git+https://github.com/awslabs/fast-differential-privacy && PYTHONPATH=PEERS python recipes/benchmarks/norms.py
 
 Every round runs every method once, in random order; `time` is the median over rounds of a method's seconds by the plain
-seconds of the same round. `memory` is a step's peak of tensor memory above what was there before it, by that of plain:
-torch's own count of every allocation (of its allocator on CUDA, from the profiler on a CPU), so libraries' private
-buffers are not in it. Freed memory stays with the process. `weights` counts the parameters of two or more dimensions
-that have norms, of all there are; `error` is their largest relative difference from a slow float64 reference, over
-layers, as a vector over samples. In float32 it is up to a few 1e-3 for exact methods too: the pass itself rounds, and
-in float64 they are within 1e-14.
+seconds of the same round. Those steps are waited for; with `--in_a_row 10`, as by default on CUDA, there are also
+`in a row`, the same of ten steps without a wait in between, as in a training, by CUDA's clock, and `launched`, the time
+until the host has launched a step. `memory` is a step's peak of tensor memory above what was there before it, by that
+of plain: torch's own count of every allocation (of its allocator on CUDA, from the profiler on a CPU), so libraries'
+private buffers are not in it. Freed memory stays with the process. `weights` counts the parameters of two or more
+dimensions that have norms, of all there are; `error` is their largest relative difference from a slow float64
+reference, over layers, as a vector over samples. In float32 it is up to a few 1e-3 for exact methods too: the pass
+itself rounds, and in float64 they are within 1e-14.
 
 A peer that cannot take BatchNorm in train mode is compared with plain on a model whose BatchNorm is frozen (eval mode,
 affine weights fixed), in rows marked so. Prints one table per model and writes norms.json.
@@ -29,15 +31,16 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import command_line
 import torch
 from norms_methods import METHODS, Norms, Step, Tools, exact_norms
 from norms_models import IMAGE_MODELS, TEXT_MODELS, freeze_batch_norm, make, mean_loss, mixes_samples
+from timing import in_a_row, waited_for
 from torch import Tensor, nn
 
 import hf_clars
@@ -55,6 +58,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image_size", type=int, help="default: 96 on a CPU, 224 on CUDA")
     parser.add_argument("--width", type=int, help="of gpt2 and bert; default: 256 on a CPU, 512 on CUDA")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--in_a_row", type=int, help="steps without a wait between them; default: 10 on CUDA, else none"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", help="float32, or bfloat16 for autocast")
@@ -66,6 +72,7 @@ def parse() -> argparse.Namespace:
     cuda = options.device.startswith("cuda")
     options.image_size = options.image_size or (224 if cuda else 96)
     options.width = options.width or (512 if cuda else 256)
+    options.in_a_row = (10 if cuda else 0) if options.in_a_row is None else options.in_a_row
     for flag, known in (("models", models), ("methods", METHODS), ("dtype", ("float32", "bfloat16"))):
         values = getattr(options, flag)
         for value in values if isinstance(values, list) else [values]:
@@ -74,6 +81,8 @@ def parse() -> argparse.Namespace:
     for flag in ("batch_size", "image_size", "width", "rounds", "threads"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)} must be at least 1")
+    if options.in_a_row < 0:
+        raise UserError(f"--in_a_row {options.in_a_row} must be at least 1, or 0 for no such steps")
     if "vit_small_patch16_224" in options.models and options.image_size % 16:
         raise UserError(f"--image_size {options.image_size} must be a multiple of 16 for vit_small_patch16_224")
     if options.width % 64:
@@ -93,16 +102,23 @@ class Trial:
         self.method, self.model = method, copy.deepcopy(model)
         self.step: Step = prepare(self.model, tools)
         self.seconds: list[float] = []
+        self.launched: list[float] = []
+        self.in_a_row: list[float] = []
 
     def run(self, x: Tensor, y: Tensor) -> Norms:
         """One timed step; the gradients are gone after it."""
-        _synchronize(x)
-        start = time.perf_counter()
-        norms = self.step(x, y)
-        _synchronize(x)
-        self.seconds.append(time.perf_counter() - start)
+        seconds, launched, norms = waited_for(lambda: self.step(x, y), x.device)
+        self.seconds.append(seconds)
+        self.launched.append(launched)
         self.model.zero_grad(set_to_none=True)
         return norms
+
+    def run_in_a_row(self, x: Tensor, y: Tensor, steps: int) -> None:
+        def step() -> None:
+            self.step(x, y)
+            self.model.zero_grad(set_to_none=True)
+
+        self.in_a_row.append(in_a_row(step, steps, x.device))
 
     def peak(self, x: Tensor, y: Tensor) -> int:
         """Bytes of a step's peak above what was allocated before it."""
@@ -152,12 +168,21 @@ def compare(
             refused[method] = " ".join(f"{type(error).__name__}: {error}".split())[:130]
     for trial in trials:
         trial.seconds.clear()
+        trial.launched.clear()
     for _ in range(options.rounds):
         for trial in random.sample(trials, len(trials)):
             trial.run(x, y)
+    for _ in range(options.rounds if options.in_a_row else 0):
+        for trial in random.sample(trials, len(trials)):
+            trial.run_in_a_row(x, y, options.in_a_row)
     for row, trial in zip(rows, trials, strict=True):
         row["seconds"] = trial.seconds
-        row["time"] = statistics.median(s / p for s, p in zip(trial.seconds, trials[0].seconds, strict=True))
+        row["time"] = _ratio(trial.seconds, trials[0].seconds)
+        row["launched_seconds"] = trial.launched
+        if options.in_a_row:
+            row["in_a_row_seconds"] = trial.in_a_row
+            row["in_a_row"] = _ratio(trial.in_a_row, trials[0].in_a_row)
+            row["samples_per_second"] = options.batch_size / statistics.median(trial.in_a_row)
         row["memory"] = row["peak_mib"] / rows[0]["peak_mib"]
     return rows, refused
 
@@ -191,7 +216,9 @@ def measure(name: str, options: argparse.Namespace, tools: Tools) -> tuple[list[
 
 def show(name: str, rows: list[dict], notes: dict[str, str]) -> None:
     marks = {method: f"[{number}]" for number, method in enumerate(notes, 1)}
-    print(f"\n{name:<38}{'BatchNorm':>9} {'time':>7} {'memory':>7} {'weights':>8} {'error':>8}")
+    several = "in_a_row" in rows[0]
+    more = f"{'in a row':>9} {'samples/s':>9} {'launched':>9}" if several else ""
+    print(f"\n{name:<38}{'BatchNorm':>9} {'time':>7} {'memory':>7} {'weights':>8} {'error':>8} {more}".rstrip())
     for row in rows:
         absolute = row["method"] == "plain"
         seconds, peak = f"{statistics.median(row['seconds']):.3f} s", f"{row['peak_mib']:.0f} M"
@@ -200,11 +227,18 @@ def show(name: str, rows: list[dict], notes: dict[str, str]) -> None:
             f"{label:<38}{row['batch_norm']:>9} {seconds if absolute else format(row['time'], '.2f'):>7} "
             f"{peak if absolute else format(row['memory'], '.2f'):>7} "
             f"{'-' if row['measured'] is None else '{measured}/{weights}'.format(**row):>8} "
-            f"{'-' if row['error'] is None else format(row['error'], '.0e'):>8}"
+            f"{'-' if row['error'] is None else format(row['error'], '.0e'):>8}" + (_of_several(row) if several else "")
         )
     for method, reason in notes.items():
         print(f"  {marks[method]} {METHODS[method][0]}: {reason}")
     sys.stdout.flush()
+
+
+def _of_several(row: dict) -> str:
+    seconds = f"{statistics.median(row['in_a_row_seconds']) * 1e3:.2f} ms"
+    ratio = seconds if row["method"] == "plain" else f"{row['in_a_row']:.3f}"
+    launched = f"{statistics.median(row['launched_seconds']) * 1e3:.2f} ms"
+    return f" {ratio:>9} {row['samples_per_second']:>9.1f} {launched:>9}"
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
@@ -269,9 +303,8 @@ def _error(norms: Norms, exact: Norms) -> float | None:
     return torch.stack(errors).max().item() if errors else None
 
 
-def _synchronize(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
+def _ratio(seconds: list[float], to: list[float]) -> float:
+    return statistics.median(s / p for s, p in zip(seconds, to, strict=True))
 
 
 def _read(path: str) -> str:
@@ -289,8 +322,4 @@ def _versions(*packages: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main)

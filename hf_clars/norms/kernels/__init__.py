@@ -59,8 +59,11 @@ def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: 
         folds: images of a sample.
         convolution: or a matrix product; what torch says about TF32 is said of each.
     """
-    if not _serves(x.device, x.dtype, convolution):
-        return ""
+    return by_shape(shape, positions, groups, folds) if _serves(x.device, x.dtype, convolution) else ""
+
+
+def by_shape(shape: Sequence[int], positions: int, groups: int, folds: int) -> str:
+    """What `choose` says of a device and a dtype that kernels serve."""
     if groups == shape[0] > 1 == shape[1]:
         return "depthwise"
     if groups > 1 and min(shape[1], shape[0] // groups) < _NARROW:

@@ -1,0 +1,57 @@
+"""What the benchmarks have in common as commands: they run from a checkout, and a user's mistake is one line.
+
+To be imported before `hf_clars`, which it finds beside itself where it is not installed.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+if importlib.util.find_spec("hf_clars") is None:
+    sys.path.insert(1, str(ROOT))
+try:
+    from hf_clars.errors import UserError
+    from hf_clars.provenance import commit, hardware
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is not installed, which hf_clars needs: pip install {error.name}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a command: exit status 2 and one line for what the user can mend."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install {error.name}", file=sys.stderr)
+        status = 2
+    sys.exit(status or 0)
+
+
+def command() -> str:
+    """This command, with paths below the checkout as seen from there."""
+    return " ".join(["python", *(argument.replace(f"{ROOT}/", "") for argument in sys.argv)])
+
+
+def origin(device: str) -> dict[str, Any]:
+    """Commit and hardware of what is measured on a device."""
+    import torch
+
+    return {
+        "commit": commit(),
+        "hardware": hardware({"use_cpu": not device.startswith("cuda")}, torch.get_num_threads()),
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """As JSON, whole or not at all: who looks for results must not find half of one."""
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text(json.dumps(result, indent=1))
+    unfinished.replace(path)
