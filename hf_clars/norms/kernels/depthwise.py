@@ -17,7 +17,8 @@ from .tiling import blocks, power_of_two
 _COLUMNS, _CHANNELS, _WARPS = 16, 32, 4
 _PROGRAMS = 2112  # about so many, where there is enough to do: sixteen for each multiprocessor of an H100
 _SHORTEST = 64  # positions of a run
-_WEIGHTS, _ROWS = 128, 16  # that are added up by a program, and of how many samples and runs at a time
+_OF_SAMPLE, _WEIGHTS = 512, 32  # weights that are added up at a time, of a sample and of all
+_ELEMENTS = 4096  # that are loaded at a time
 
 
 @triton.jit(
@@ -102,26 +103,30 @@ def _add_up(
     channels,
     gradient_channel,
     gradient_tap,
+    OF_SAMPLE: tl.constexpr,
     WEIGHTS: tl.constexpr,
-    ROWS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
 ):
     """Program (sample): squares. Then program (weights): gradient. each [samples, runs, weights], weights by tap."""
     program = tl.program_id(0)
-    lane = tl.arange(0, WEIGHTS)
     if program < samples:
-        square = tl.zeros((WEIGHTS,), tl.float32)
-        row = each + tl.cast(program, tl.int64) * runs * weights
-        for first in range(0, weights, WEIGHTS):
-            own = tl.zeros((WEIGHTS,), tl.float32)
-            for run in range(runs):
-                own += tl.load(row + run * weights + first + lane, mask=first + lane < weights, other=0.0)
+        lane = tl.arange(0, OF_SAMPLE)
+        row = tl.arange(0, ELEMENTS // OF_SAMPLE)
+        of_sample = each + tl.cast(program, tl.int64) * runs * weights
+        square = tl.zeros((OF_SAMPLE,), tl.float32)
+        for weight in range(0, weights, OF_SAMPLE):
+            own = tl.zeros((OF_SAMPLE,), tl.float32)
+            for first in range(0, runs, ELEMENTS // OF_SAMPLE):
+                inside = (first + row < runs)[:, None] & (weight + lane < weights)[None, :]
+                at = (first + row)[:, None] * weights + (weight + lane)[None, :]
+                own += tl.sum(tl.load(of_sample + at, mask=inside, other=0.0), 0)
             square += own * own
         tl.store(squares + program, tl.sum(square, 0))
     else:
-        weight = (program - samples) * WEIGHTS + lane
+        weight = (program - samples) * WEIGHTS + tl.arange(0, WEIGHTS)
         total = tl.zeros((WEIGHTS,), tl.float32)
-        for first in range(0, samples * runs, ROWS):
-            row = first + tl.arange(0, ROWS)
+        for first in range(0, samples * runs, ELEMENTS // WEIGHTS):
+            row = first + tl.arange(0, ELEMENTS // WEIGHTS)
             inside = (row < samples * runs)[:, None] & (weight < weights)[None, :]
             at = row.to(tl.int64)[:, None] * weights + weight[None, :]
             total += tl.sum(tl.load(each + at, mask=inside, other=0.0), 0)
@@ -174,7 +179,7 @@ def _plan(
             _add_up,
             (samples + blocks(taps * channels, _WEIGHTS),),
             (samples, runs, taps * channels, channels, weight.stride(0), weight.stride(3 if kernel[1] > 1 else 2)),
-            {"WEIGHTS": _WEIGHTS, "ROWS": _ROWS},
+            {"OF_SAMPLE": _OF_SAMPLE, "WEIGHTS": _WEIGHTS, "ELEMENTS": _ELEMENTS},
         ),
         (samples, runs, taps, channels),
         weight.stride(),

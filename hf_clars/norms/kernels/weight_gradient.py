@@ -34,7 +34,8 @@ from .layout import (
 )
 from .tiling import blocks, box_of, run_of, stages_of, tiling_of
 
-_ROWS = 32  # of a tile that are added up by a program
+_ROWS = 8  # of a tile that are added up by a program: as many weights lie side by side in a sector of memory
+_ELEMENTS = 4096  # loaded at a time: many, for there are hundreds of runs where a layer has few weights
 _SAMPLES, _TILES = 128, 32  # whose squares are added up by a program, and how many tiles at a time
 
 
@@ -169,6 +170,7 @@ def _add_up(
     FOLD_CHANNELS: tl.constexpr,
     FOLD_TAP: tl.constexpr,
     ROWS: tl.constexpr,
+    RUNS: tl.constexpr,
     SAMPLES: tl.constexpr,
     TILE_BLOCK: tl.constexpr,
 ):
@@ -197,10 +199,12 @@ def _add_up(
         c = row_tile % input_tiles * INPUTS + tile_row
         o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
         inside = c < channels
+        of_tile = totals + tile_row[None, :, None] * OUTPUTS + tl.arange(0, OUTPUTS)[None, None, :]
         total = tl.zeros((ROWS, OUTPUTS), tl.float32)
-        for run in range(runs):
-            at = ((run * tiles + tile) * INPUTS + tile_row).to(tl.int64) * OUTPUTS
-            total += tl.load(totals + at[:, None] + tl.arange(0, OUTPUTS)[None, :])
+        for first in range(0, runs, RUNS):
+            run = (first + tl.arange(0, RUNS))[:, None, None]
+            at = (run * tiles + tile).to(tl.int64) * (INPUTS * OUTPUTS)
+            total += tl.sum(tl.load(of_tile + at, mask=run < runs, other=0.0), 0)
         if FOLD:
             inside = inside & (c % FOLD < FOLD_CHANNELS)
             c = c % FOLD * gradient_channel + c // FOLD * FOLD_TAP
@@ -279,7 +283,7 @@ def _plan(
             (tiles * (tiling.inputs // _ROWS) + blocks(samples, _SAMPLES),),
             (runs, tiles, taps, samples, channels, outputs, *gradient),
             {**sizes, "FOLD": fold, "FOLD_CHANNELS": fold_channels, "FOLD_TAP": fold_tap, "ROWS": _ROWS,
-             "SAMPLES": _SAMPLES, "TILE_BLOCK": _TILES},
+             "RUNS": _ELEMENTS // (_ROWS * tiling.outputs), "SAMPLES": _SAMPLES, "TILE_BLOCK": _TILES},
         ),
         (_box(x, box_y, box_x, tiling.inputs), _box(d, box_y, box_x, tiling.outputs)) if boxes else (),
         (tiles, samples),
