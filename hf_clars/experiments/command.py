@@ -126,8 +126,8 @@ def tune(options: Namespace) -> None:
     runner = runner_of(options, folder)
     pictured = not options.list and draws(options)
     if options.list:
-        trials = [run for place in plan.places() for run in plan.trials(place)]
-        runner.check(trials)
+        trials = plan.search()
+        runner.check(trials, here=False)
         list_runs(folder, trials)
         return
     contestants = contest(plan, runner)

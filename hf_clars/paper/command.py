@@ -38,7 +38,7 @@ def figure(options: Namespace) -> None:
     folder = Path(options.results) / f"figure{options.number}" / options.preset
     runner = runner_of(options, folder)
     if options.list:
-        runner.check(runs)
+        runner.check(runs, here=False)
         list_runs(folder, runs)
         return
     pictured = draws(options)
