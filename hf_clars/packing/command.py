@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import shlex
 import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -121,20 +121,21 @@ def _say(out: Path, written: list[Path], datasets: list[str]) -> None:
     print(
         f"{', '.join(path.name for path in written)}: {size / _PER_MB:,.0f} MB, with {', '.join(datasets) or 'no data'}"
     )
-    name = stem_of(out)
+    file, folder = shlex.quote(out.name), shlex.quote(stem_of(out))
     if len(written) > 1:
-        print(f"there: sha256sum --check {out.name}.sha256 && cat {out.name}.[0-9]* > {out.name}")
+        print(f"there: sha256sum --check {file}.sha256 && cat {file}.[0-9]* > {file}")
     if compression_of(out) is not None:
-        print(f"there: tar xf {out.name}    (or python3 -m tarfile -e {out.name})")
-    print(f"there: {name}/run figure 1 --preset paper, for example; it takes what hf-clars takes")
+        print(f"there: tar xf {file}    (or python3 -m tarfile -e {file})")
+    print(f"there: {folder}/run figure 1 --preset paper, for example: it takes what hf-clars takes")
 
 
 @contextmanager
 def _clear_errors(out: Path) -> Iterator[None]:
     try:
         yield
-    except shutil.Error as error:  # of each file in a folder
-        raise TrainingFailedError(f"{out} cannot be written: {error.args[0][0][2]}") from None
+    except shutil.Error as error:  # `[(from, to, "[Errno 28] No space left on device: …"), …]`
+        reason = str(error.args[0][0][2])
+        reason = reason.partition("] ")[2].partition(":")[0] or reason
+        raise TrainingFailedError(f"{out} cannot be written: {reason}") from error
     except OSError as error:
-        why = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise TrainingFailedError(f"{out} cannot be written: {why}") from None
+        raise TrainingFailedError(f"{out} cannot be written: {error.strerror or error}") from error

@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import requests
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..errors import TrainingFailedError, UserError
 
@@ -62,10 +61,13 @@ def _downloaded(name: str) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise UserError(f"--dataset {name}: neither a folder nor a data set on the Hub that you may see") from None
+    except HFValidationError as error:
+        raise UserError(f"--dataset {name}: {' '.join(str(error).split())}") from None
     except LocalEntryNotFoundError:
         raise TrainingFailedError(f"--dataset {name}: the Hub cannot be reached, and its cache lacks it") from None
-    except (HfHubHTTPError, requests.RequestException, OSError) as error:
-        raise TrainingFailedError(f"--dataset {name}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever the client's HTTP library has
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise TrainingFailedError(f"--dataset {name} cannot be downloaded ({reason})") from error
     if not any(folder.rglob("*.parquet")):
         raise UserError(f"--dataset {name} has no Parquet files: download it, and give its folder")
     return folder

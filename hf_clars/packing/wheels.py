@@ -54,7 +54,7 @@ def _last_error(output: str) -> str:
     """What pip says in the end, and what it does not say clearly."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("No space left on device" in line for line in lines):
-        return "no space left on the device"
+        return "No space left on device"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     message = (errors or lines or ["it does not say why"])[-1]
     offline = any(word in line for line in lines for word in ("establish a new connection", "NameResolutionError"))

@@ -20,10 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 def keep_wandb_offline_without_login(report_to: str | Sequence[str] | None) -> None:
-    """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen."""
-    if not _is_asked_for(report_to) or os.environ.get("WANDB_MODE"):
+    """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen.
+
+    Raises:
+        UserError: W&B is asked for and not installed.
+    """
+    if not _is_asked_for(report_to):
         return
-    if not somebody_is_logged_in():
+    _wandb()
+    if not os.environ.get("WANDB_MODE") and not somebody_is_logged_in():
         _stay_offline()
 
 
