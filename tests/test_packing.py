@@ -179,6 +179,7 @@ def test_data_sets_that_cannot_be_packed(tmp_path, monkeypatch, names, data_dir,
         find_data(names, data_dir)
 
 
+@pytest.mark.slow
 def test_a_data_set_on_the_hub(tmp_path):
     """By the real client, from a server that answers as the Hub does."""
     files = write_parquet(tmp_path / "served", {"train": 4})
@@ -264,6 +265,7 @@ def test_what_is_in_a_pack(small_pack):
     assert about["commit"] == commit()
 
 
+@pytest.mark.slow
 def test_it_runs_the_packed_code_and_knows_its_commit(small_pack, tmp_path):
     (tmp_path / "hf_clars").mkdir()
     (tmp_path / "hf_clars" / "__init__.py").write_text("raise SystemExit('the wrong one')")
@@ -271,12 +273,11 @@ def test_it_runs_the_packed_code_and_knows_its_commit(small_pack, tmp_path):
     done = run(small_pack, tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"hf_clars {hf_clars.__version__}\n"), done.stderr
     site = small_pack / "site"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
-    )
+    done = run(small_pack, tmp_path, "python", "-P", "-c", code)
     assert done.stdout.split(str(site))[1].split() == ["/hf_clars/__init__.py", commit()], done.stderr
 
 
+@pytest.mark.slow
 def test_grids_find_the_packed_data(small_pack, tmp_path):
     """Whose folder comes before what the user gives, so that the user's wins."""
     done = run(small_pack, tmp_path, "figure", "1", "--list", "--only", "B=8192")
@@ -367,6 +368,7 @@ def test_mistakes_while_packing(tmp_path, everything, capsys):
     assert not list(tmp_path.glob(".hf-clars-pack*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(tmp_path, everything):
     """A file that cannot be written fails as on a full disk; nothing is left."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); " \
