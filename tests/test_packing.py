@@ -422,6 +422,13 @@ def test_on_a_bare_machine(tmp_path, fashion_mnist):
     assert (result["state"], result["commit"]) == ("finished", commit())
     assert result["settings"]["dataset"] == "uoft-cs/cifar10"
 
+    done = run(pack, work, "compare", "results/figure3/small", "--target", "0.05", python=python)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run(pack, work, "compare", "wandb:somebody/something", python=python)
+    assert (done.returncode, done.stderr) == (
+        2, "error: wandb:somebody/something needs wandb: pip install wandb, or go without\n",
+    )  # fmt: skip
+
     demo = [
         "--config", str(pack / "recipes" / "demo" / "fashion_mnist.yaml"), "--max_steps", "1", "--eval_examples", "64",
         "--dataloader_num_workers", "0", "--total_batch_size", "128", "--plots", "false",

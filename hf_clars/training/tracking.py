@@ -27,14 +27,14 @@ def keep_wandb_offline_without_login(report_to: str | Sequence[str] | None) -> N
     """
     if not _is_asked_for(report_to):
         return
-    _wandb()
+    wandb_for()
     if not os.environ.get("WANDB_MODE") and not somebody_is_logged_in():
         _stay_offline()
 
 
 def somebody_is_logged_in() -> bool:
     """Whether W&B has a key for its server. Asks nobody for one, and the server nothing."""
-    settings = _wandb().setup().settings
+    settings = wandb_for().setup().settings
     return bool(settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url))
 
 
@@ -48,7 +48,7 @@ def begin_wandb(args: Any, run_id: str | None, about: Description) -> bool:
     """
     if not _is_asked_for(args.report_to) or os.environ.get("WANDB_MODE") == "disabled":
         return False
-    wandb, environment = _wandb(), os.environ
+    wandb, environment = wandb_for(), os.environ
     options: dict[str, Any] = {
         "name": args.run_name or (None if environment.get("WANDB_NAME") else about.name),
         "group": None if environment.get("WANDB_RUN_GROUP") else about.group,
@@ -140,18 +140,18 @@ def _is_asked_for(report_to: str | Sequence[str] | None) -> bool:
     return "wandb" in (report_to or ()) and _run() is None
 
 
-def _wandb() -> Any:
-    """W&B's module, which a training that reports to nothing can do without.
+def wandb_for(what: str = "report_to=wandb") -> Any:
+    """W&B's module, which whoever does not ask for it can do without.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, which `what` asks for.
     """
     try:
         import wandb
 
         wandb.init  # noqa: B018  # a folder of runs, `wandb/`, can be imported, too
     except (ImportError, AttributeError):
-        raise UserError("report_to=wandb needs wandb: pip install wandb, or go without by --report_to none") from None
+        raise UserError(f"{what} needs wandb: pip install wandb, or go without") from None
     return wandb
 
 
@@ -162,7 +162,7 @@ def _run() -> Any:
 
 def _stay_offline() -> None:
     os.environ["WANDB_MODE"] = "offline"  # for processes that we start
-    _wandb().setup().settings.mode = "offline"
+    wandb_for().setup().settings.mode = "offline"
 
 
 def unreachable(address: str) -> str | None:
