@@ -68,12 +68,15 @@ def test_wheels_for_another_machine(tmp_path):
         "manylinux_2_19_aarch64", "manylinux_2_18_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64",
     )  # fmt: skip
     assert (target.python, target.is_like_here) == ("3.14", False)
+    assert (target.environment["platform_system"], target.environment["platform_machine"]) == ("Linux", "aarch64")
     environment = {**read_target().environment, "platform_machine": "riscv64", "platform_system": "Linux"}
     file = tmp_path / "inspect.json"
     installed = [{"metadata": {"name": "torch", "version": "2.11.0"}}]
     file.write_text(json.dumps({"environment": environment, "installed": installed}))
     assert read_target(str(file)).platforms[0] == "manylinux_2_28_riscv64"
-    assert read_target(str(file), tag="linux_riscv64").platforms == ("linux_riscv64",)
+    arm = read_target(str(file), tag="macosx_14_0_arm64")
+    assert arm.platforms == ("macosx_14_0_arm64",)
+    assert (arm.environment["sys_platform"], arm.environment["platform_machine"]) == ("darwin", "arm64")
     file.write_text(file.read_text().replace('"Linux"', '"Darwin"'))
     with pytest.raises(UserError, match=r"wheels for Darwin riscv64 need their tag: --platform"):
         read_target(str(file))
@@ -98,9 +101,9 @@ def test_files_that_pip_did_not_write(tmp_path, content, message):
         read_target(str(file))
 
 
-@pytest.mark.parametrize(("python", "tag"), [("3", None), ("2.7", None), (None, "many linux")])
+@pytest.mark.parametrize(("python", "tag"), [("3", None), ("2.7", None), (None, "many linux"), (None, "win_amd64")])
 def test_targets_that_cannot_be(python, tag):
-    with pytest.raises(UserError, match="write a"):
+    with pytest.raises(UserError, match=r"write (a version|manylinux)"):
         read_target(python=python, tag=tag)
 
 
@@ -219,6 +222,8 @@ def test_parts_that_cat_joins(tmp_path, suffix):
     done = subprocess.run(["sh", "-c", joined], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "c/x: OK\nrun: OK\n"), done.stderr
     assert os.access(tmp_path / "pack" / "run", os.X_OK)
+    with pytest.raises(UserError, match="more than 1,000 parts"):  # whose names would not sort as they follow
+        write_archive(folder, tmp_path / f"many{suffix}", 10)
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..errors import UserError
+
 SUMS = "SHA256SUMS"
-_BLOCK = 1 << 20
+_MOST_PARTS = 1000  # numbered with three digits, so that a shell's `*` has them in their order
 _COMPRESSIONS = {".tar": "", ".tar.gz": "gz", ".tar.xz": "xz"}  # suffix → tarfile's name for it
 
 
@@ -39,6 +41,9 @@ def write_archive(folder: Path, path: Path, part_bytes: int | None = None) -> li
     """The folder as `path`, or as `path.000`, `path.001`, … of at most `part_bytes` each; returns what was written.
 
     The folder's name in the archive is `path`'s without its suffix. Owners are left out.
+
+    Raises:
+        UserError: more than 1,000 parts.
     """
     parts = _Parts(path, part_bytes)
     try:
@@ -79,6 +84,8 @@ class _Parts:
 
     def _next(self) -> None:
         self.close()
+        if len(self.written) == _MOST_PARTS:
+            raise UserError(f"--part_mb {(self._size or 0) / 1e6:g} makes more than {_MOST_PARTS:,} parts: choose more")
         name = self._path.name + ("" if self._size is None else f".{len(self.written):03d}")
         self.written.append(self._path.with_name(name))
         self._file, self._left = open(self.written[-1], "xb"), self._size or 0  # noqa: SIM115  # see close()

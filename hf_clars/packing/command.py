@@ -96,6 +96,8 @@ def _add_ours(folder: Path, target: Target, closure: Closure) -> None:
     recipes = _PACKAGE.parent / "recipes"
     if (recipes / "imagenet_clars.py").is_file():
         shutil.copytree(recipes, folder / "recipes", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "results"))
+    else:
+        print("without recipes/: this hf_clars is installed, and they are in its checkout", flush=True)
     for file in ("run", "check.py"):
         shutil.copy(_PACKAGE / "packing" / "on_target" / file, folder)
     (folder / "run").chmod(0o755)

@@ -67,25 +67,29 @@ def read_target(packages: str | None = None, python: str | None = None, tag: str
         if not re.fullmatch(r"3\.\d+", python):
             raise UserError(f"--python {python}: write a version such as 3.12")
         environment |= {"python_version": python, "python_full_version": f"{python}.0"}
-    here = (platform.system(), platform.machine())
     there = (environment["platform_system"], environment["platform_machine"])
-    if tag is None and there != here:
+    if tag is None and there != (platform.system(), platform.machine()):
         if there[0] != "Linux":
             raise UserError(f"wheels for {' '.join(there)} need their tag: --platform macosx_14_0_arm64, for example")
         tag = f"manylinux_2_{_USUAL_GLIBC}_{there[1]}"
-    return Target(environment, found, () if tag is None else _platforms(tag))
+    if tag is None:
+        return Target(environment, found, ())
+    machine, platforms = _platforms(tag)
+    return Target({**environment, **machine}, found, platforms)
 
 
-def _platforms(tag: str) -> tuple[str, ...]:
-    """Wheels for an older glibc run with a newer one, which pip only knows of its own machine."""
-    match = re.fullmatch(r"manylinux_2_(\d+)_(\w+)", tag)
-    if match is None:
-        if not re.fullmatch(r"\w+", tag):
-            raise UserError(f"--platform {tag}: write a wheel's platform tag, such as manylinux_2_28_x86_64")
-        return (tag,)
-    glibc, machine = int(match[1]), match[2]
-    newest_first = tuple(f"manylinux_2_{minor}_{machine}" for minor in range(glibc, _OLDEST_GLIBC - 1, -1))
-    return (*newest_first, f"manylinux2014_{machine}")
+def _platforms(tag: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What a tag says about the machine, and the tags of what runs on it.
+
+    Wheels for an older glibc run with a newer one, which pip only knows of its own machine.
+    """
+    if match := re.fullmatch(r"manylinux_2_(\d+)_(\w+)", tag):
+        minors = range(int(match[1]), _OLDEST_GLIBC - 1, -1)
+        tags = (*(f"manylinux_2_{minor}_{match[2]}" for minor in minors), f"manylinux2014_{match[2]}")
+        return {"platform_system": "Linux", "sys_platform": "linux", "platform_machine": match[2]}, tags
+    if match := re.fullmatch(r"macosx_\d+_\d+_(arm64|x86_64)", tag):
+        return {"platform_system": "Darwin", "sys_platform": "darwin", "platform_machine": match[1]}, (tag,)
+    raise UserError(f"--platform {tag}: write manylinux_2_28_x86_64, for its glibc and processor, or macosx_14_0_arm64")
 
 
 def _read(file: Path) -> tuple[dict[str, str], dict[str, str]]:
