@@ -84,6 +84,15 @@ def list_runs(folder: Path, runs: Sequence[Run]) -> None:
         print(f"{run.title}: {'no result' if result is None else f'{result.state}, commit {result.commit}'}")
 
 
+def draws(options: Namespace) -> bool:
+    """Whether pictures are drawn: runs can be made without matplotlib, unless `--draw` asks for nothing else."""
+    if not options.draw and importlib.util.find_spec("matplotlib") is None:
+        print("matplotlib is not installed: no pictures. --draw makes them of the same results where it is", flush=True)
+        return False
+    need_matplotlib()
+    return True
+
+
 def need_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("pictures need matplotlib: pip install matplotlib")
@@ -111,14 +120,14 @@ def tune(options: Namespace) -> None:
     from .tuning import Plan
     from .tuning import tune as contest
 
-    need_matplotlib()
     file = Path(options.file)
     plan = Plan(read_grid(file, options.preset), only_of(options), settings_of(options))
     folder = Path(options.results) / f"tuning-{file.stem}" / (options.preset or "")
     runner = runner_of(options, folder)
+    pictured = not options.list and draws(options)
     if options.list:
-        trials = [run for place in plan.places() for run in plan.trials(place)]
-        runner.check(trials)
+        trials = plan.search()
+        runner.check(trials, here=False)
         list_runs(folder, trials)
         return
     contestants = contest(plan, runner)
@@ -126,7 +135,7 @@ def tune(options: Namespace) -> None:
         contestants = contest(replace(plan, only={}), replace(runner, draw_only=True))
     contestants = [c for c in contestants if any(score is not None for score in c.searched)]
     if contestants:
-        pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)}
+        pictures = {"contest": contest_figure(contestants), "layers": layers_figure(contestants)} if pictured else {}
         for name, picture in pictures.items():
             for path in save(picture, folder / name) if picture is not None else ():
                 print(path)

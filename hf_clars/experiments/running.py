@@ -73,14 +73,15 @@ class Runner:
             found |= self._run_all(missing)
         return {key: result for key, result in found.items() if result is not None}
 
-    def check(self, runs: Sequence[Run]) -> None:
-        """That the recipe takes every run's settings; one that it does not is named."""
+    def check(self, runs: Sequence[Run], here: bool = True) -> None:
+        """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
         from ..recipe_arguments import RecipeArguments
         from ..training import ClarsTrainingArguments
 
         for run in runs:
             try:
-                recipe, _ = parse(self.flags(run), RecipeArguments, ClarsTrainingArguments)
+                elsewhere = [] if here else ["--use_cpu", "true"]  # with which bf16 is possible everywhere
+                recipe, _ = parse([*self.flags(run), *elsewhere], RecipeArguments, ClarsTrainingArguments)
                 recipe.check()
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from None

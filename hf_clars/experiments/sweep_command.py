@@ -35,7 +35,7 @@ def sweep(options: Namespace) -> None:
     runner = runner_of(options, folder)
     runner = replace(runner, launch=runner.launch or plan.launch)
     if options.list:
-        runner.check(runs)
+        runner.check(runs, here=False)
         list_runs(folder, runs)
         return
     status = StatusLine()

@@ -14,6 +14,7 @@ complete, because a trial failed for another reason, has no winner.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ class Plan:
             for number, trial in enumerate(trials)
         ]
 
+    def search(self) -> list[Run]:
+        """All trials, place by place. At each the methods take turns: a search that is cut off has been fair so far."""
+        at: dict[str, list[list[Run]]] = {}
+        for place in self.places():
+            where = str({axis: value for axis, value in place.place.items() if axis != "method"})
+            at.setdefault(where, []).append(self.trials(place))
+        return [run for methods in at.values() for turn in zip(*methods, strict=True) for run in turn]
+
     def finals(self, place: Run, winner: Mapping[str, Any]) -> list[Run]:
         """The best trial on fresh seeds."""
         return [
@@ -112,13 +121,13 @@ class Plan:
 def tune(plan: Plan, runner: Runner) -> list[Contestant]:
     """Search, then make the final runs; what has results is not run again."""
     places = plan.places()
-    found = runner.fill([run for place in places for run in plan.trials(place)])
+    found = runner.fill(plan.search())
     scores = [[_score(found.get(run.key)) for run in plan.trials(place)] for place in places]
     winners = [plan.winner(place, of_place) for place, of_place in zip(places, scores, strict=True)]
     finals = [
         [] if winner is None else plan.finals(place, winner) for place, winner in zip(places, winners, strict=True)
     ]
-    found |= runner.fill([run for runs in finals for run in runs])
+    found |= runner.fill([run for seed in itertools.zip_longest(*finals) for run in seed if run is not None])
     return [
         Contestant(place.place, of_place, winner, [(run, found[run.key]) for run in runs if run.key in found])
         for place, of_place, winner, runs in zip(places, scores, winners, finals, strict=True)

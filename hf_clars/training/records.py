@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from torch import Tensor
+
+from .tracking import live_run
 
 logger = logging.getLogger(__name__)
 
@@ -61,26 +62,29 @@ class LayerRecords:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:  # a full disk does not end a training
             logger.warning("step %d is not in %s: %s", state.global_step, path, error.strerror or error)
-        if _wandb_runs(args):
-            self._log_to_wandb(record)
+        if (run := _wandb_run(args)) is not None:
+            self._log_to_wandb(run, record)
 
     def end(self, args: Any, state: Any) -> None:
         """Training is over: W&B gets its panels."""
-        if state.is_world_process_zero and _wandb_runs(args) and self._history:
-            wandb.log({**self._panels(), "train/global_step": state.global_step})
+        run = _wandb_run(args) if state.is_world_process_zero else None
+        if run is not None and self._history:
+            run.log({**self._panels(), "train/global_step": state.global_step})
 
-    def _log_to_wandb(self, record: dict[str, Any]) -> None:
+    def _log_to_wandb(self, run: Any, record: dict[str, Any]) -> None:
         for statistic in self._drawn:
-            wandb.define_metric(f"layers/{statistic}/*", step_metric="train/global_step", hidden=True)
+            run.define_metric(f"layers/{statistic}/*", step_metric="train/global_step", hidden=True)
         scalars = {
             f"layers/{statistic}/{name}": value
             for name, entry in record["layers"].items()
             for statistic, value in entry.items()
             if statistic in self._drawn
         }
-        wandb.log({**scalars, "train/global_step": record["step"]})
+        run.log({**scalars, "train/global_step": record["step"]})
 
     def _panels(self) -> dict[str, Any]:
+        import wandb
+
         steps = [record["step"] for record in self._history]
         panels = {}
         for statistic, symbol in self._drawn.items():
@@ -112,5 +116,5 @@ def to_host(values: Sequence[Tensor]) -> list[float]:
     return torch.stack([v.to(device, non_blocking=True) for v in values]).to("cpu", torch.float64).tolist()
 
 
-def _wandb_runs(args: Any) -> bool:
-    return "wandb" in args.report_to and wandb.run is not None
+def _wandb_run(args: Any) -> Any:
+    return live_run() if "wandb" in args.report_to else None

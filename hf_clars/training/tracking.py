@@ -2,14 +2,15 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 import requests.utils
-import wandb
 
+from ..errors import UserError
 from .description import Description
 
 _PATIENCE = 10  # seconds for an answer of any kind
@@ -19,16 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 def keep_wandb_offline_without_login(report_to: str | Sequence[str] | None) -> None:
-    """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen."""
-    if not _is_asked_for(report_to) or os.environ.get("WANDB_MODE"):
+    """Set `WANDB_MODE=offline` if W&B is asked for, nobody is logged in, and no mode was chosen.
+
+    Raises:
+        UserError: W&B is asked for and not installed.
+    """
+    if not _is_asked_for(report_to):
         return
-    if not somebody_is_logged_in():
+    wandb_for()
+    if not os.environ.get("WANDB_MODE") and not somebody_is_logged_in():
         _stay_offline()
 
 
 def somebody_is_logged_in() -> bool:
     """Whether W&B has a key for its server. Asks nobody for one, and the server nothing."""
-    settings = wandb.setup().settings
+    settings = wandb_for().setup().settings
     return bool(settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url))
 
 
@@ -42,7 +48,7 @@ def begin_wandb(args: Any, run_id: str | None, about: Description) -> bool:
     """
     if not _is_asked_for(args.report_to) or os.environ.get("WANDB_MODE") == "disabled":
         return False
-    environment = os.environ
+    wandb, environment = wandb_for(), os.environ
     options: dict[str, Any] = {
         "name": args.run_name or (None if environment.get("WANDB_NAME") else about.name),
         "group": None if environment.get("WANDB_RUN_GROUP") else about.group,
@@ -116,7 +122,8 @@ def end_wandb(status: int, again: bool = False) -> None:
 
 def live_run() -> Any:
     """The run at work, if there is one."""
-    return wandb.run if wandb.run is not None and not wandb.run.disabled else None
+    run = _run()
+    return run if run is not None and not run.disabled else None
 
 
 def wandb_run_id() -> str | None:
@@ -130,12 +137,32 @@ def _with_tags(chosen: Iterable[str], further: Iterable[str]) -> tuple[str, ...]
 
 
 def _is_asked_for(report_to: str | Sequence[str] | None) -> bool:
-    return "wandb" in (report_to or ()) and wandb.run is None
+    return "wandb" in (report_to or ()) and _run() is None
+
+
+def wandb_for(what: str = "report_to=wandb") -> Any:
+    """W&B's module, which whoever does not ask for it can do without.
+
+    Raises:
+        UserError: it is not installed, which `what` asks for.
+    """
+    try:
+        import wandb
+
+        wandb.init  # noqa: B018  # a folder of runs, `wandb/`, can be imported, too
+    except (ImportError, AttributeError):
+        raise UserError(f"{what} needs wandb: pip install wandb, or go without") from None
+    return wandb
+
+
+def _run() -> Any:
+    """What W&B calls its run; None where nobody has imported W&B, who then has not begun one either."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _stay_offline() -> None:
     os.environ["WANDB_MODE"] = "offline"  # for processes that we start
-    wandb.setup().settings.mode = "offline"
+    wandb_for().setup().settings.mode = "offline"
 
 
 def unreachable(address: str) -> str | None:
@@ -149,8 +176,8 @@ def unreachable(address: str) -> str | None:
 
 def wandb_line() -> str | None:
     """Where the current run is, and how to upload it if it is offline; None when W&B is not running."""
-    run = wandb.run
-    if run is None or run.disabled:
+    run = live_run()
+    if run is None:
         return None
     if run.offline:
         folder = Path(os.path.relpath(run.settings.sync_dir))

@@ -8,10 +8,8 @@ from inspect import signature
 from typing import Any
 from urllib.parse import parse_qs
 
-import wandb
-
 from ...errors import UserError
-from ...training.tracking import somebody_is_logged_in, unreachable
+from ...training.tracking import somebody_is_logged_in, unreachable, wandb_for
 from ..runs import ComparedRun
 from .rows import History, end_state, flat_config
 
@@ -21,9 +19,6 @@ _FIELDS = {
     "group": "group", "state": "state", "tags": "tags", "tag": "tags", "name": "displayName", "id": "name",
     "job_type": "jobType", "sweep": "sweep", "user": "username", "host": "host",
 }  # fmt: skip
-_WHOLE: dict[str, Any] = {"include_sweeps": False}
-if "lazy" in signature(wandb.Api.runs).parameters:
-    _WHOLE["lazy"] = False  # settings and summaries with the page, not by a request for each run
 _STATES = {"finished": "finished"} | dict.fromkeys(("running", "pending", "preempting", "preempted"), "running")
 
 
@@ -44,9 +39,13 @@ def read_wandb_project(address: str) -> tuple[list[ComparedRun], list[str]]:
         raise UserError(f"wandb:{address}: write wandb:entity/project, wandb:project or wandb:entity/project/run-id")
     if len(parts) == 3:
         filters = _both(filters, {"name": parts.pop()})
-    _check_login(address)
+    wandb = wandb_for(f"wandb:{address}")
+    _check_login(address, wandb)
+    whole: dict[str, Any] = {"include_sweeps": False}
+    if "lazy" in signature(wandb.Api.runs).parameters:
+        whole["lazy"] = False  # settings and summaries with the page, not by a request for each run
     try:
-        found = list(wandb.Api().runs("/".join(parts), filters=filters, per_page=_RUNS_A_PAGE, **_WHOLE))
+        found = list(wandb.Api().runs("/".join(parts), filters=filters, per_page=_RUNS_A_PAGE, **whole))
     except Exception as error:  # its errors have no common class: wandb.Error, ValueError, the service's own
         raise UserError(f"wandb:{address}: {_line(error)}") from None
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -101,7 +100,7 @@ def _typed(text: str) -> Any:
         return text
 
 
-def _check_login(address: str) -> None:
+def _check_login(address: str, wandb: Any) -> None:
     """Before `wandb.Api`, which would ask for a key on a terminal, and try for minutes to reach a server."""
     if not somebody_is_logged_in():
         raise UserError(f"wandb:{address} needs a login: `wandb login`, or WANDB_API_KEY")

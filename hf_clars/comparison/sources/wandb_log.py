@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...training.tracking import wandb_for
 from .rows import NothingLogged, Unreadable
 
 _BLOCK = 32768  # bytes; no chunk crosses a multiple of it
@@ -32,6 +33,7 @@ def read_log(path: Path) -> Iterator[Any]:
         NothingLogged: not even the beginning.
         Unreadable: no log at all, or one that is damaged before its end.
     """
+    wandb_for(str(path))
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2  # of the installed protobuf's version, which type checkers do not see
 
