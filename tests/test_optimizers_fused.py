@@ -252,6 +252,17 @@ def test_folded_norms_have_the_bits_of_fresh_ones(launches, dtype, method):
             assert torch.equal(folded.layer_rates()[w], fresh.layer_rates()[t])
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the interpreter
+def test_infinite_norms_are_folded_as_such():
+    """And no NaN of the places behind the end of a tensor, which an infinite rate times nothing is."""
+    (w,) = weights((1, 70))
+    optimizer = LARS([w], torch.tensor(math.inf, device=DEVICE), momentum=0.0, fused=True)
+    for _ in range(2):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+    assert optimizer.layer_rates()[w].item() == math.inf
+
+
 def write_in_place(layers, optimizer):
     with torch.no_grad():
         layers[1].mul_(3)
@@ -499,6 +510,19 @@ def test_a_momentum_buffer_that_lies_otherwise_is_left_to_foreach():
             give_gradients(parameters, step)
             optimizer.step()
     for w, t in zip(layers, twins, strict=True):
+        torch.testing.assert_close(w, t, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_is_turned_over_where_it_is():
+    (w,), (t,) = weights((9, 9)), weights((9, 9))
+    ours, plain = LARS([w], 0.5, eta=0.1, momentum=0.0, fused=True), LARS([t], 0.5, eta=0.1, momentum=0.0, fused=False)
+    for step in range(3):
+        if step == 1:
+            w.data, t.data = w.data.t(), t.data.t()
+        w.grad = torch.randn(9, 9, generator=torch.Generator().manual_seed(step)).to(DEVICE)
+        t.grad = w.grad.clone()
+        ours.step()
+        plain.step()
         torch.testing.assert_close(w, t, rtol=1e-5, atol=1e-6)
 
 

@@ -42,8 +42,9 @@ class LayerwiseOptimizer(Optimizer, ABC):
     can be and `foreach` is None. False: never. `step()` can be captured in a CUDA graph after one that was not; a
     learning rate that is a float stays, in the graph, what it was.
 
-    The fused form takes `‖w_k‖` while it writes the weights, for the next step; weights written since are noticed, and
-    measured again, unless they were written through `.data` or by others' kernels: then call `weights_changed()`.
+    The fused form takes `‖w_k‖` while it writes the weights, for the next step. Weights that were written since are
+    noticed and measured again, unless they were written through `.data`, by a collective operation or by a CUDA graph,
+    which leave no trace: call `weights_changed()` after that, or one step takes the norms of before.
     """
 
     _uniform = False  # the default of `uniform`
@@ -107,7 +108,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         return {weight: rates[k] for weight, (rates, k) in self._gammas.items()}
 
     def weights_changed(self) -> None:
-        """Weights were written past autograd, through `.data` or by a kernel: measure their norms anew."""
+        """Say that weights were written without a trace, as through `.data`: the next step measures their norms."""
         for division in self._divisions.values():
             for bucket in division.buckets:
                 bucket.forget_norms()
