@@ -362,6 +362,26 @@ def test_autograd_notices_the_update():
         product.backward()
 
 
+def test_rates_are_those_of_each_layers_last_step():
+    """Whichever way it was taken, and which other layers were."""
+    layers = weights((9, 9), (5, 5), (3,))
+    optimizer = LARS(layers, 1.0, eta=0.1, vectors="mlperf", fused=True)
+    last: dict = {}
+    for step, (taken, fused_) in enumerate(
+        [("012", True), ("012", True), ("12", True), ("012", True), ("0", False), ("12", True), ("012", False),
+         ("012", True), ("1", True), ("02", True)]
+    ):  # fmt: skip
+        group = optimizer.param_groups[0]
+        group["lr"], group["fused"] = 1 / (1 + step), fused_
+        for k, w in enumerate(layers):
+            w.grad = torch.full_like(w, 1.0 + k) if str(k) in taken else None
+            if w.grad is not None:
+                last[w] = group["lr"] * (0.1 * (w.norm() / w.grad.norm()).item() if w.ndim > 1 else 1)
+        optimizer.step()
+        rates = {w: rate.item() for w, rate in optimizer.layer_rates().items()}
+        assert rates == pytest.approx(last, rel=1e-5)
+
+
 def test_layers_without_a_gradient_rest(launches):
     layers = weights((9, 9), (12, 11), (5, 5), (90,))
     twins = copies(layers)
@@ -784,10 +804,10 @@ def test_what_a_graph_reads_stays(monkeypatch, launches):
         assert [optimizer.layer_rates()[w].item() for w in layers] == pytest.approx(expected, rel=1e-5)
         assert weight_sums(launches) == step + 1
     (only,) = optimizer._divisions[0].buckets
-    assert len(only._captured) == 2
-    tables = [table for _, table, _ in only._captured]
+    assert len(only.captured) == 2
+    tables = [table for _, table, _ in only.captured]
     assert len({t.data_ptr() for t in [*tables, only._table]}) == 3
-    for (host, table, _), gradients in zip(only._captured, graph_gradients, strict=False):
+    for (host, table, _), gradients in zip(only.captured, graph_gradients, strict=False):
         assert host.tolist() == table.tolist()
         assert host.tolist()[2:4] == [g.data_ptr() for g in gradients]
     assert (

@@ -75,7 +75,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
             "foreach": foreach,
             "fused": fused,
         }
-        self._gammas: dict[Tensor, tuple[Tensor, int]] = {}  # a vector, and the parameter's place in it
+        # The last step's vector, in a list so that it can be replaced for all its members; and the parameter's place.
+        self._gammas: dict[Tensor, tuple[list[Tensor], int]] = {}
         self._divisions: dict[int, fused_step.Division] = {}  # of groups, by number
         super().__init__(params, defaults)
 
@@ -105,7 +106,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
 
     def layer_rates(self) -> dict[Tensor, Tensor]:
         """Parameter → `γ_k` (0-dim, on its device) of the last `step()`; empty before the first."""
-        return {weight: rates[k] for weight, (rates, k) in self._gammas.items()}
+        return {weight: rates[0][k] for weight, (rates, k) in self._gammas.items()}
 
     def weights_changed(self) -> None:
         """Say that weights were written without a trace, as through `.data`: the next step measures their norms."""
@@ -141,6 +142,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
             members = group["params"]
             if self._can_fuse and fused_step.is_wanted(group):
                 members = self._update_fused(index, group, denominators)
+            elif index in self._divisions:
+                self._divisions[index].rest_buckets()
             for (_, dtype, adapted), weights in _buckets(group, members).items():
                 self._update_bucket(group, weights, dtype, adapted, denominators)
 
@@ -148,11 +151,14 @@ class LayerwiseOptimizer(Optimizer, ABC):
         """Update what the kernels take of a group; what is left of it."""
         division = self._divisions.get(index)
         if division is None or not division.is_of(group):
-            division = self._divisions[index] = fused_step.Division(group)
+            division = self._divisions[index] = fused_step.Division(group, division)
         left = list(division.rest)
         for bucket in division.buckets:
             rates, taken, others = bucket.step(group, self.state, denominators)
-            self._gammas.update((bucket.weights[k], (rates, k)) for k in taken)
+            if taken is not bucket.rated:  # others than in its last step
+                bucket.rated, bucket.rates = taken, [rates]
+                self._gammas.update((bucket.weights[k], (bucket.rates, k)) for k in taken)
+            bucket.rates[0] = rates
             left += others
         return left
 
@@ -178,7 +184,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
         else:
             wide = torch.promote_types(dtype, torch.float32)
             gammas = common_rates(group, len(weights), weights[0].device, wide)
-        self._gammas.update((weight, (gammas, k)) for k, weight in enumerate(weights))
+        vector = [gammas]
+        self._gammas.update((weight, (vector, k)) for k, weight in enumerate(weights))
         rates = list(gammas.unbind())
         buffers = [momentum_buffer(self.state[weight], weight) for weight in weights] if group["momentum"] else []
         self._apply(group, sharded.local(weights), sharded.local(gradients), sharded.local(buffers), rates, decay)

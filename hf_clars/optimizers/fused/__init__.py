@@ -30,9 +30,15 @@ _NUMBERS = ("momentum", "eta", "weight_decay")  # as tensors they would have to 
 
 
 class Division:
-    """A group's members: buckets of what one launch can take together, and the rest."""
+    """A group's members: buckets of what one launch can take together, and the rest.
 
-    def __init__(self, group: dict[str, Any]) -> None:
+    Args:
+        group: of an optimizer.
+        former: how it was divided before, if it was; kept if a CUDA graph reads of it.
+    """
+
+    def __init__(self, group: dict[str, Any], former: Division | None = None) -> None:
+        self._former = former if former is not None and former.is_captured() else None
         self._params = list(group["params"])
         self._rules = _rules(group)
         together: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = defaultdict(list)
@@ -55,6 +61,15 @@ class Division:
 
             self.buckets = [Bucket(weights, adapted) for (_, _, adapted), weights in together.items()]
 
+    def is_captured(self) -> bool:
+        """Whether a CUDA graph, if it still is there, reads of this division or of a former one."""
+        return self._former is not None or any(bucket.captured for bucket in self.buckets)
+
+    def rest_buckets(self) -> None:
+        """The group is updated another way."""
+        for bucket in self.buckets:
+            bucket.rated = None
+
     def is_of(self, group: dict[str, Any]) -> bool:
         """Whether the group still has the members and rules that it was divided by, where they were in memory."""
         params = group["params"]
@@ -62,7 +77,7 @@ class Division:
             len(params) == len(self._params)
             and all(map(is_, params, self._params))
             and self._rules == _rules(group)
-            and all(bucket.is_in_place() for bucket in self.buckets)
+            and all(bucket.places.are_kept() for bucket in self.buckets)
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import reduce
 from operator import or_
@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..group_rules import common_rates, decay_of, is_captured, momentum_buffer, refuse_capture
+from ..group_rules import common_rates, decay_of, is_captured, refuse_capture
 from . import kernels
 from .kernels import CHUNK, PARTIALS, WARPS
+from .places import Places
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -33,10 +34,11 @@ class Bucket:
         self.weights, self._adapted = weights, adapted
         self._device, self._dtype = weights[0].device, weights[0].dtype
         refuse_capture(self._device)
-        self._at = [w.data_ptr() for w in weights]
+        self.places = Places(weights)
+        self.rated: list[int] | None = None  # which weights the optimizer looks up in `rates`
+        self.rates: list[Tensor] = []
         self._all = list(range(len(weights)))
-        self._strides, self._sizes = [w.stride() for w in weights], [w.numel() for w in weights]
-        sizes = torch.tensor(self._sizes, device="cpu")
+        sizes = torch.tensor(self.places.sizes, device="cpu")
         chunks = (sizes + CHUNK - 1) // CHUNK
         firsts = torch.cat((torch.zeros(1, dtype=torch.int64, device="cpu"), chunks.cumsum(0)))
         owners = torch.arange(len(weights), device="cpu").repeat_interleave(chunks)
@@ -45,19 +47,13 @@ class Bucket:
         self._table = torch.empty(4 * len(weights), dtype=torch.int64, device=self._device)
         self._listed: list[int] = []  # what is in the table
         self._aligned = False
-        self._buffers_at: list[int] = []  # of those that were found to fit
         self._partials = torch.empty(self._chunks, dtype=torch.float32, device=self._device)
         self._gradient_partials: Tensor | None = None
         self._norms_of: tuple[bool, list[int]] | None = None  # the alignment and versions that `_partials` are of
         # A graph reads the host's copy of its addresses at every replay: it must stay, and stay what it is. It is made
         # before, because not every torch can pin memory while a graph is captured.
         self._spare: Tensor | None = None
-        self._captured: list[Any] = []
-
-    def is_in_place(self) -> bool:
-        """Whether the weights are where they were. (What they are, their gradients tell: torch sees to it.)"""
-        weights = self.weights
-        return self._at == [w.data_ptr() for w in weights] and self._strides == [w.stride() for w in weights]
+        self.captured: list[Any] = []
 
     def forget_norms(self) -> None:
         """Take the norms of weights afresh in the next step."""
@@ -79,16 +75,12 @@ class Bucket:
         """
         weights = self.weights
         gradients = [w.grad for w in weights]
-        fits = self._fit(gradients)
-        addresses = _addresses(gradients, fits)
+        fits, gradients_at = self.places.of_gradients(gradients)
         buffers_at = [0] * len(weights)
         if group["momentum"]:
-            buffers = self._buffers(state, fits)
-            buffers_at = _addresses(buffers, fits)
-            if buffers_at != self._buffers_at:
-                fits = self._fit(buffers)
-                addresses, self._buffers_at = _addresses(gradients, fits), _addresses(buffers, fits)
-                buffers_at = self._buffers_at
+            having, (fits, buffers_at) = fits, self.places.of_buffers(state, fits)
+            if fits != having:
+                gradients_at = [at if fit else 0 for at, fit in zip(gradients_at, fits, strict=True)]
         taken, left = self._all, []
         if not all(fits):
             taken = [k for k, fit in enumerate(fits) if fit]
@@ -98,7 +90,7 @@ class Bucket:
         if adapted and denominators:
             found = [self._found(denominators.get(w)) for w in weights]
         found_at = [0 if d is None else d.data_ptr() for d in found] or [0] * len(weights)
-        listed = [*self._at, *addresses, *buffers_at, *found_at]
+        listed = [*self.places.of_weights, *gradients_at, *buffers_at, *found_at]
         if not taken:
             return self._partials, taken, left
 
@@ -117,31 +109,9 @@ class Bucket:
                 MOMENTUM=bool(group["momentum"]), DECAY=bool(decay), NORMS=adapted,
             )  # fmt: skip
         increment_version(weights if taken is self._all else [weights[k] for k in taken])
-        counts = adapted and not self._captured
+        counts = adapted and not self.captured
         self._norms_of = (self._aligned, [w._version for w in weights]) if counts else None
         return gammas, taken, left
-
-    def _fit(self, tensors: Sequence[Tensor | None]) -> list[bool]:
-        """Whether each is there and lies in memory as its weight does."""
-        dtype, strided, index = self._dtype, torch.strided, self.weights[0].get_device()
-        return [
-            t is not None
-            and t.dtype is dtype
-            and t.layout is strided
-            and t.stride() == stride
-            and t.numel() == size
-            and t.get_device() == index
-            and type(t) is Tensor
-            for t, stride, size in zip(tensors, self._strides, self._sizes, strict=True)
-        ]
-
-    def _buffers(self, state: Mapping[Tensor, Any], wanted: list[bool]) -> list[Tensor | None]:
-        pairs = zip(self.weights, wanted, strict=True)
-        try:
-            return [state[w]["momentum_buffer"] if want else None for w, want in pairs]
-        except KeyError:
-            pairs = zip(self.weights, wanted, strict=True)
-            return [momentum_buffer(state[w], w) if want else None for w, want in pairs]
 
     def _found(self, denominator: Tensor | None) -> Tensor | None:
         if denominator is None or (denominator.dtype is torch.float32 and denominator.device == self._device):
@@ -166,7 +136,7 @@ class Bucket:
         host.copy_(torch.tensor(listed, dtype=torch.int64, device="cpu"))
         table = torch.empty_like(self._table)
         table.copy_(host, non_blocking=True)
-        self._captured.append((host, table, found))
+        self.captured.append((host, table, found))
         self._listed, self._aligned = [], self._are_aligned(listed)
         return table
 
@@ -206,7 +176,3 @@ class Bucket:
                 table, self._layout, len(self.weights), *arguments,
                 **options, DTYPE=_DTYPES[self._dtype], ALIGNED=self._aligned, CHUNK=CHUNK, num_warps=WARPS,
             )  # fmt: skip
-
-
-def _addresses(tensors: Sequence[Tensor | None], wanted: list[bool]) -> list[int]:
-    return [t.data_ptr() if want and t is not None else 0 for t, want in zip(tensors, wanted, strict=True)]
