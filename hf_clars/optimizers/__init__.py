@@ -3,8 +3,9 @@
 from . import sharded
 from .authors import AuthorsCLARS
 from .clars import CLARS
+from .group_rules import VECTOR_RULES, check_hyperparameters, is_adapted
 from .lars import LARS
-from .layerwise import VECTOR_RULES, LayerwiseOptimizer, check_hyperparameters, is_adapted
+from .layerwise import LayerwiseOptimizer
 from .nag import NAG
 from .param_groups import parameter_groups
 

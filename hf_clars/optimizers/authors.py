@@ -35,6 +35,8 @@ class AuthorsCLARS(LayerwiseOptimizer):
         UserError: a hyper-parameter is negative, NaN or unknown.
     """
 
+    _can_fuse = False
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -55,6 +57,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
             vectors=vectors,
             decay_in_denominator=decay_in_denominator,
             foreach=None,
+            fused=None,
         )
 
     def measured(self, norms: Mapping[Tensor, Tensor]) -> None:

@@ -36,11 +36,14 @@ class CLARS(LayerwiseOptimizer):
         decay_in_denominator: add `λ‖w‖` to the denominator. Off, it is Eq. 5.
         foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
             what is faster: layer by layer for large layers on a CPU, in one call otherwise.
+        fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
+            them where they run, unless `foreach` is chosen. See `LayerwiseOptimizer` for what is left to foreach, and
+            for `weights_changed()`.
         grad_scaler: the `torch.amp.GradScaler` in use, if gradients are unscaled before `step()` (to clip or look at
             them); its scale is then taken out of the norms too.
 
     Raises:
-        UserError: a hyper-parameter is negative, NaN or unknown.
+        UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class CLARS(LayerwiseOptimizer):
         vectors: str = "eta",
         decay_in_denominator: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.norms = norms
@@ -69,6 +73,7 @@ class CLARS(LayerwiseOptimizer):
             vectors=vectors,
             decay_in_denominator=decay_in_denominator,
             foreach=foreach,
+            fused=fused,
         )
 
     @property

@@ -21,9 +21,12 @@ class LARS(LayerwiseOptimizer):
         decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017) and the MLPerf reference do. Off, it is Eq. 3.
         foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
             what is faster: layer by layer for large layers on a CPU, in one call otherwise.
+        fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
+            them where they run, unless `foreach` is chosen. See `LayerwiseOptimizer` for what is left to foreach, and
+            for `weights_changed()`.
 
     Raises:
-        UserError: a hyper-parameter is negative, NaN or unknown.
+        UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class LARS(LayerwiseOptimizer):
         vectors: str = "eta",
         decay_in_denominator: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -47,6 +51,7 @@ class LARS(LayerwiseOptimizer):
             vectors=vectors,
             decay_in_denominator=decay_in_denominator,
             foreach=foreach,
+            fused=fused,
         )
 
     def _denominators(self) -> dict[Tensor, Tensor]:

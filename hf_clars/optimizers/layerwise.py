@@ -1,6 +1,5 @@
 """What CLARS, LARS and mNAG share: Eq. 4 with a learning rate per layer. They differ in the denominator alone."""
 
-import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -13,9 +12,9 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..formulas import layer_learning_rates, nesterov_update_, nesterov_update_foreach_
+from . import fused as fused_step
 from . import sharded
-
-VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
+from .group_rules import check_hyperparameters, common_rates, decay_of, is_adapted, momentum_buffer
 
 # Elements that a CPU takes through all operations at a time: w, g, u and a temporary of 1 MiB each (in float32) stay in
 # its cache from one operation to the next, and are large enough for Python's share of the time to be small.
@@ -36,9 +35,20 @@ class LayerwiseOptimizer(Optimizer, ABC):
     fastest on accelerators. False: all operations for one layer, then the next, which on a CPU finds the layer in the
     cache where foreach streams all of them through memory once per operation. None: False on a CPU, unless all layers
     together fit its cache, and True elsewhere.
+
+    `fused`, too, is chosen as in `torch.optim`. True: Eq. 4 and its learning rates for all layers in one pass over
+    memory, by kernels written in Triton; NVIDIA GPUs from compute capability 8.0 on. What they do not take goes as
+    `foreach` says: float64, FSDP2's shards, tensors that lie in memory otherwise than their gradient. None: where that
+    can be and `foreach` is None. False: never. `step()` can be captured in a CUDA graph after one that was not; a
+    learning rate that is a float stays, in the graph, what it was.
+
+    The fused form takes `‖w_k‖` while it writes the weights, for the next step. Weights that were written since are
+    noticed and measured again, unless they were written through `.data`, by a collective operation or by a CUDA graph,
+    which leave no trace: call `weights_changed()` after that, or one step takes the norms of before.
     """
 
     _uniform = False  # the default of `uniform`
+    _can_fuse = True
 
     def __init__(
         self,
@@ -51,6 +61,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         vectors: str,
         decay_in_denominator: bool,
         foreach: bool | None,
+        fused: bool | None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -62,14 +73,20 @@ class LayerwiseOptimizer(Optimizer, ABC):
             "layer_adaptation": None,
             "uniform": self._uniform,
             "foreach": foreach,
+            "fused": fused,
         }
-        self._gammas: dict[Tensor, Tensor] = {}
+        # The last step's vector, in a list so that it can be replaced for all its members; and the parameter's place.
+        self._gammas: dict[Tensor, tuple[list[Tensor], int]] = {}
+        self._divisions: dict[int, fused_step.Division] = {}  # of groups, by number
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("_gammas", {})  # of a copy
+        self.__dict__.setdefault("_divisions", {})
         for group in self.param_groups:  # of a checkpoint from before there was the option
             group.setdefault("foreach", None)
+            group.setdefault("fused", None)
             group.setdefault("uniform", self._uniform)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -81,11 +98,21 @@ class LayerwiseOptimizer(Optimizer, ABC):
             weight_decay=options["weight_decay"],
             vectors=options["vectors"],
         )
+        if options["fused"] and options["foreach"]:
+            raise UserError("fused=True and foreach=True exclude each other: leave one of them None")
+        if options["fused"] and not self._can_fuse:
+            raise UserError(f"{type(self).__name__} has no fused form: leave fused=None")
         super().add_param_group(param_group)
 
     def layer_rates(self) -> dict[Tensor, Tensor]:
         """Parameter → `γ_k` (0-dim, on its device) of the last `step()`; empty before the first."""
-        return dict(self._gammas)
+        return {weight: rates[0][k] for weight, (rates, k) in self._gammas.items()}
+
+    def weights_changed(self) -> None:
+        """Say that weights were written without a trace, as through `.data`: the next step measures their norms."""
+        for division in self._divisions.values():
+            for bucket in division.buckets:
+                bucket.forget_norms()
 
     @property
     def adapts(self) -> bool:
@@ -111,9 +138,29 @@ class LayerwiseOptimizer(Optimizer, ABC):
 
     def _update(self) -> None:
         denominators = self._denominators() if self.adapts else {}
-        for group in self.param_groups:
-            for (_, dtype, adapted), weights in _buckets(group).items():
+        for index, group in enumerate(self.param_groups):
+            members = group["params"]
+            if self._can_fuse and fused_step.is_wanted(group):
+                members = self._update_fused(index, group, denominators)
+            elif index in self._divisions:
+                self._divisions[index].rest_buckets()
+            for (_, dtype, adapted), weights in _buckets(group, members).items():
                 self._update_bucket(group, weights, dtype, adapted, denominators)
+
+    def _update_fused(self, index: int, group: dict[str, Any], denominators: dict[Tensor, Tensor]) -> list[Tensor]:
+        """Update what the kernels take of a group; what is left of it."""
+        division = self._divisions.get(index)
+        if division is None or not division.is_of(group):
+            division = self._divisions[index] = fused_step.Division(group, division)
+        left = list(division.rest)
+        for bucket in division.buckets:
+            rates, taken, others = bucket.step(group, self.state, denominators)
+            if taken is not bucket.rated:  # others than in its last step
+                bucket.rated, bucket.rates = taken, [rates]
+                self._gammas.update((bucket.weights[k], (bucket.rates, k)) for k in taken)
+            bucket.rates[0] = rates
+            left += others
+        return left
 
     @abstractmethod
     def _denominators(self) -> dict[Tensor, Tensor]:
@@ -128,26 +175,19 @@ class LayerwiseOptimizer(Optimizer, ABC):
         denominators: dict[Tensor, Tensor],
     ) -> None:
         gradients: list[Tensor] = [w.grad for w in weights if w.grad is not None]
-        decay = group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
+        decay = decay_of(group, adapted)
         if adapted and not group["uniform"]:
             weight_norms, found = self._norms(weights, gradients, denominators)
             if group["decay_in_denominator"]:
                 found = found + decay * weight_norms
             gammas = self._adapted_rates(group, weight_norms, found)
         else:
-            rate = group["lr"] * group["eta"] if group["vectors"] == "eta" and not group["uniform"] else group["lr"]
             wide = torch.promote_types(dtype, torch.float32)
-            gammas = torch.ones(len(weights), dtype=wide, device=weights[0].device) * rate
+            gammas = common_rates(group, len(weights), weights[0].device, wide)
+        vector = [gammas]
+        self._gammas.update((weight, (vector, k)) for k, weight in enumerate(weights))
         rates = list(gammas.unbind())
-        self._gammas.update(zip(weights, rates, strict=True))
-
-        buffers = []
-        if group["momentum"]:
-            for weight in weights:
-                state = self.state[weight]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-                buffers.append(state["momentum_buffer"])
+        buffers = [momentum_buffer(self.state[weight], weight) for weight in weights] if group["momentum"] else []
         self._apply(group, sharded.local(weights), sharded.local(gradients), sharded.local(buffers), rates, decay)
 
     def _norms(
@@ -206,10 +246,12 @@ def _blocks(tensor: Tensor) -> Sequence[Tensor]:
     return tensor.split(max(1, BLOCK * len(tensor) // tensor.numel()))
 
 
-def _buckets(group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, bool], list[Tensor]]:
-    """The group's parameters that have a gradient, by what one foreach call can take together."""
+def _buckets(
+    group: dict[str, Any], members: list[Tensor]
+) -> dict[tuple[torch.device, torch.dtype, bool], list[Tensor]]:
+    """Those members of the group that have a gradient, by what one foreach call can take together."""
     buckets: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = defaultdict(list)
-    for weight in group["params"]:
+    for weight in members:
         if weight.grad is None:
             continue
         if weight.grad.is_sparse:
@@ -219,29 +261,3 @@ def _buckets(group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, boo
             )
         buckets[weight.device, weight.dtype, is_adapted(group, weight)].append(weight)
     return buckets
-
-
-def is_adapted(group: dict[str, Any], weight: Tensor) -> bool:
-    """Whether this member of the group has a learning rate of its own, while the group is not `uniform`."""
-    if group["vectors"] == "paper":
-        return True
-    return weight.ndim >= 2 if group["layer_adaptation"] is None else bool(group["layer_adaptation"])
-
-
-def check_hyperparameters(
-    *, lr: float | Tensor, momentum: float, eta: float, weight_decay: float, vectors: str
-) -> None:
-    """Raise `UserError` for a value that is negative, NaN, infinite or unknown."""
-    _require(lr, "lr", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
-    _require(momentum, "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
-    _require(eta, "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
-    _require(weight_decay, "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
-    if vectors not in VECTOR_RULES:
-        raise UserError(f"vectors={vectors!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
-
-
-def _require(value: float | Tensor, name: str, holds: Callable[[Any], bool], expected: str) -> None:
-    if isinstance(value, Tensor):  # a tensor may live on a device; looking at it would wait for the device
-        return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
-        raise UserError(f"{name}={value!r} must be {expected}")

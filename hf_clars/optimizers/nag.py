@@ -23,9 +23,12 @@ class NAG(LayerwiseOptimizer):
             `layer_adaptation=True`), as in CLARS and LARS. Biases and norm weights are not decayed.
         foreach: compute each operation of Eq. 2 for all layers in one call (True) or layer by layer (False). None takes
             what is faster: layer by layer for large layers on a CPU, in one call otherwise.
+        fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
+            them where they run, unless `foreach` is chosen. See `LayerwiseOptimizer` for what is left to foreach, and
+            for `weights_changed()`.
 
     Raises:
-        UserError: a hyper-parameter is negative, NaN or unknown.
+        UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
     """
 
     _uniform = True
@@ -38,6 +41,7 @@ class NAG(LayerwiseOptimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -48,6 +52,7 @@ class NAG(LayerwiseOptimizer):
             vectors="mlperf",
             decay_in_denominator=False,
             foreach=foreach,
+            fused=fused,
         )
 
     def _denominators(self) -> dict[Tensor, Tensor]:

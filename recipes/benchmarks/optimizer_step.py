@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python recipes/benchmarks/optimizer_step.py [--models resnet50 vit_base_patch16_224]
         [--rounds 31] [--threads 1] [--device cpu] [--json optimizer_step.json]
+    python recipes/benchmarks/optimizer_step.py --device cuda --rounds 101
 
 pytorch_optimizer's LARS is measured where it can be imported; keep it out of the environment:
 
@@ -9,11 +10,15 @@ pytorch_optimizer's LARS is measured where it can be imported; keep it out of th
     PYTHONPATH=PEERS python recipes/benchmarks/optimizer_step.py
 
 Every round runs every optimizer once, in random order, and each starts from the same weights and random gradients,
-restored outside the time measured (some peers change the gradients). `ms` is the median over rounds; the ratios are
-medians of a step's time by that of SGD in the same round, so that what else the machine does cancels. SGD, AdamW and
-the peers take all parameters in one group with one weight decay, hf_clars takes the same list; CLARS is given the norms
-of all layers, as 0-dim tensors, because to measure them is part of the backward pass. Prints one table per model and
-number of threads and writes optimizer_step.json.
+restored outside the time measured (some peers change the gradients). Gradients lie elsewhere in every other round, as
+after `zero_grad()`. `ms` is the median over rounds; the ratios are medians of a step's time by that of SGD in the same
+round, so that what else the machine does cancels. `host ms` is when `step()` returns to Python. With `--device cuda`
+a step is timed by events, from an idle device on, so that a GPU that waits for the host counts; `graph ms` is a replay
+of the step captured in a CUDA graph, for SGD and hf_clars, which is the work alone. hf_clars' rows without a word more
+are its default: fused on a GPU, layer by layer on a CPU. SGD, AdamW and the peers take all
+parameters in one group with one weight decay, hf_clars takes the same list; CLARS is given the norms of all layers, as
+0-dim tensors, because to measure them is part of the backward pass. Prints one table per model and number of threads
+and writes optimizer_step.json.
 """
 
 import argparse
@@ -63,50 +68,83 @@ def optimizers(parameters: list[Tensor]) -> dict[str, torch.optim.Optimizer]:
         rows["pytorch_optimizer LARS"] = importlib.import_module("pytorch_optimizer").LARS(parameters, **nesterov)
     rows["hf_clars LARS"] = LARS(parameters, **layerwise)
     rows["hf_clars CLARS"] = CLARS(parameters, norms=norms, **layerwise)
-    other = parameters[0].device.type == "cpu"
-    name = "hf_clars CLARS foreach" if other else "hf_clars CLARS per layer"
-    rows[name] = CLARS(parameters, norms=norms, foreach=other, **layerwise)
+    rows["hf_clars CLARS foreach"] = CLARS(parameters, norms=norms, foreach=True, **layerwise)
     return rows
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
+def seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Of a call from an idle device on: until all is done, and until it returns."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+    if events:
+        events[0].record()
     start = time.perf_counter()
     call()
+    host = time.perf_counter() - start
+    if events:
+        events[1].record()
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
+    return events[0].elapsed_time(events[1]) / 1e3 if events else time.perf_counter() - start, host
+
+
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """A replay of the step as a CUDA graph; the step has been made before."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def measure(model_name: str, rounds: int, device: torch.device) -> list[dict]:
     torch.manual_seed(0)
     parameters = list(timm.create_model(model_name).to(device).parameters())
-    for parameter in parameters:
-        parameter.grad = 1e-3 * torch.randn_like(parameter)
-    tensors = [t for p in parameters for t in (p.detach(), p.grad)]
-    start = [t.clone() for t in tensors]
-    rows = optimizers(parameters)
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for round_number in range(-2, rounds):  # two rounds to make the state and to warm up
-        for name in random.sample(list(rows), len(rows)):
-            torch._foreach_copy_(tensors, start)
-            elapsed = seconds(rows[name].step, device)
-            if round_number >= 0:
-                times[name].append(elapsed)
+    places = [[torch.empty_like(p) for p in parameters] for _ in range(2)]  # of gradients
+    start = [p.detach().clone() for p in parameters], [1e-3 * torch.randn_like(p) for p in parameters]
 
-    def ratio(name: str, to: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+    def restore(place: list[Tensor]) -> None:
+        torch._foreach_copy_([*(p.detach() for p in parameters), *place], [*start[0], *start[1]])
+        for parameter, gradient in zip(parameters, place, strict=True):
+            parameter.grad = gradient
+
+    def time_all(steps: dict[str, Callable[[], object]], alternate: bool) -> dict[str, list[tuple[float, float]]]:
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+        for round_number in range(-4, rounds):  # four to make the state and to warm up, with gradients in both places
+            for name in random.sample(list(steps), len(steps)):
+                restore(places[round_number % 2 if alternate else 0])
+                elapsed = seconds(steps[name], device)
+                if round_number >= 0:
+                    times[name].append(elapsed)
+        return times
+
+    restore(places[0])
+    rows = optimizers(parameters)
+    times = time_all({name: row.step for name, row in rows.items()}, alternate=True)
+    graphs: dict[str, list[tuple[float, float]]] = {}
+    if device.type == "cuda":
+        restore(places[0])
+        graphs = time_all(
+            {name: captured(rows[name].step) for name in rows if "SGD f" in name or "hf_clars" in name}, False
+        )
+
+    def ratio(of: dict[str, list[tuple[float, float]]], name: str, to: str) -> float | None:
+        if name not in of:
+            return None
+        return statistics.median(a / b for (a, _), (b, _) in zip(of[name], of[to], strict=True))
 
     return [
         {
             "optimizer": name,
-            "ms": 1e3 * statistics.median(measured),
-            "to_foreach": ratio(name, FOREACH),
-            "to_fused": ratio(name, FUSED),
-            "seconds": measured,
+            "ms": 1e3 * statistics.median(total for total, _ in times[name]),
+            "host_ms": 1e3 * statistics.median(host for _, host in times[name]),
+            "graph_ms": 1e3 * statistics.median(total for total, _ in graphs[name]) if name in graphs else None,
+            "to_foreach": ratio(times, name, FOREACH),
+            "to_fused": ratio(times, name, FUSED),
+            "graph_to_fused": ratio(graphs, name, FUSED),
+            "seconds": [total for total, _ in times[name]],
         }
-        for name, measured in times.items()
+        for name in rows
     ]
 
 
@@ -143,12 +181,18 @@ def main() -> None:
             rows = measure(model, options.rounds, options.device)
             tables.append({"model": model, "threads": threads, "rows": rows})
             print(f"\n{model}, {machine}, {threads} thread{'s' * (threads > 1)}, {options.rounds} rounds")
-            print(f"{'optimizer':<25} {'ms':>8} {'/ SGD foreach':>14} {'/ SGD fused':>12}")
+            columns = {
+                "ms": "ms", "to_foreach": "/ SGD foreach", "to_fused": "/ SGD fused", "host_ms": "host ms",
+                "graph_ms": "graph ms", "graph_to_fused": "/ SGD fused's graph",
+            }  # fmt: skip
+            columns = {key: title for key, title in columns.items() if any(row[key] is not None for row in rows)}
+            print(f"{'optimizer':<25}", *(f"{title:>{max(8, len(title))}}" for title in columns.values()))
             for row in rows:
-                print(
-                    f"{row['optimizer']:<25} {row['ms']:>8.2f} {row['to_foreach']:>14.3f} {row['to_fused']:>12.3f}",
-                    flush=True,
-                )
+                cells = [
+                    " " * max(8, len(title)) if row[key] is None else f"{row[key]:>{max(8, len(title))}.3f}"
+                    for key, title in columns.items()
+                ]
+                print(f"{row['optimizer']:<25}", *cells, flush=True)
     report = {
         "options": {**vars(options), "device": str(options.device)},
         "machine": {"processor": machine, **versions},

@@ -1,0 +1,77 @@
+"""What the options of a parameter group say of its members, and which values of them are refused."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
+
+
+def is_adapted(group: dict[str, Any], weight: Tensor) -> bool:
+    """Whether this member of the group has a learning rate of its own, while the group is not `uniform`."""
+    if group["vectors"] == "paper":
+        return True
+    return weight.ndim >= 2 if group["layer_adaptation"] is None else bool(group["layer_adaptation"])
+
+
+def decay_of(group: dict[str, Any], adapted: bool) -> float:
+    """λ of the members that are, or are not, adapted."""
+    return group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
+
+
+def common_rates(group: dict[str, Any], members: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """γ of members without a learning rate of their own, `[members]`."""
+    rate = group["lr"] * group["eta"] if group["vectors"] == "eta" and not group["uniform"] else group["lr"]
+    if isinstance(rate, Tensor):
+        return torch.ones(members, dtype=dtype, device=device) * rate
+    return torch.full((members,), rate, dtype=dtype, device=device)
+
+
+def momentum_buffer(state: dict[str, Any], weight: Tensor) -> Tensor:
+    """The displacement `u` that is kept in the weight's state; zero at first.
+
+    Raises:
+        RuntimeError: it would be made while a CUDA graph is captured, and so be zero again at every replay.
+    """
+    if "momentum_buffer" not in state:
+        refuse_capture(weight.device)
+        state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+    return state["momentum_buffer"]
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether what is launched now becomes part of a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise `RuntimeError` while a CUDA graph is captured."""
+    if is_captured(device):
+        raise RuntimeError("take one step() before one is captured in a CUDA graph: it makes what later ones work with")
+
+
+def check_hyperparameters(
+    *, lr: float | Tensor, momentum: float, eta: float, weight_decay: float, vectors: str
+) -> None:
+    """Raise `UserError` for a value that is negative, NaN, infinite or unknown."""
+    _require(lr, "lr", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
+    _require(momentum, "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
+    _require(eta, "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
+    _require(weight_decay, "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
+    if vectors not in VECTOR_RULES:
+        raise UserError(f"vectors={vectors!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
+
+
+def _require(value: float | Tensor, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+    if isinstance(value, Tensor):  # a tensor may live on a device; looking at it would wait for the device
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
+        raise UserError(f"{name}={value!r} must be {expected}")
