@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -46,6 +48,8 @@ def run(argv: list[str]) -> dict[str, float]:
 
     _check(args)
     recipe.check()
+    if recipe.channels_last and (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        raise UserError("channels_last=True does not go with FSDP, which wants contiguous parameters: leave it out")
     if os.environ.get("WANDB_SWEEP_ID") and (own := os.environ.get("WANDB_RUN_ID")):
         args.output_dir = str(Path(str(args.output_dir)) / own)  # an agent starts all its runs with the same one
     wanted = str(args.resume_from_checkpoint or "")
@@ -75,6 +79,7 @@ def run(argv: list[str]) -> dict[str, float]:
         preprocess_logits_for_metrics=best_classes,
         about={k: v for k, v in asdict(recipe).items() if k != "plots"},
     )
+    _lay_out(trainer, recipe.channels_last)
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)
         trainer.add_callback(GradientVarianceCallback(trainer, batches, recipe.gradient_variance))
@@ -84,6 +89,14 @@ def run(argv: list[str]) -> dict[str, float]:
     if trainer.is_world_process_zero():
         _say(recipe, args, metrics, trainer.state.global_step, reported)
     return metrics
+
+
+def _lay_out(trainer: ImageTrainer, channels_last: bool | None) -> None:
+    """Convolutions of half precision want the channels of a pixel adjacent, and so do the kernels of the norms."""
+    if trainer.is_fsdp_enabled:  # which wants contiguous parameters
+        return
+    if trainer.args.device.type == "cuda" if channels_last is None else channels_last:
+        trainer.model.to(memory_format=torch.channels_last)  # type: ignore[union-attr,call-arg]
 
 
 def _train(trainer: ImageTrainer, wanted: str) -> dict[str, float]:

@@ -48,6 +48,10 @@ class RecipeArguments:
         default=False,
         metadata={"help": "Decode all images once and keep them on the device: for small ones, such as CIFAR's."},
     )
+    channels_last: bool | None = field(
+        default=None,
+        metadata={"help": "Whether the channels of a pixel are adjacent in memory; by default on CUDA, but for FSDP."},
+    )
     gradient_variance: str = field(
         default="none",
         metadata={

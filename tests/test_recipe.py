@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from PIL import Image
 from transformers import get_scheduler
 
-from hf_clars import TimmForImageClassification
+from hf_clars import TimmForImageClassification, recipe
 from hf_clars.cli import main, train
 from hf_clars.configuration import parse, with_numbers
 from hf_clars.recipe_arguments import RecipeArguments
@@ -85,6 +86,41 @@ def test_from_yaml_to_plots(tmp_path, images, capsys):
     model = TimmForImageClassification.from_pretrained(run)
     assert model.config.id2label == {0: "dark", 1: "grey", 2: "light"}
     assert main(["plot", str(run)]) == 0
+
+
+@pytest.mark.parametrize("given", [None, True])
+def test_channels_last(tmp_path, images, given, monkeypatch):
+    """By default on a GPU alone; checkpoints do not know of it."""
+    formats = []
+
+    class Looking(recipe.ImageTrainer):
+        def training_step(self, model, *args, **kwargs):
+            loss = super().training_step(model, *args, **kwargs)
+            formats.append(
+                [t.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4
+                 and min(p.shape[1], p.shape[2]) > 1 for t in (p, p.grad)]
+            )  # fmt: skip
+            return loss
+
+    monkeypatch.setattr(recipe, "ImageTrainer", Looking)
+    options = {"channels_last": given, "save_strategy": "epoch", "num_train_epochs": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    assert train(config(whole, images, **options)) == 0
+    assert train(config(cut, images, **options)) == 0
+    shutil.rmtree(cut / "run" / "checkpoint-4")
+    assert train([*config(cut, images, **options), "--resume_from_checkpoint", "auto"]) == 0
+    assert formats[0] != []
+    assert all(all(each) is bool(given) for each in formats)
+    a, b = (TimmForImageClassification.from_pretrained(folder / "run").state_dict() for folder in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_channels_last_and_fsdp(tmp_path, images, monkeypatch, capfd):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch says it
+    assert train(config(tmp_path, images, channels_last=True)) == 2
+    assert "error: channels_last=True does not go with FSDP" in capfd.readouterr().err
 
 
 def test_workers_and_resuming(tmp_path, images):
