@@ -22,7 +22,7 @@ TOLERANCE = {torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.float32: 5e-3 if D
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _interpreted_bfloat16():
+def _interpreted_bfloat16(interpreter):
     """NumPy has no bfloat16, and the interpreter multiplies its bits as whole numbers: widened here."""
     if DEVICE == "cuda":
         yield
@@ -40,6 +40,20 @@ def _interpreted_bfloat16():
         return multiply(self, wide(a), wide(b), *rest)
 
     with mock.patch.object(InterpreterBuilder, "create_dot", create_dot):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _launches_again_what_was_compiled():
+    """What was compiled for the first tensors is not asked again what later ones are: they must be alike."""
+    call, kinds = launch.Launch.__call__, {}
+
+    def checked(self, device, *tensors):
+        of = [(type(t), b.dtype, b.data_ptr() % 16 == 0) for t in tensors for b in [getattr(t, "base", t)]]
+        assert kinds.setdefault(self, of) == of
+        call(self, device, *tensors)
+
+    with mock.patch.object(launch.Launch, "__call__", checked):
         yield
 
 
@@ -193,6 +207,18 @@ def test_the_gradient_has_the_type_that_is_asked_for():
         c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
         wide, narrow = (kernels.squares_and_sum(c, 3, dtype)[1] for dtype in (torch.float32, torch.float16))
         assert torch.equal(narrow, wide.half())
+
+
+def test_each_operand_may_be_aligned_otherwise_from_call_to_call():
+    for kernel, groups in (("tiles", 1), ("depthwise", 16), ("gram", 1)):
+        for offsets in ((8, 0), (0, 8), (0, 0)):  # in bytes
+            x, d = (torch.zeros(2 * 16 * 9 * 9 + 4, dtype=torch.float16, device=DEVICE) for _ in range(2))
+            x, d = (
+                t[offset // 2 :][: 2 * 16 * 16].view(2, 4, 4, 16).permute(0, 3, 1, 2).copy_(torch.randn(2, 16, 4, 4))
+                for t, offset in zip((x, d), offsets, strict=True)
+            )
+            c = Convolution(x, d, (16, 16 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, kernel)
+            agree(kernels.squares(c, 2), reference(c, 2)[0], torch.float16)
 
 
 def operands(c: Convolution) -> tuple:
