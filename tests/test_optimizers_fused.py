@@ -34,7 +34,7 @@ def _small_chunks(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _interpreted_bfloat16():
+def _interpreted_bfloat16(interpreter):
     """The interpreter cuts float32 off where a GPU rounds it to the nearest bfloat16."""
     if DEVICE == "cuda":
         yield
