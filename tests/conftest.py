@@ -1,5 +1,7 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +18,26 @@ torch.set_num_threads(1)  # these tensors are tiny; threads that wait for each o
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[None]:
+    """Triton's interpreter, if there is no GPU, with any NumPy.
+
+    In Triton 3.6 it makes an int of an array of one element, which NumPy deprecates, and refuses from 2.4 on.
+    """
+    if "TRITON_INTERPRET" not in os.environ:
+        yield
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor, scope) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    with mock.patch.object(interpreter, "_patch_lang_tensor", patch_tensor):
+        yield
 
 
 @pytest.fixture(scope="session")

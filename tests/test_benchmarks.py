@@ -145,6 +145,7 @@ def test_an_embedding():
     ("shape", "groups", "kernel"),
     [((64, 64, 1, 1), 1, "tiles"), ((40, 24, 3, 3), 1, "tiles"), ((24, 1, 3, 3), 24, "depthwise")],
 )
+@pytest.mark.usefixtures("interpreter")
 def test_scratch_is_what_kernels_are_given(shape, groups, kernel):
     """The kernels themselves, with their arguments looked at."""
     pytest.importorskip("triton")

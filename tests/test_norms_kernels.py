@@ -1,5 +1,8 @@
 """The CUDA kernels against each sample's gradient in float64; without a GPU, in Triton's interpreter."""
 
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -22,7 +25,7 @@ TOLERANCE = {torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.float32: 5e-3 if D
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _interpreted_bfloat16():
+def _interpreted_bfloat16(interpreter):
     """NumPy has no bfloat16, and the interpreter multiplies its bits as whole numbers: widened here."""
     if DEVICE == "cuda":
         yield
@@ -40,6 +43,20 @@ def _interpreted_bfloat16():
         return multiply(self, wide(a), wide(b), *rest)
 
     with mock.patch.object(InterpreterBuilder, "create_dot", create_dot):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _launches_again_what_was_compiled():
+    """What was compiled for the first tensors is not asked again what later ones are: they must be alike."""
+    call, kinds = launch.Launch.__call__, {}
+
+    def checked(self, device, *tensors):
+        of = [(type(t), b.dtype, b.data_ptr() % 16 == 0) for t in tensors for b in [getattr(t, "base", t)]]
+        assert kinds.setdefault(self, of) == of
+        call(self, device, *tensors)
+
+    with mock.patch.object(launch.Launch, "__call__", checked):
         yield
 
 
@@ -195,6 +212,18 @@ def test_the_gradient_has_the_type_that_is_asked_for():
         assert torch.equal(narrow, wide.half())
 
 
+def test_each_operand_may_be_aligned_otherwise_from_call_to_call():
+    for kernel, groups in (("tiles", 1), ("depthwise", 16), ("gram", 1)):
+        for offsets in ((8, 0), (0, 8), (0, 0)):  # in bytes
+            x, d = (torch.zeros(2 * 16 * 9 * 9 + 4, dtype=torch.float16, device=DEVICE) for _ in range(2))
+            x, d = (
+                t[offset // 2 :][: 2 * 16 * 16].view(2, 4, 4, 16).permute(0, 3, 1, 2).copy_(torch.randn(2, 16, 4, 4))
+                for t, offset in zip((x, d), offsets, strict=True)
+            )
+            c = Convolution(x, d, (16, 16 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, kernel)
+            agree(kernels.squares(c, 2), reference(c, 2)[0], torch.float16)
+
+
 def operands(c: Convolution) -> tuple:
     return c.x, c.d, c.shape, c.stride, c.padding, c.dilation
 
@@ -307,6 +336,53 @@ def test_what_is_bound_once_is_in_the_order_of_the_arguments():
         names = each._kernel.arg_names
         assert names[tensors + len(each._numbers) :] == list(each._constants)
         assert len(each._grid) == 3
+
+
+LAUNCH = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from hf_clars.norms.kernels import Convolution, gram, squares_and_sum
+
+class Launcher:
+    def __init__(self, source, metadata):
+        self.expected = len(source.signature)
+
+    def __call__(self, x, y, z, stream, function, metadata, of_launch, enter, leave, *arguments):
+        assert len(arguments) == self.expected, (arguments, self.expected)
+        print(function)
+
+class Driver:
+    launcher_cls = Launcher
+    utils = property(lambda self: self)
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = get_current_stream = lambda self, *_: 0
+    get_device_properties = lambda self, device: {"max_shared_mem": 227 << 10}
+    load_binary = lambda self, name, *_: (1, name, 100, 0, 1024)
+
+triton.runtime.driver.set_active(Driver())
+place = (1, 1), (1, 1), (1, 1)
+for kernel, channels, groups, dtype in (
+    ("tiles", 64, 1, torch.bfloat16), ("tiles", 3, 1, torch.float16), ("tiles", 40, 1, torch.float32),
+    ("tiles", 16, 2, torch.bfloat16), ("depthwise", 24, 24, torch.bfloat16), ("gram", 128, 1, torch.bfloat16),
+):
+    x, d = (torch.randn(2, channels, 7, 7).to(dtype, memory_format=torch.channels_last) for _ in range(2))
+    c = Convolution(x, d, (channels, channels // groups, 3, 3), *place, groups, kernel)
+    for again in range(2):
+        if kernel == "gram":
+            gram.squares(c.x, c.d, c.shape, *place, groups)
+        else:
+            squares_and_sum(c, 2, dtype)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_for_hopper(tmp_path):
+    """All kernels, by the Triton at hand, which takes more in its interpreter; and launched with all arguments."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", LAUNCH], env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    tiles, depthwise = ["_weight_gradient", "_add_up"] * 2, ["_depthwise", "_add_up"] * 2
+    assert found.stdout.split() == [*tiles * 4, *depthwise, "_gram_squares", "_gram_squares"]
 
 
 def test_stages_find_room():

@@ -34,7 +34,7 @@ def _small_chunks(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _interpreted_bfloat16():
+def _interpreted_bfloat16(interpreter):
     """The interpreter cuts float32 off where a GPU rounds it to the nearest bfloat16."""
     if DEVICE == "cuda":
         yield
@@ -867,6 +867,8 @@ def test_on_every_gpu_and_any_stream():
     layers = [nn.Parameter(torch.randn(12, 11, device=device)) for device in devices]
     twins = copies(layers)
     ours, plain = LARS(layers, 0.5, fused=True), LARS(twins, 0.5, fused=False)
+    for device in devices:
+        torch.cuda.synchronize(device)  # the other stream does not wait for the weights
     with torch.cuda.stream(torch.cuda.Stream()):
         for step in range(3):
             for w, t in zip(layers, twins, strict=True):
@@ -874,6 +876,7 @@ def test_on_every_gpu_and_any_stream():
                 t.grad = w.grad.clone()
             ours.step()
             plain.step()
-        torch.cuda.synchronize()
+    for device in devices:
+        torch.cuda.synchronize(device)
     for w, t in zip(layers, twins, strict=True):
         torch.testing.assert_close(w, t, rtol=1e-5, atol=1e-6)

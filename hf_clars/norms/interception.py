@@ -62,6 +62,8 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.unflatten and torch.compiler.is_compiling():
+            func = torch.unflatten  # the method asks super(), where torch 2.11's compiler cannot follow
         tensors = tensors_in(args)
         if kwargs:
             tensors += tensors_in(kwargs.values())

@@ -9,16 +9,17 @@ pytorch_optimizer's LARS is measured where it can be imported; keep it out of th
     pip install --no-deps --target PEERS pytorch_optimizer
     PYTHONPATH=PEERS python recipes/benchmarks/optimizer_step.py
 
-Every round runs every optimizer once, in random order, and each starts from the same weights and random gradients,
-restored outside the time measured (some peers change the gradients). Gradients lie elsewhere in every other round, as
-after `zero_grad()`. `ms` is the median over rounds; the ratios are medians of a step's time by that of SGD in the same
-round, so that what else the machine does cancels. `host ms` is when `step()` returns to Python. With `--device cuda`
-a step is timed by events, from an idle device on, so that a GPU that waits for the host counts; `graph ms` is a replay
-of the step captured in a CUDA graph, for SGD and hf_clars, which is the work alone. hf_clars' rows without a word more
-are its default: fused on a GPU, layer by layer on a CPU. SGD, AdamW and the peers take all
-parameters in one group with one weight decay, hf_clars takes the same list; CLARS is given the norms of all layers, as
-0-dim tensors, because to measure them is part of the backward pass. Prints one table per model and number of threads
-and writes optimizer_step.json.
+Every round runs every optimizer once, in random order, each on weights of its own, to which nothing else writes, as in
+a training. They get the same random gradients, restored outside the time measured (some peers change them). Gradients
+lie elsewhere in every other round, as after `zero_grad()`. `ms` is the median over rounds; the ratios are medians of a
+step's time by that of SGD in the same round, so that what else the machine does cancels. `host ms` is when `step()`
+returns to Python. With `--device cuda` a step is timed by events, from an idle device on, so that a GPU that waits for
+the host counts; `graph ms` is a replay of the step captured in a CUDA graph, for SGD and hf_clars, which is the work
+alone, and for the fused form more of it, because a graph takes the norms of weights afresh. hf_clars' rows without a
+word more are its default: fused on a GPU, layer by layer on a CPU. SGD, AdamW and the peers take all parameters in one
+group with one weight decay, hf_clars takes the same list; CLARS is given the norms of all layers, as 0-dim tensors,
+because to measure them is part of the backward pass. Prints one table per model and number of threads and writes
+optimizer_step.json.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from pathlib import Path
 import timm
 import timm.optim
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_clars.optimizers import CLARS, LARS
 
@@ -50,25 +51,30 @@ def version(package: str) -> str | None:
         return None
 
 
-def optimizers(parameters: list[Tensor]) -> dict[str, torch.optim.Optimizer]:
-    """All rows of the table, on the same parameters; learning rates so small that the weights stay what they are."""
+def optimizers(copy: Callable[[], list[Tensor]]) -> dict[str, torch.optim.Optimizer]:
+    """All rows of the table, each on a copy of parameters and gradients; learning rates so small that weights stay."""
     decay = {"lr": 1e-4, "weight_decay": 5e-5}
     nesterov = {**decay, "momentum": 0.9, "nesterov": True}
     layerwise = {**decay, "momentum": 0.9, "eta": 1e-2}
-    norms = {p: 2 * p.grad.norm() for p in parameters if p.grad is not None}
+
+    def clars(**options: bool) -> CLARS:
+        parameters = copy()
+        norms = {p: 2 * p.grad.norm() for p in parameters if p.grad is not None}
+        return CLARS(parameters, norms=norms, **layerwise, **options)
+
     rows: dict[str, torch.optim.Optimizer] = {
-        FOREACH: torch.optim.SGD(parameters, foreach=True, **nesterov),
-        FUSED: torch.optim.SGD(parameters, fused=True, **nesterov),
-        "torch SGD single": torch.optim.SGD(parameters, foreach=False, **nesterov),
-        "torch AdamW foreach": torch.optim.AdamW(parameters, foreach=True, **decay),
-        "torch AdamW fused": torch.optim.AdamW(parameters, fused=True, **decay),
-        "timm Lars": timm.optim.Lars(parameters, **nesterov),
+        FOREACH: torch.optim.SGD(copy(), foreach=True, **nesterov),
+        FUSED: torch.optim.SGD(copy(), fused=True, **nesterov),
+        "torch SGD single": torch.optim.SGD(copy(), foreach=False, **nesterov),
+        "torch AdamW foreach": torch.optim.AdamW(copy(), foreach=True, **decay),
+        "torch AdamW fused": torch.optim.AdamW(copy(), fused=True, **decay),
+        "timm Lars": timm.optim.Lars(copy(), **nesterov),
     }
     if version("pytorch_optimizer"):
-        rows["pytorch_optimizer LARS"] = importlib.import_module("pytorch_optimizer").LARS(parameters, **nesterov)
-    rows["hf_clars LARS"] = LARS(parameters, **layerwise)
-    rows["hf_clars CLARS"] = CLARS(parameters, norms=norms, **layerwise)
-    rows["hf_clars CLARS foreach"] = CLARS(parameters, norms=norms, foreach=True, **layerwise)
+        rows["pytorch_optimizer LARS"] = importlib.import_module("pytorch_optimizer").LARS(copy(), **nesterov)
+    rows["hf_clars LARS"] = LARS(copy(), **layerwise)
+    rows["hf_clars CLARS"] = clars()
+    rows["hf_clars CLARS foreach"] = clars(foreach=True)
     return rows
 
 
@@ -99,34 +105,43 @@ def captured(step: Callable[[], object]) -> Callable[[], object]:
 
 def measure(model_name: str, rounds: int, device: torch.device) -> list[dict]:
     torch.manual_seed(0)
-    parameters = list(timm.create_model(model_name).to(device).parameters())
-    places = [[torch.empty_like(p) for p in parameters] for _ in range(2)]  # of gradients
-    start = [p.detach().clone() for p in parameters], [1e-3 * torch.randn_like(p) for p in parameters]
+    start = list(timm.create_model(model_name).to(device).parameters())
+    places = [[torch.empty_like(p) for p in start] for _ in range(2)]  # of gradients
+    gradients = [1e-3 * torch.randn_like(p) for p in start]
 
-    def restore(place: list[Tensor]) -> None:
-        torch._foreach_copy_([*(p.detach() for p in parameters), *place], [*start[0], *start[1]])
+    def restore(parameters: list[Tensor], place: list[Tensor]) -> None:
+        torch._foreach_copy_(place, gradients)
         for parameter, gradient in zip(parameters, place, strict=True):
             parameter.grad = gradient
+
+    def copy() -> list[Tensor]:
+        parameters: list[Tensor] = [nn.Parameter(p.detach().clone()) for p in start]
+        restore(parameters, places[0])
+        return parameters
 
     def time_all(steps: dict[str, Callable[[], object]], alternate: bool) -> dict[str, list[tuple[float, float]]]:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         for round_number in range(-4, rounds):  # four to make the state and to warm up, with gradients in both places
             for name in random.sample(list(steps), len(steps)):
-                restore(places[round_number % 2 if alternate else 0])
+                restore(weights_of(name), places[round_number % 2 if alternate else 0])
                 elapsed = seconds(steps[name], device)
                 if round_number >= 0:
                     times[name].append(elapsed)
         return times
 
-    restore(places[0])
-    rows = optimizers(parameters)
+    def weights_of(name: str) -> list[Tensor]:
+        return rows[name].param_groups[0]["params"]
+
+    rows = optimizers(copy)
     times = time_all({name: row.step for name, row in rows.items()}, alternate=True)
     graphs: dict[str, list[tuple[float, float]]] = {}
     if device.type == "cuda":
-        restore(places[0])
-        graphs = time_all(
-            {name: captured(rows[name].step) for name in rows if "SGD f" in name or "hf_clars" in name}, False
-        )
+        steps = {}
+        for name in rows:
+            if "SGD f" in name or "hf_clars" in name:
+                restore(weights_of(name), places[0])
+                steps[name] = captured(rows[name].step)
+        graphs = time_all(steps, alternate=False)
 
     def ratio(of: dict[str, list[tuple[float, float]]], name: str, to: str) -> float | None:
         if name not in of:

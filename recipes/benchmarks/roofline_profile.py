@@ -93,7 +93,8 @@ def profiled(trial: Trial, device: torch.device, compiled: bool) -> dict[Cell, f
     stages = Stages(trial.model)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     watching = nullcontext() if compiled else stages.watching()  # new hooks would make it compile anew
-    with watching, profile(activities=activities, record_shapes=True) as seen:
+    # `acc_events` changes nothing where there is one cycle; without it some versions warn that there could be more.
+    with watching, profile(activities=activities, record_shapes=True, acc_events=True) as seen:
         waited_for(trial.step, device)
     return by_cell(seen.events(), stages, device.type == "cuda")
 

@@ -114,12 +114,12 @@ def _add_up(
         row = tl.arange(0, ELEMENTS // OF_SAMPLE)
         of_sample = each + tl.cast(program, tl.int64) * runs * weights
         square = tl.zeros((OF_SAMPLE,), tl.float32)
-        for weight in range(0, weights, OF_SAMPLE):
+        for block in range(0, weights, OF_SAMPLE):
             own = tl.zeros((OF_SAMPLE,), tl.float32)
             for first in range(0, runs, ELEMENTS // OF_SAMPLE):
-                inside = (first + row < runs)[:, None] & (weight + lane < weights)[None, :]
-                at = (first + row)[:, None] * weights + (weight + lane)[None, :]
-                own += tl.sum(tl.load(of_sample + at, mask=inside, other=0.0), 0)
+                present = (first + row < runs)[:, None] & (block + lane < weights)[None, :]
+                place = (first + row)[:, None] * weights + (block + lane)[None, :]
+                own += tl.sum(tl.load(of_sample + place, mask=present, other=0.0), 0)
             square += own * own
         tl.store(squares + program, tl.sum(square, 0))
     else:
@@ -153,9 +153,9 @@ def _plan(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     samples: int,
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     device: torch.device,
-    is_aligned: bool,
+    are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
 ) -> _Plan:
     channels, _, *kernel = shape
@@ -204,8 +204,8 @@ def squares_and_sum(
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
     device = x.device
     plan = _plan(
-        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples, x.dtype,
-        device, aligned(x, d), memory_format,
+        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples,
+        (x.dtype, dtype), device, aligned(x, d), memory_format,
     )  # fmt: skip
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)
