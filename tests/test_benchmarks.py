@@ -405,6 +405,8 @@ def test_results_are_kept(tmp_path):
     (tmp_path / "counts.status.json").write_text("{")  # cut off while it was written
     run(runs[:1], tmp_path, commit="another")
     assert (tmp_path / "count").read_text() == "xyyxyx"
+    run([python("counts", "open('count', 'a').write('z')")], tmp_path, commit="another")  # such as without --tiny
+    assert (tmp_path / "count").read_text() == "xyyxyxz"
 
 
 def test_the_budget(tmp_path):
@@ -479,6 +481,10 @@ def test_goals(tmp_path):
         ("did not run: not installed", ""),
         ("2 failed, 31 passed, 1 skipped", "missed"),
     ]
+    for stale in ({"commit": "before"}, {"command": "python with --tiny"}):
+        (tmp_path / "norms-resnet50.json").write_text(json.dumps(norms | stale))
+        assert [finding.run for finding in findings(runs, tmp_path)] == ["tests-kernels"]
+    assert not findings([ended("tests-kernels", NO_TIME)], tmp_path)
     about = {"command": "python x", "commit": "abc", "hardware": {"device": "a GPU", "torch": "2"}}
     text = markdown(runs, found, about)
     assert "1 of 4 ran; 2 goals missed." in text
@@ -524,6 +530,12 @@ def test_mistakes_are_one_line(script, arguments, message, tmp_path):
         ("large_step.py", ["--json", "no/such/folder.json"], "--json no/such/folder.json is in a folder"),
         ("no_wait.py", ["--model_name", "resnet0"], "--model_name resnet0 is no timm model"),
         ("gpu_report.py", ["--minutes", "0"], "--minutes must be positive"),
+        ("norms.py", ["--image_size", "0"], "--image_size 0 must be at least 1"),
+        ("norms.py", ["--width", "0"], "--width 0 must be at least 1"),
+        ("norms.py", ["--json", "."], "--json . is a folder: name a file in it"),
+        ("no_wait.py", ["--json", "."], "--json . is a folder: name a file in it"),
+        ("large_step.py", ["--device", "cpu", "--json", "."], "--json . is a folder: name a file in it"),
+        ("optimizer_step.py", ["--json", "."], "--json . is a folder: name a file in it"),
     ],
 )
 def test_more_mistakes_are_one_line(script, arguments, message, tmp_path):

@@ -103,6 +103,8 @@ def main() -> int:
     options = parse()
     os.chdir(command_line.ROOT)
     out = Path(options.out)
+    if out.is_relative_to(command_line.ROOT):  # files name commands, and no paths of this machine
+        out = out.relative_to(command_line.ROOT)
     runs = measurements(out, tiny=options.tiny)
     names = [run.name for run in runs]
     for name in options.only or []:

@@ -19,7 +19,6 @@ number of threads and writes optimizer_step.json.
 import argparse
 import importlib
 import importlib.metadata
-import json
 import platform
 import random
 import statistics
@@ -27,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import timm
 import timm.optim
 import torch
@@ -131,6 +131,7 @@ def main() -> None:
     for model in options.models:
         if not timm.is_model(model):
             parser.error(f"--models {model} is no timm model")
+    command_line.check_file("--json", options.json)
 
     random.seed(0)
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
@@ -150,13 +151,14 @@ def main() -> None:
                     flush=True,
                 )
     report = {
+        "command": command_line.command(),
+        **command_line.origin(str(options.device)),
         "options": {**vars(options), "device": str(options.device)},
         "machine": {"processor": machine, **versions},
         "tables": tables,
     }
-    with open(options.json, "w") as file:
-        json.dump(report, file, indent=1)
+    command_line.write(Path(options.json), report)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)
