@@ -48,7 +48,8 @@ def what_it_lacks(target: Target, extras: Iterable[str] = (), without: Iterable[
 
     Raises:
         UserError: hf_clars, or something that it needs, is not installed here; the target's Python, torch,
-            transformers or accelerate do not do; an extra that hf_clars does not have; a package to leave out that it does not need.
+            transformers or accelerate do not do; an extra that hf_clars does not have; a package to leave out that it
+            does not need, or that must be there.
     """
     has: Mapping[str, str | None] = _assumed(target) if target.packages is None else target.packages
     left_out, left = {canonicalize_name(name) for name in without}, set()
