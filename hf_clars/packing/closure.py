@@ -53,8 +53,8 @@ def what_it_lacks(target: Target, extras: Iterable[str] = (), without: Iterable[
     """
     has: Mapping[str, str | None] = _assumed(target) if target.packages is None else target.packages
     left_out, left = {canonicalize_name(name) for name in without}, set()
-    if there := min(left_out.intersection(_THERE), default=None):
-        raise UserError(f"--without {there}: it would not be packed, and must be there")
+    for name in left_out.intersection(_THERE):
+        raise UserError(f"--without {name}: it would not be packed, and must be there")
     _python_does(target)
     packed: dict[str, str] = {}
     needs: list[Requirement] = []
