@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import gpu_report  # noqa: E402
 import roofline  # noqa: E402
 import roofline_account as accounts  # noqa: E402
 import roofline_profile as profiles  # noqa: E402
@@ -495,6 +496,19 @@ def test_goals(tmp_path):
     assert "1 of 4 ran; 2 goals missed." in text
     assert "| ≤ 1.10 × | 1.060 × | ok |" in text
     assert "error: \\| is no pipe" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"), [("tests-kernels", "pytest"), ("roofline", "matplotlib"), ("step", "triton")]
+)
+def test_what_is_needed_depends_on_what_is_measured(name, lacking, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_report.py", "--tiny", "--out", str(tmp_path), "--only", name])
+    monkeypatch.setattr(
+        gpu_report.importlib.util, "find_spec", lambda name: None if name in ("pytest", "matplotlib", lacking) else name
+    )
+    with pytest.raises(UserError, match=f"^{lacking} not installed"):
+        gpu_report.main()
 
 
 # --- the commands -------------------------------------------------------------------------------------------------
