@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import gpu_report  # noqa: E402
 import roofline  # noqa: E402
 import roofline_account as accounts  # noqa: E402
 import roofline_profile as profiles  # noqa: E402
@@ -406,6 +407,8 @@ def test_results_are_kept(tmp_path):
     (tmp_path / "counts.status.json").write_text("{")  # cut off while it was written
     run(runs[:1], tmp_path, commit="another")
     assert (tmp_path / "count").read_text() == "xyyxyx"
+    run([python("counts", "open('count', 'a').write('z')")], tmp_path, commit="another")  # such as without --tiny
+    assert (tmp_path / "count").read_text() == "xyyxyxz"
 
 
 def test_the_budget(tmp_path):
@@ -420,7 +423,10 @@ def test_the_budget(tmp_path):
     assert (ended["long"].status, ended["more"].status) == (TIMEOUT, NO_TIME)  # what is known is not forgotten
 
 
-def test_who_is_asked_to_end_leaves_nothing_running(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_who_is_asked_to_end_leaves_nothing_running(tmp_path, number):
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("another system cannot")
     code = (
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
         "from pathlib import Path\nfrom gpu_runs import *\nend_with_us()\n"
@@ -433,9 +439,11 @@ def test_who_is_asked_to_end_leaves_nothing_running(tmp_path):
     while not (pid.exists() and pid.read_text()):
         assert time.monotonic() < end
         time.sleep(0.01)
-    process.terminate()
-    assert process.wait(30) == 128 + signal.SIGTERM
-    assert not alive(int(pid.read_text()))
+    process.send_signal(number)
+    assert process.wait(30) == (128 + number if number == signal.SIGTERM else -number)
+    while alive(int(pid.read_text())):  # the kernel's signal takes its time
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 # --- goals --------------------------------------------------------------------------------------------------------
@@ -480,11 +488,28 @@ def test_goals(tmp_path):
         ("did not run: not installed", ""),
         ("2 failed, 31 passed, 1 skipped", "missed"),
     ]
+    for stale in ({"commit": "before"}, {"command": "python with --tiny"}):
+        (tmp_path / "norms-resnet50.json").write_text(json.dumps(norms | stale))
+        assert [finding.run for finding in findings(runs, tmp_path)] == ["tests-kernels"]
+    assert not findings([ended("tests-kernels", NO_TIME)], tmp_path)
     about = {"command": "python x", "commit": "abc", "hardware": {"device": "a GPU", "torch": "2"}}
     text = markdown(runs, found, about)
     assert "1 of 4 ran; 2 goals missed." in text
     assert "| ≤ 1.10 × | 1.060 × | ok |" in text
     assert "error: \\| is no pipe" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"), [("tests-kernels", "pytest"), ("roofline", "matplotlib"), ("step", "triton")]
+)
+def test_what_is_needed_depends_on_what_is_measured(name, lacking, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_report.py", "--tiny", "--out", str(tmp_path), "--only", name])
+    monkeypatch.setattr(
+        gpu_report.importlib.util, "find_spec", lambda name: None if name in ("pytest", "matplotlib", lacking) else name
+    )
+    with pytest.raises(UserError, match=f"^{lacking} not installed"):
+        gpu_report.main()
 
 
 # --- the commands -------------------------------------------------------------------------------------------------
@@ -525,6 +550,12 @@ def test_mistakes_are_one_line(script, arguments, message, tmp_path):
         ("large_step.py", ["--json", "no/such/folder.json"], "--json no/such/folder.json is in a folder"),
         ("no_wait.py", ["--model_name", "resnet0"], "--model_name resnet0 is no timm model"),
         ("gpu_report.py", ["--minutes", "0"], "--minutes must be positive"),
+        ("norms.py", ["--image_size", "0"], "--image_size 0 must be at least 1"),
+        ("norms.py", ["--width", "0"], "--width 0 must be at least 1"),
+        ("norms.py", ["--json", "."], "--json . is a folder: name a file in it"),
+        ("no_wait.py", ["--json", "."], "--json . is a folder: name a file in it"),
+        ("large_step.py", ["--device", "cpu", "--json", "."], "--json . is a folder: name a file in it"),
+        ("optimizer_step.py", ["--json", "."], "--json . is a folder: name a file in it"),
     ],
 )
 def test_more_mistakes_are_one_line(script, arguments, message, tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -446,3 +447,75 @@ def test_on_a_bare_machine(tmp_path, fashion_mnist):
     assert (work / "trained" / "model.safetensors").is_file()
     done = run(pack, work, "figure", "3", "--draw", python=python)
     assert (done.returncode, done.stderr) == (2, "error: pictures need matplotlib: pip install matplotlib\n")
+
+
+def test_more_mistakes_while_packing(tmp_path, everything, capsys, monkeypatch):
+    """Each before anything is copied: one line that names the value, and nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums.tar.sha256").write_text("of somebody")
+    write_parquet(tmp_path / "set", {"train": 1})
+    (tmp_path / "x.parquet").write_text("")
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    here = ("--target_packages", everything)
+    for message, *flags in [
+        ("--part_mb inf must be above 0 and finite", "pack.tar", *here, "--part_mb", "inf"),
+        ("--out pack.zip: .zip is not written: choose .tar, .tar.gz or .tar.xz, or a folder", "pack.zip", *here),
+        ("--out pack.tgz: .tgz is not written", "pack.tgz", *here),
+        ("--out .tar.gz has no name before its suffix: pack.tar.gz, for example", ".tar.gz", *here),
+        ("--out sums.tar.sha256 exists", "sums.tar", *here, "--part_mb", 5),
+        ("--out set/pack is in the data set set, which would be copied into itself", "set/pack", *here,
+         "--dataset", "./set"),
+        ("--dataset x.parquet is a file: give the folder that it is in", "pack", *here, "--dataset", "x.parquet"),
+        ("--dataset /: one folder is wanted", "pack", *here, "--dataset", "/"),
+        ("--without torch: it would not be packed, and must be there", "pack", *here, "--without", "torch"),
+        ("the target has Python 3.9.0, and hf_clars needs >=3.11: name another", "pack", *here, "--python", "3.9"),
+    ]:  # fmt: skip
+        assert packed(Path(flags[0]), *flags[1:]) == 2, flags
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert errors[0].startswith(f"error: {message}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_data_set_by_where_one_stands(tmp_path, monkeypatch):
+    """`.` and `..` are found there under their folders' own names."""
+    write_parquet(tmp_path / "cifar10", {"train": 1})
+    (tmp_path / "cifar10" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "cifar10")
+    assert [*find_data(["."])] == ["cifar10"]
+    monkeypatch.chdir(tmp_path / "cifar10" / "sub")
+    assert [*find_data(["../"])] == ["cifar10"]
+
+
+def test_many_parts_are_said_in_one_short_line(tmp_path, everything, capsys):
+    assert packed(tmp_path / "pack.tar", "--target_packages", everything, "--part_mb", 0.4) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert re.match(r"pack\.tar\.000, …, pack\.tar\.0\d\d, pack\.tar\.sha256: \d+ MB", line)
+
+
+@pytest.mark.slow
+def test_asked_to_end_while_packing(tmp_path):
+    """SIGTERM amid pip's work: nothing is left, and pip has ended."""
+    pip = tmp_path / "pip"
+    (pip / "pip").mkdir(parents=True)
+    (pip / "pip" / "__init__.py").write_text("")
+    at_work = tmp_path / "at work"
+    (pip / "pip" / "__main__.py").write_text(
+        f"import os, time; open({str(at_work)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    out = tmp_path / "out" / "pack.tar"
+    command = [sys.executable, "-m", "hf_clars", "pack", "--out", str(out)]
+    path = os.pathsep.join([str(pip), str(Path(__file__).parents[1])])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (at_work.exists() and at_work.read_text()):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "error: interrupted\n")
+    assert [*out.parent.iterdir()] == []
+    status = Path(f"/proc/{at_work.read_text()}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import termios
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.configuration import parse
+from hf_clars.experiments.command import settings_of
 from hf_clars.experiments.sweeps import read_sweep
 from hf_clars.recipe_arguments import RecipeArguments
 from hf_clars.training import ClarsTrainingArguments
@@ -270,6 +272,22 @@ def test_mistakes_are_one_line(tmp_path, capsys, parameters, changes, flags, mes
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "w").exists()
+
+
+def test_wandb_that_is_missing_is_said_before_the_first_run(tmp_path, fashion_mnist, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    file = sweep_file(tmp_path, fashion_mnist)
+    assert main(command(file, "--set", "report_to=wandb")) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("report_to=wandb needs wandb: pip install wandb, or go without")
+    assert not (tmp_path / "w").exists()
+    assert main(command(file, "--list", "--set", "report_to=wandb")) == 0  # which a machine without it can show
+
+
+def test_no_is_a_word_where_words_are_wanted():
+    said = settings_of(Namespace(set=["eval_strategy=no", "bf16=no", "save_strategy='no'"]))
+    assert said == {"eval_strategy": "no", "bf16": False, "save_strategy": "no"}
 
 
 @pytest.mark.parametrize("text", ["[1", "- a", "", None])

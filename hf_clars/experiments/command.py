@@ -72,7 +72,8 @@ def settings_of(options: Namespace) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write KEY=VALUE")
         try:
-            settings[key] = yaml.safe_load(value)
+            word = key.endswith("_strategy") and value.isalpha()  # `no`, which YAML takes for false
+            settings[key] = value if word else yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: {value!r} is not a value as YAML has them") from None
     return settings

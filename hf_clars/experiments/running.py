@@ -77,12 +77,15 @@ class Runner:
         """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
         from ..recipe_arguments import RecipeArguments
         from ..training import ClarsTrainingArguments
+        from ..training.tracking import wandb_for
 
         for run in runs:
             try:
                 elsewhere = [] if here else ["--use_cpu", "true"]  # with which bf16 is possible everywhere
-                recipe, _ = parse([*self.flags(run), *elsewhere], RecipeArguments, ClarsTrainingArguments)
+                recipe, args = parse([*self.flags(run), *elsewhere], RecipeArguments, ClarsTrainingArguments)
                 recipe.check()
+                if here and "wandb" in (args.report_to or ()):
+                    wandb_for()
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -46,11 +47,15 @@ def what_it_lacks(target: Target, extras: Iterable[str] = (), without: Iterable[
         without: packages to leave out, with what they alone need.
 
     Raises:
-        UserError: hf_clars, or something that it needs, is not installed here; the target's torch, transformers or
-            accelerate do not do; an extra that hf_clars does not have; a package to leave out that it does not need.
+        UserError: hf_clars, or something that it needs, is not installed here; the target's Python, torch,
+            transformers or accelerate do not do; an extra that hf_clars does not have; a package to leave out that it
+            does not need, or that must be there.
     """
     has: Mapping[str, str | None] = _assumed(target) if target.packages is None else target.packages
     left_out, left = {canonicalize_name(name) for name in without}, set()
+    for name in left_out.intersection(_THERE):
+        raise UserError(f"--without {name}: it would not be packed, and must be there")
+    _python_does(target)
     packed: dict[str, str] = {}
     needs: list[Requirement] = []
     waiting, walked = _needed_by(_OURS, _known(extras), target), set()
@@ -78,6 +83,16 @@ def what_it_lacks(target: Target, extras: Iterable[str] = (), without: Iterable[
         raise UserError(f"--without {min(left_out - left)}: it would not be packed")
     kept = {f"{canonicalize_name(r.name)}{r.specifier}" for r in needs if canonicalize_name(r.name) not in packed}
     return Closure(packed, tuple(sorted(kept)))
+
+
+def _python_does(target: Target) -> None:
+    try:
+        wanted = distribution(_OURS).metadata["Requires-Python"]
+    except PackageNotFoundError:
+        return  # which is said soon
+    python = target.environment["python_full_version"]
+    if wanted and not SpecifierSet(wanted).contains(python, prereleases=True):
+        raise UserError(f"the target has Python {python}, and hf_clars needs {wanted}: name another one with --python")
 
 
 def _assumed(target: Target) -> dict[str, str | None]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
+import signal
 import tempfile
+import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ from .wheels import unpack_packages
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PER_MB = 10**6
+_NOT_OURS = {".zip", ".gz", ".xz", ".bz2", ".zst", ".tgz", ".txz", ".tbz2", ".7z"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -52,14 +56,24 @@ def pack(options: Namespace) -> None:
         TrainingFailedError: pip failed, the Hub cannot be reached, or the disk is full; nothing is left at `--out`.
     """
     out = Path(options.out).expanduser()
+    if compression_of(out) is None and (suffix := out.suffix.lower()) in _NOT_OURS:
+        raise UserError(f"--out {out}: {suffix} is not written: choose .tar, .tar.gz or .tar.xz, or a folder")
+    if not stem_of(out):
+        raise UserError(f"--out {out} has no name before its suffix: pack{out.name}, for example")
     part_bytes = _part_bytes(options.part_mb, out)
-    for there in [out, *sorted(out.parent.glob(f"{out.name}.[0-9][0-9][0-9]"))]:
+    sums = [] if part_bytes is None else [out.with_name(f"{out.name}.sha256")]
+    for there in [out, *sorted(out.parent.glob(f"{out.name}.[0-9][0-9][0-9]")), *sums]:
         if there.exists():
             raise UserError(f"--out {there} exists: remove it, or name another one")
     target = read_target(options.target_packages, options.python, options.platform)
     closure = what_it_lacks(target, options.extras, options.without)
     data = find_data(options.dataset, options.data_dir)
-    with _clear_errors(out):
+    for name, source in data.items():
+        if out.resolve().is_relative_to(source.resolve()):
+            raise UserError(
+                f"--out {out} is in the data set {name}, which would be copied into itself: name another one"
+            )
+    with _clear_errors(out), _sigterm_is_ctrl_c():
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".hf-clars-pack-") as beside:
             folder = Path(beside) / stem_of(out)
@@ -82,8 +96,8 @@ def _part_bytes(megabytes: float | None, out: Path) -> int | None:
         return None
     if compression_of(out) is None:
         raise UserError(f"--part_mb cuts a file: --out {out}.tar.gz, for example")
-    if not megabytes * _PER_MB >= 1:
-        raise UserError(f"--part_mb {megabytes:g} must be above 0")
+    if not 1 <= megabytes * _PER_MB < math.inf:
+        raise UserError(f"--part_mb {megabytes:g} must be above 0" + (" and finite" if megabytes > 0 else ""))
     return int(megabytes * _PER_MB)
 
 
@@ -120,9 +134,10 @@ def _archived(folder: Path, out: Path, part_bytes: int | None, beside: Path) -> 
 
 def _say(out: Path, written: list[Path], datasets: list[str]) -> None:
     size = sum(p.stat().st_size for top in written for p in ([top] if top.is_file() else top.rglob("*")) if p.is_file())
-    print(
-        f"{', '.join(path.name for path in written)}: {size / _PER_MB:,.0f} MB, with {', '.join(datasets) or 'no data'}"
-    )
+    names = [path.name for path in written]
+    if len(names) > 4:  # parts, and their checksums
+        names = [names[0], "…", *names[-2:]]
+    print(f"{', '.join(names)}: {size / _PER_MB:,.0f} MB, with {', '.join(datasets) or 'no data'}")
     file, folder = shlex.quote(out.name), shlex.quote(stem_of(out))
     if len(written) > 1:
         print(f"there: sha256sum --check {file}.sha256 && cat {file}.[0-9]* > {file}")
@@ -141,3 +156,16 @@ def _clear_errors(out: Path) -> Iterator[None]:
         raise TrainingFailedError(f"{out} cannot be written: {reason}") from error
     except OSError as error:
         raise TrainingFailedError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """So that it leaves nothing behind, neither half a pack nor pip at work on it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -29,12 +29,18 @@ def find_data(names: Iterable[str], data_dir: str | None = None) -> dict[str, Pa
     found: dict[str, Path] = {}
     for name in names:
         short = name.rstrip("/").rpartition("/")[2]
+        if short in ("", ".", "..", "~"):
+            short = Path(name).expanduser().resolve().name
+        if not short:
+            raise UserError(f"--dataset {name}: one folder is wanted, by whose name it is found there")
         if short in found:
             raise UserError(f"--dataset {name}: there is another one called {short!r}, and one name finds one data set")
         if root is not None and (root / short).is_dir():
             found[short] = root / short
         elif Path(name).expanduser().is_dir():
             found[short] = Path(name).expanduser()
+        elif Path(name).expanduser().is_file():
+            raise UserError(f"--dataset {name} is a file: give the folder that it is in")
         elif name.startswith((".", "~", "/")) or name.count("/") > 1:
             raise UserError(f"--dataset {name}: no such folder")
         else:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if importlib.util.find_spec("hf_clars") is None:
     sys.path.insert(1, str(ROOT))
 try:
+    from hf_clars.checks import writable_folder
     from hf_clars.errors import UserError
     from hf_clars.provenance import commit, hardware
 except ModuleNotFoundError as error:
@@ -50,8 +51,22 @@ def origin(device: str) -> dict[str, Any]:
     }
 
 
+def check_file(flag: str, name: str) -> None:
+    """That a file of this name can be written in the end, in a folder that is there."""
+    path = Path(name).absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {name} is in a folder that does not exist")
+    if path.is_dir():
+        raise UserError(f"{flag} {name} is a folder: name a file in it")
+    writable_folder(f"{flag} {name}: folder", path.parent)
+
+
 def write(path: Path, result: dict[str, Any]) -> None:
     """As JSON, whole or not at all: who looks for results must not find half of one."""
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(json.dumps(result, indent=1))
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(json.dumps(result, indent=1))
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise SystemExit(f"error: {path} cannot be written: {error.strerror or error}") from None

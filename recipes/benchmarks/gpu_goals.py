@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_runs import Ended
+from gpu_runs import NO_TIME, Ended
 
 TIME, MEMORY, STEP = 1.10, 1.10, 1.05
 
@@ -39,16 +39,22 @@ class Finding:
 
 
 def findings(ended: Sequence[Ended], out: Path) -> list[Finding]:
-    """Of all files that are there, those of runs that were cut off, too."""
+    """Of the files that these runs left, if cut off, too; not of what another commit or size left there."""
     found: list[Finding] = []
     for end in ended:
+        if end.status == NO_TIME:
+            continue
         kind = next((k for k in _READERS if end.name == k or end.name.startswith(f"{k}-")), None)
         if end.name.startswith("tests-"):
             found += _of_tests(end, out)
         elif kind is not None:
             path = out / end.name / "roofline.json" if kind == "roofline" else out / f"{end.name}.json"
             try:
-                found += _READERS[kind](end.name, json.loads(path.read_text()))
+                result = json.loads(path.read_text())
+                if all(
+                    result.get(key, of_it) == of_it for key, of_it in (("commit", end.commit), ("command", end.command))
+                ):
+                    found += _READERS[kind](end.name, result)
             except (OSError, ValueError, KeyError):  # none, or not whole
                 continue
     return found

@@ -31,7 +31,8 @@ from hf_clars.provenance import commit
 HERE = Path(__file__).resolve().parent.relative_to(command_line.ROOT)
 MODELS = ("resnet50", "vit_small_patch16_224", "gpt2", "mobilenetv2_100", "densenet121")
 PEERS = ("backpack", "fastdp", "opacus_ghost", "vmap")
-NEEDED = ("torch", "triton", "timm", "transformers", "accelerate", "pytest", "hypothesis", "matplotlib")
+NEEDED = ("torch", "triton", "timm", "transformers", "accelerate")
+NEEDED_BY = {"tests": ("pytest", "hypothesis"), "roofline": ("matplotlib",)}  # by measurements of such names
 
 
 def measurements(out: Path, *, tiny: bool) -> list[Run]:
@@ -103,6 +104,8 @@ def main() -> int:
     options = parse()
     os.chdir(command_line.ROOT)
     out = Path(options.out)
+    if out.is_relative_to(command_line.ROOT):  # files name commands, and no paths of this machine
+        out = out.relative_to(command_line.ROOT)
     runs = measurements(out, tiny=options.tiny)
     names = [run.name for run in runs]
     for name in options.only or []:
@@ -117,7 +120,9 @@ def main() -> int:
         for run in runs:
             print(f"{run.name:<24} {run.seconds:>4.0f} s  {' '.join(run.command)}")
         return 0
-    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    kinds = dict.fromkeys(run.name.partition("-")[0] for run in runs)
+    needed = [*NEEDED, *(package for kind in kinds for package in NEEDED_BY.get(kind, ()))]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
     import torch

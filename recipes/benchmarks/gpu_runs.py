@@ -4,6 +4,7 @@ Each is a process group of its own, which is killed when its time is up. Its out
 results, and how it ended stands in `NAME.status.json` there. Standard library only.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from pathlib import Path
 OK, FAILED, TIMEOUT, NO_TIME = "ok", "failed", "timeout", "no time left"
 _FEWEST = 0.25  # share of its limit below which a run is not worth beginning
 _GRACE = 3.0  # seconds between asking to end and killing
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Ended:
 
 
 def run_all(runs: Sequence[Run], out: Path, *, seconds: float, commit: str, cwd: Path) -> list[Ended]:
-    """Run what has no good result of this commit in `out` yet, in order, for at most so many seconds in all.
+    """Run what has no good result of this commit and command in `out` yet, in order, for so many seconds in all.
 
     What failed, was killed, or found no time is tried again by the next call. Prints a line for each.
     """
@@ -62,15 +65,14 @@ def run_all(runs: Sequence[Run], out: Path, *, seconds: float, commit: str, cwd:
     ended = []
     for number, run in enumerate(runs, 1):
         label = f"[{number}/{len(runs)}] {run.name:<24}"
-        before = _read(out, run.name)
-        if before is not None and before.ran and before.commit == commit:
+        before = _read(out, run, commit)
+        if before is not None and before.ran:
             ended.append(before)
             print(f"{label} there already", flush=True)
             continue
         left = end - time.monotonic() - _GRACE
         if left < _FEWEST * run.seconds:
-            known = before is not None and before.commit == commit
-            ended.append(before if known else Ended(run.name, NO_TIME, 0.0, _shown(run), commit))
+            ended.append(before or Ended(run.name, NO_TIME, 0.0, _shown(run), commit))
             print(f"{label} {NO_TIME}: {max(0.0, left):.0f} s, it may take {run.seconds:.0f} s", flush=True)
             continue
         print(f"{label} … at most {min(left, run.seconds):.0f} s", flush=True)
@@ -85,11 +87,13 @@ def _shown(run: Run) -> str:
     return " ".join("python" if part == sys.executable else part for part in run.command)
 
 
-def _read(out: Path, name: str) -> Ended | None:
+def _read(out: Path, run: Run, commit: str) -> Ended | None:
+    """How it ended before; nothing where that was another commit, or the same name at other sizes."""
     try:
-        return Ended(**json.loads((out / f"{name}.status.json").read_text()))
+        before = Ended(**json.loads((out / f"{run.name}.status.json").read_text()))
     except (OSError, ValueError, TypeError):  # none, or one that was being written
         return None
+    return before if (before.commit, before.command) == (commit, _shown(run)) else None
 
 
 def _run(run: Run, out: Path, seconds: float, commit: str, cwd: Path) -> Ended:
@@ -99,7 +103,7 @@ def _run(run: Run, out: Path, seconds: float, commit: str, cwd: Path) -> Ended:
     with log.open("wb") as file:
         process = subprocess.Popen(
             run.command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=cwd, env=environment,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
         try:
             status = OK if process.wait(seconds) == 0 else FAILED
@@ -109,6 +113,12 @@ def _run(run: Run, out: Path, seconds: float, commit: str, cwd: Path) -> Ended:
             _end(process)
     reason = "" if status == OK else _last_line(log)
     return Ended(run.name, status, time.monotonic() - start, _shown(run), commit, reason)
+
+
+def _end_with_parent() -> None:
+    """In a new process, on Linux: SIGKILL of whoever started it ends it, too. It would disturb later measurements."""
+    if _PRCTL is not None:
+        _PRCTL(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen) -> None:

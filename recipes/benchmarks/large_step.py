@@ -124,8 +124,7 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--model_name {options.model_name} is no timm model")
     if options.device != "cpu" and not (options.device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError(f"--device {options.device} is not available here: choose cpu, or cuda with a GPU")
-    if not Path(options.json).absolute().parent.is_dir():
-        raise UserError(f"--json {options.json} is in a folder that does not exist")
+    command_line.check_file("--json", options.json)
     return options
 
 

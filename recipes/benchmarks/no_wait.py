@@ -134,6 +134,7 @@ def main() -> int:
         raise UserError("--batch_size and --image_size must be at least 1")
     if options.device != "cpu" and not (options.device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError(f"--device {options.device} is not available here: choose cpu, or cuda with a GPU")
+    command_line.check_file("--json", options.json)
     torch.manual_seed(0)
     device = torch.device(options.device)
     model = timm.create_model(options.model_name, num_classes=CLASSES).to(device, memory_format=torch.channels_last)

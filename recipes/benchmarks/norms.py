@@ -24,12 +24,10 @@ affine weights fixed), in rows marked so. Prints one table per model and writes 
 import argparse
 import copy
 import ctypes
-import json
 import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -43,7 +41,6 @@ from norms_models import IMAGE_MODELS, TEXT_MODELS, freeze_batch_norm, make, mea
 from timing import in_a_row, waited_for
 from torch import Tensor, nn
 
-import hf_clars
 from hf_clars.errors import UserError
 
 MIB = 2**20
@@ -70,8 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", default="norms.json")
     options = parser.parse_args()
     cuda = options.device.startswith("cuda")
-    options.image_size = options.image_size or (224 if cuda else 96)
-    options.width = options.width or (512 if cuda else 256)
+    options.image_size = (224 if cuda else 96) if options.image_size is None else options.image_size
+    options.width = (512 if cuda else 256) if options.width is None else options.width
     options.in_a_row = (10 if cuda else 0) if options.in_a_row is None else options.in_a_row
     for flag, known in (("models", models), ("methods", METHODS), ("dtype", ("float32", "bfloat16"))):
         values = getattr(options, flag)
@@ -89,8 +86,7 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--width {options.width} must be a multiple of 64")
     if not (cuda and torch.cuda.is_available()) and options.device != "cpu":
         raise UserError(f"--device {options.device} is not available here: choose cpu, or cuda with a GPU")
-    if not Path(options.json).absolute().parent.is_dir():
-        raise UserError(f"--json {options.json} is in a folder that does not exist")
+    command_line.check_file("--json", options.json)
     return options
 
 
@@ -247,13 +243,11 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         machine = f"{names[0].split(': ')[1] if names else platform.machine()}, {options.threads} thread(s)"
     else:
         machine = torch.cuda.get_device_name(options.device)
-    package = Path(hf_clars.__file__).parent
-    git = ["git", "-C", str(package), "describe", "--always", "--dirty", "--exclude=*"]
     return {
         "machine": machine,
         "versions": ", ".join(_versions("torch", "timm", "transformers", "opacus", "backpack-for-pytorch", "fastDP")),
-        "hf_clars": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no commit",
-        "command": " ".join(["python", *sys.argv]),
+        "commit": command_line.commit(),
+        "command": command_line.command(),
     }
 
 
@@ -281,7 +275,7 @@ def main() -> None:
         show(name, rows, notes)
         results[name] = {"rows": rows, "notes": notes}
         # After every model, so that an interrupted run keeps what it has.
-        Path(options.json).write_text(json.dumps({"options": vars(options), **about, "models": results}, indent=1))
+        command_line.write(Path(options.json), {"options": vars(options), **about, "models": results})
 
 
 def keep_freed_memory() -> None:

@@ -25,7 +25,6 @@ optimizer_step.json.
 import argparse
 import importlib
 import importlib.metadata
-import json
 import platform
 import random
 import statistics
@@ -33,6 +32,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import timm
 import timm.optim
 import torch
@@ -184,6 +184,7 @@ def main() -> None:
     for model in options.models:
         if not timm.is_model(model):
             parser.error(f"--models {model} is no timm model")
+    command_line.check_file("--json", options.json)
 
     random.seed(0)
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
@@ -209,13 +210,14 @@ def main() -> None:
                 ]
                 print(f"{row['optimizer']:<25}", *cells, flush=True)
     report = {
+        "command": command_line.command(),
+        **command_line.origin(str(options.device)),
         "options": {**vars(options), "device": str(options.device)},
         "machine": {"processor": machine, **versions},
         "tables": tables,
     }
-    with open(options.json, "w") as file:
-        json.dump(report, file, indent=1)
+    command_line.write(Path(options.json), report)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

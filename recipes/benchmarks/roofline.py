@@ -17,6 +17,7 @@ Prints one table per model; writes roofline.json and roofline.png into `--out`.
 """
 
 import argparse
+import importlib.util
 import os
 import random
 import re
@@ -82,6 +83,8 @@ def parse() -> argparse.Namespace:
     if not cuda and options.device not in ("cpu", "none"):
         raise UserError(f"--device {options.device} is not available here: choose cpu or none, or cuda with a GPU")
     writable_folder("--out", options.out)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("the plot needs matplotlib: pip install matplotlib")
     return options
 
 
