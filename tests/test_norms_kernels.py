@@ -43,6 +43,26 @@ def _interpreted_bfloat16():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _launched_as_compiled(monkeypatch):
+    """What a first launch compiled depends on its tensors' types, and on whether each begins at 16 bytes: each launch
+    that is bound once must go on with the same. And CUDA has fewer programs in a grid's second and third dimension."""
+    call = launch.Launch.__call__
+
+    def kind(t):
+        if isinstance(t, torch.Tensor):
+            return t.dtype, t.data_ptr() % 16 == 0
+        return t.base.dtype, tuple(t.block_shape)
+
+    def checked(self, device, *tensors):
+        kinds = [kind(t) for t in tensors]
+        assert self.__dict__.setdefault("kinds", kinds) == kinds
+        assert max(self._grid[1:]) < 1 << 16
+        call(self, device, *tensors)
+
+    monkeypatch.setattr(launch.Launch, "__call__", checked)
+
+
 @st.composite
 def convolutions(draw, most=70, is_depthwise=False, folds=(1, 2)):
     """A convolution's weight gradient, and how many samples it is of."""
@@ -195,6 +215,35 @@ def test_the_gradient_has_the_type_that_is_asked_for():
         assert torch.equal(narrow, wide.half())
 
 
+@pytest.mark.parametrize("name", ["tiles", "depthwise", "gram"])
+def test_operands_that_begin_anywhere(name):
+    """Of two operands either may begin at 16 bytes, or none."""
+    shape = {"tiles": (16, 16, 1, 1), "depthwise": (16, 1, 1, 1), "gram": (16, 16, 1, 1)}[name]
+    size = (2, 16, 3, 4)
+
+    def beginning(at):
+        memory = torch.randn(8 + 2 * 16 * 3 * 4, device=DEVICE, dtype=torch.float16)
+        return memory[at:].as_strided(size, (16 * 3 * 4, 1, 16 * 4, 16))
+
+    for at_x, at_d in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        groups = 16 if name == "depthwise" else 1
+        c = Convolution(beginning(at_x), beginning(at_d), shape, (1, 1), (0, 0), (1, 1), groups, name)
+        agree(kernels.squares(c, 2), reference(c, 2)[0], torch.float16)
+
+
+@pytest.mark.parametrize("name", ["tiles", "depthwise", "gram"])
+def test_a_grid_of_many_samples(name):
+    """Of which each is one program's, or shares one."""
+    samples, groups = 70_000, 4 if name == "depthwise" else 1
+    x, d = torch.empty(samples, 4, 1, 1, device=DEVICE), torch.empty(samples, 4, 1, 1, device=DEVICE)
+    c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
+    grids = []
+    with mock.patch.object(launch.Launch, "__call__", lambda self, *_: grids.append(self._grid)):
+        kernels.squares(c, samples)
+    assert grids
+    assert all(max(grid[1:]) < 1 << 16 for grid in grids)
+
+
 def operands(c: Convolution) -> tuple:
     return c.x, c.d, c.shape, c.stride, c.padding, c.dilation
 
@@ -264,6 +313,7 @@ def test_which_kernel():
     assert chosen((512, 512, 3, 3), 49, folds=4) == "tiles"  # several images of a sample have products with each other
     assert chosen((32, 128, 3, 3), 49) == "tiles"
     assert chosen((96, 1, 3, 3), 49, groups=96) == "depthwise"
+    assert chosen((96, 1, 31, 31), 49, groups=96) == ""  # sums of so many taps find no room in registers
     assert chosen((128, 4, 3, 3), 196, groups=32) == ""
     assert chosen((1000, 2048), 1) == ""  # ‖x‖² ‖d‖²
 
@@ -319,3 +369,28 @@ def test_stages_find_room():
 
 def test_a_cpu_is_not_served():
     assert kernels.choose(torch.empty(1), (64, 64, 3, 3), 100, 1, 1, convolution=True) == ""
+
+
+def test_tf32_as_torch_is_told():
+    """In either way to say it; torch refuses to be asked in one what was said in the other."""
+    cuda = torch.device("cuda", 0)
+
+    def served(dtype):
+        return [kernels._serves(cuda, dtype, convolution) for convolution in (True, False)]
+
+    products, convolutions_ = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = products.fp32_precision, convolutions_.fp32_precision
+    try:
+        with mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)):
+            for precisions in (("tf32", "ieee"), ("ieee", "tf32"), ("tf32", "tf32"), ("ieee", "ieee")):
+                convolutions_.fp32_precision, products.fp32_precision = precisions
+                assert served(torch.float32) == [each == "tf32" for each in precisions]
+                assert served(torch.bfloat16) == [True, True]
+                assert served(torch.float64) == [False, False]
+    finally:
+        products.fp32_precision, convolutions_.fp32_precision = before
+    with mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)):
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            assert served(torch.float32)[0] is False
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            assert served(torch.float32)[0] is True

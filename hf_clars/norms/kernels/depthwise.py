@@ -54,19 +54,20 @@ def _depthwise(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (channels, sample, run of rows): `Σ_p d_p x_{p+tap}`, the sums of all taps side by side.
+    """Program (sample and channels, run of rows): `Σ_p d_p x_{p+tap}`, the sums of all taps side by side.
 
-    each [samples, runs, TAPS, channels].
+    Only the first dimension of a grid has room for any number of samples. each [samples, runs, TAPS, channels].
     """
-    sample = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    channel_blocks = tl.cdiv(channels, CHANNELS)
+    sample = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    c = tl.program_id(0) % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
     box_column = tl.arange(0, COLUMNS)
     c_inside = (c < channels)[None, :]
     x += c[None, :] * x_channel + (box_column * stride_x * x_column)[:, None]
     d += c[None, :] * d_channel + (box_column * d_column)[:, None]
     steps = images * rows * column_blocks
-    run = tl.cdiv(steps, tl.num_programs(2))
-    first = tl.program_id(2) * run
+    run = tl.cdiv(steps, tl.num_programs(1))
+    first = tl.program_id(1) * run
     sums = ()
     for _ in tl.static_range(TAPS):
         sums += (tl.zeros((COLUMNS, CHANNELS), tl.float32),)  # type: ignore[assignment]
@@ -88,7 +89,7 @@ def _depthwise(
             new += (sums[tap] + derivative * pixels,)  # type: ignore[assignment]
         sums = new
     for tap in tl.static_range(TAPS):
-        at = ((sample * tl.num_programs(2) + tl.program_id(2)) * TAPS + tap) * channels
+        at = ((sample * tl.num_programs(1) + tl.program_id(1)) * TAPS + tap) * channels
         tl.store(each + at + c, tl.sum(sums[tap], 0), mask=c < channels)
 
 
@@ -154,8 +155,9 @@ def _plan(
     dilation: tuple[int, ...],
     samples: int,
     dtype: torch.dtype,
+    gradient_dtype: torch.dtype,  # for which the second kernel is compiled
     device: torch.device,
-    is_aligned: bool,
+    are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
 ) -> _Plan:
     channels, _, *kernel = shape
@@ -168,7 +170,7 @@ def _plan(
     return _Plan(
         Launch(
             _depthwise,
-            (blocks(channels, _CHANNELS), samples, runs),
+            (programs, runs),
             (x.shape[0] // samples, channels, *x.shape[2:], rows, row_length, blocks(row_length, columns), *x.strides,
              *d.strides, *padding, *dilation),
             {"stride_y": stride[0], "stride_x": stride[1], "TAPS_X": kernel[1], "TAPS": taps, "COLUMNS": columns,
@@ -205,7 +207,7 @@ def squares_and_sum(
     device = x.device
     plan = _plan(
         Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples, x.dtype,
-        device, aligned(x, d), memory_format,
+        dtype, device, aligned(x, d), memory_format,
     )  # fmt: skip
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)

@@ -109,7 +109,7 @@ def _launch(
     groups: int,
     dtype: torch.dtype,
     device: torch.device,
-    is_aligned: bool,
+    are_aligned: tuple[bool, ...],
 ) -> Launch:
     outputs, channels, *kernel = shape
     positions = d.shape[2] * d.shape[3]

@@ -35,7 +35,7 @@ class Launch:
         self._compiled: Any = None  # stays so in the interpreter
 
     def __call__(self, device: torch.device, *tensors: Any) -> None:
-        """Launch on `device`. Tensors are as aligned as those of the first call, or descriptors where those were."""
+        """Launch on `device`. Each tensor is of the type of the first call's and as aligned, or a descriptor as that."""
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self(device, *tensors)
@@ -46,6 +46,6 @@ class Launch:
             self._compiled = launch(*tensors, *self._numbers, **self._constants, **self._options)
 
 
-def aligned(*tensors: Tensor) -> bool:
-    """Whether all begin where Triton loads 16 bytes at once."""
-    return not any(t.data_ptr() % 16 for t in tensors)
+def aligned(*tensors: Tensor) -> tuple[bool, ...]:
+    """Of each, whether it begins where Triton loads 16 bytes at once: it compiles another kernel where not."""
+    return tuple([t.data_ptr() % 16 == 0 for t in tensors])

@@ -237,8 +237,9 @@ def _plan(
     groups: int,
     samples: int,
     dtype: torch.dtype,
+    gradient_dtype: torch.dtype,  # for which the second kernel is compiled
     device: torch.device,
-    is_aligned: bool,
+    are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
     fold: int,
 ) -> _Plan:
@@ -260,7 +261,7 @@ def _plan(
     height, width, rows, row_length = *x.shape[2:], *d.shape[2:]
     tiling = tiling_of(channels, outputs, taps)
     size = dtype.itemsize
-    boxes = is_aligned and groups == 1 and max(stride) == 1 and all(loads_boxes(t, size, device) for t in (x, d))
+    boxes = all(are_aligned) and groups == 1 and max(stride) == 1 and all(loads_boxes(t, size, device) for t in (x, d))
     box_y, box_x = box_of(rows, row_length, tiling.positions, boxes)
     tiles = groups * taps * blocks(channels, tiling.inputs) * blocks(outputs, tiling.outputs)
     column_blocks, images = blocks(row_length, box_x), x.shape[0] // samples
@@ -324,7 +325,7 @@ def squares_and_sum(
     device = x.device
     plan = _plan(
         Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, groups, samples,
-        x.dtype, device, aligned(x, d), memory_format, fold,
+        x.dtype, dtype, device, aligned(x, d), memory_format, fold,
     )  # fmt: skip
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     totals = torch.empty(plan.totals, dtype=torch.float32, device=device)
