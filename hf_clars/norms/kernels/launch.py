@@ -35,7 +35,7 @@ class Launch:
         self._compiled: Any = None  # stays so in the interpreter
 
     def __call__(self, device: torch.device, *tensors: Any) -> None:
-        """Launch on `device`. Each tensor is of the type of the first call's and as aligned, or a descriptor as that."""
+        """Launch on `device`. Each tensor is of the first call's type and as aligned, or a descriptor as that was."""
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self(device, *tensors)
