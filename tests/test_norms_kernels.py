@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from hf_clars.norms import PerSampleNorms, kernels
 from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout, tiling, weight_gradient
@@ -336,6 +339,48 @@ def test_compiled():
         model.zero_grad(set_to_none=True)
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+def convolutions_of_all_sizes(memory_format: torch.memory_format) -> nn.Module:
+    """With dimensions of one element, whose strides are anything and yet compared, by DDP and by optimizers."""
+    layers = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 1, (2, 1))]
+    return nn.Sequential(*layers).to(DEVICE, memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("served", [False, True])
+def test_gradients_lie_as_their_weights(request, memory_format, compiled, served):
+    if served:
+        request.getfixturevalue("_served")
+    torch._dynamo.reset()
+    model = convolutions_of_all_sizes(memory_format)
+    function = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    with PerSampleNorms(model):
+        loss = function(torch.randn(3, 4, 12, 11, device=DEVICE)).square().sum()
+        with AsFaked() as faked:
+            loss.backward()
+    assert len(faked.compared) == (4 if compiled else 0)
+    for parameter in model.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+
+
+class AsFaked(TorchDispatchMode):
+    """Compares what `hf_clars::close` returns with what it tells the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compared = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.hf_clars.close.default and not isinstance(out[0], FakeTensor):
+            with FakeTensorMode() as mode:
+                told = func(*tree_map_only(torch.Tensor, mode.from_tensor, args))
+            for real, fake in zip(out, told, strict=True):
+                assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+            self.compared.append(args)
+        return out
 
 
 def test_what_is_bound_once_is_in_the_order_of_the_arguments():

@@ -90,8 +90,8 @@ def _operator_of(module: nn.Module) -> Callable[[Tensor], Operator | None] | Non
 
 def _calls_torchs(module: nn.Module, kind: type[nn.Module], origin: ModuleType, *methods: str) -> bool:
     """Whether its class has these from torch's class `kind`, and nobody exchanged them there."""
-    own = [(getattr(type(module), name), getattr(kind, name)) for name in methods]
-    return all(of_module is torchs and getattr(torchs, "__globals__", None) is vars(origin) for of_module, torchs in own)
+    both = [(getattr(type(module), name), getattr(kind, name)) for name in methods]
+    return all(own is torchs and getattr(torchs, "__globals__", None) is vars(origin) for own, torchs in both)
 
 
 def _is_as_built(module: nn.Module) -> bool:
