@@ -247,6 +247,56 @@ def test_a_class_that_was_changed():
         assert Layer.of(nn.Conv2d(3, 4, 3)) is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "bias", 0.5),
+        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+        lambda layer: setattr(layer, "bias", None),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv1d(3, 4, 2)])
+def test_parameters_that_leave_their_layer(change, make):
+    """While it is measured: those that live on elsewhere are measured on."""
+    layer, x = make(), torch.randn(4, 3, 6)
+    model = nn.Sequential(nn.Identity(), layer)
+
+    def step():
+        model.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        return y, [p.grad for p in layer.parameters()]
+
+    with PerSampleNorms(model) as norms:
+        step()
+        change(layer)
+        norms.reset()
+        found = step(), sorted(norm.sum() for norm in norms.sums().values())
+        assert len(norms.denominators()) == len(list(layer.parameters()))
+        assert not norms.untracked
+    with PerSampleNorms(model) as norms:
+        expected = step(), sorted(norm.sum() for norm in norms.sums().values())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[0], step())
+
+
+@pytest.mark.parametrize("mode", ["per_sample", "micro_batch"])
+def test_a_parameter_that_is_gone(mode):
+    layer, x = nn.Linear(6, 5), torch.randn(4, 6)
+    model = nn.Sequential(nn.Identity(), layer)
+    with PerSampleNorms(model, mode) as norms:
+        model(x).sum().backward()
+        del layer.weight
+        layer.weight_v = nn.Parameter(torch.randn(5, 6))
+        layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", 2 * layer.weight_v))
+        model.zero_grad()
+        model(x).sum().backward()
+        with pytest.warns(UserWarning, match="1.weight_v: it joined the model after"):
+            assert layer.weight_v not in norms.denominators()
+    assert "forward" not in layer.__dict__
+
+
 def test_attributes_of_a_linear_layer_that_are_its_own():
     class Strided(nn.Linear):
         stride = 2
