@@ -1,5 +1,9 @@
 """The CUDA kernels against each sample's gradient in float64; without a GPU, in Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -402,6 +406,19 @@ def test_what_is_bound_once_is_in_the_order_of_the_arguments():
         names = each._kernel.arg_names
         assert names[tensors + len(each._numbers) :] == list(each._constants)
         assert len(each._grid) == 3
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile(capability):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.compile_kernels", str(capability)],
+        capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert set(found.stdout.split()) == {
+        "_weight_gradient", "_depthwise", "_gram_squares", "_add_up", str(capability)
+    }  # fmt: skip
 
 
 def test_stages_find_room():

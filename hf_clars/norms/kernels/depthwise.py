@@ -111,16 +111,19 @@ def _add_up(
     """Program (sample): squares. Then program (weights): gradient. each [samples, runs, weights], weights by tap."""
     program = tl.program_id(0)
     if program < samples:
+        # A name must not be of one type here and of another in the other branch.
         lane = tl.arange(0, OF_SAMPLE)
-        row = tl.arange(0, ELEMENTS // OF_SAMPLE)
+        of_run = tl.arange(0, ELEMENTS // OF_SAMPLE)
         of_sample = each + tl.cast(program, tl.int64) * runs * weights
         square = tl.zeros((OF_SAMPLE,), tl.float32)
-        for weight in range(0, weights, OF_SAMPLE):
+        for first_weight in range(0, weights, OF_SAMPLE):
             own = tl.zeros((OF_SAMPLE,), tl.float32)
-            for first in range(0, runs, ELEMENTS // OF_SAMPLE):
-                inside = (first + row < runs)[:, None] & (weight + lane < weights)[None, :]
-                at = (first + row)[:, None] * weights + (weight + lane)[None, :]
-                own += tl.sum(tl.load(of_sample + at, mask=inside, other=0.0), 0)
+            for first_run in range(0, runs, ELEMENTS // OF_SAMPLE):
+                of_runs = (first_run + of_run)[:, None]
+                of_weights = (first_weight + lane)[None, :]
+                there = (of_runs < runs) & (of_weights < weights)
+                loaded = tl.load(of_sample + of_runs * weights + of_weights, mask=there, other=0.0)
+                own += tl.sum(loaded, 0)
             square += own * own
         tl.store(squares + program, tl.sum(square, 0))
     else:
