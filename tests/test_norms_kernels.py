@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from hf_clars.norms import PerSampleNorms, kernels
 from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout, tiling, weight_gradient
@@ -47,17 +51,23 @@ def _interpreted_bfloat16(interpreter):
 
 
 @pytest.fixture(autouse=True)
-def _launches_again_what_was_compiled():
-    """What was compiled for the first tensors is not asked again what later ones are: they must be alike."""
-    call, kinds = launch.Launch.__call__, {}
+def _launched_as_compiled(monkeypatch):
+    """What a first launch compiled depends on its tensors' types, and on whether each begins at 16 bytes: each launch
+    that is bound once must go on with the same. And CUDA has fewer programs in a grid's second and third dimension."""
+    call = launch.Launch.__call__
+
+    def kind(t):
+        if isinstance(t, torch.Tensor):
+            return t.dtype, t.data_ptr() % 16 == 0
+        return t.base.dtype, tuple(t.block_shape)
 
     def checked(self, device, *tensors):
-        of = [(type(t), b.dtype, b.data_ptr() % 16 == 0) for t in tensors for b in [getattr(t, "base", t)]]
-        assert kinds.setdefault(self, of) == of
+        kinds = [kind(t) for t in tensors]
+        assert self.__dict__.setdefault("kinds", kinds) == kinds
+        assert max(self._grid[1:]) < 1 << 16
         call(self, device, *tensors)
 
-    with mock.patch.object(launch.Launch, "__call__", checked):
-        yield
+    monkeypatch.setattr(launch.Launch, "__call__", checked)
 
 
 @st.composite
@@ -212,16 +222,33 @@ def test_the_gradient_has_the_type_that_is_asked_for():
         assert torch.equal(narrow, wide.half())
 
 
-def test_each_operand_may_be_aligned_otherwise_from_call_to_call():
-    for kernel, groups in (("tiles", 1), ("depthwise", 16), ("gram", 1)):
-        for offsets in ((8, 0), (0, 8), (0, 0)):  # in bytes
-            x, d = (torch.zeros(2 * 16 * 9 * 9 + 4, dtype=torch.float16, device=DEVICE) for _ in range(2))
-            x, d = (
-                t[offset // 2 :][: 2 * 16 * 16].view(2, 4, 4, 16).permute(0, 3, 1, 2).copy_(torch.randn(2, 16, 4, 4))
-                for t, offset in zip((x, d), offsets, strict=True)
-            )
-            c = Convolution(x, d, (16, 16 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, kernel)
-            agree(kernels.squares(c, 2), reference(c, 2)[0], torch.float16)
+@pytest.mark.parametrize("name", ["tiles", "depthwise", "gram"])
+def test_operands_that_begin_anywhere(name):
+    """Of two operands either may begin at 16 bytes, or none."""
+    shape = {"tiles": (16, 16, 1, 1), "depthwise": (16, 1, 1, 1), "gram": (16, 16, 1, 1)}[name]
+    size = (2, 16, 3, 4)
+
+    def beginning(at):
+        memory = torch.randn(8 + 2 * 16 * 3 * 4, device=DEVICE, dtype=torch.float16)
+        return memory[at:].as_strided(size, (16 * 3 * 4, 1, 16 * 4, 16))
+
+    for at_x, at_d in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        groups = 16 if name == "depthwise" else 1
+        c = Convolution(beginning(at_x), beginning(at_d), shape, (1, 1), (0, 0), (1, 1), groups, name)
+        agree(kernels.squares(c, 2), reference(c, 2)[0], torch.float16)
+
+
+@pytest.mark.parametrize("name", ["tiles", "depthwise", "gram"])
+def test_a_grid_of_many_samples(name):
+    """Of which each is one program's, or shares one."""
+    samples, groups = 70_000, 4 if name == "depthwise" else 1
+    x, d = torch.empty(samples, 4, 1, 1, device=DEVICE), torch.empty(samples, 4, 1, 1, device=DEVICE)
+    c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
+    grids = []
+    with mock.patch.object(launch.Launch, "__call__", lambda self, *_: grids.append(self._grid)):
+        kernels.squares(c, samples)
+    assert grids
+    assert all(max(grid[1:]) < 1 << 16 for grid in grids)
 
 
 def operands(c: Convolution) -> tuple:
@@ -293,6 +320,7 @@ def test_which_kernel():
     assert chosen((512, 512, 3, 3), 49, folds=4) == "tiles"  # several images of a sample have products with each other
     assert chosen((32, 128, 3, 3), 49) == "tiles"
     assert chosen((96, 1, 3, 3), 49, groups=96) == "depthwise"
+    assert chosen((96, 1, 31, 31), 49, groups=96) == ""  # sums of so many taps find no room in registers
     assert chosen((128, 4, 3, 3), 196, groups=32) == ""
     assert chosen((1000, 2048), 1) == ""  # ‖x‖² ‖d‖²
 
@@ -315,6 +343,48 @@ def test_compiled():
         model.zero_grad(set_to_none=True)
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+def convolutions_of_all_sizes(memory_format: torch.memory_format) -> nn.Module:
+    """With dimensions of one element, whose strides are anything and yet compared, by DDP and by optimizers."""
+    layers = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 1, (2, 1))]
+    return nn.Sequential(*layers).to(DEVICE, memory_format=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("served", [False, True])
+def test_gradients_lie_as_their_weights(request, memory_format, compiled, served):
+    if served:
+        request.getfixturevalue("_served")
+    torch._dynamo.reset()
+    model = convolutions_of_all_sizes(memory_format)
+    function = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    with PerSampleNorms(model):
+        loss = function(torch.randn(3, 4, 12, 11, device=DEVICE)).square().sum()
+        with AsFaked() as faked:
+            loss.backward()
+    assert len(faked.compared) == (4 if compiled else 0)
+    for parameter in model.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+
+
+class AsFaked(TorchDispatchMode):
+    """Compares what `hf_clars::close` returns with what it tells the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compared = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.hf_clars.close.default and not isinstance(out[0], FakeTensor):
+            with FakeTensorMode() as mode:
+                told = func(*tree_map_only(torch.Tensor, mode.from_tensor, args))
+            for real, fake in zip(out, told, strict=True):
+                assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+            self.compared.append(args)
+        return out
 
 
 def test_what_is_bound_once_is_in_the_order_of_the_arguments():
@@ -385,6 +455,19 @@ def test_compiled_for_hopper(tmp_path):
     assert found.stdout.split() == [*tiles * 4, *depthwise, "_gram_squares", "_gram_squares"]
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile(capability):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.compile_kernels", str(capability)],
+        capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert set(found.stdout.split()) == {
+        "_weight_gradient", "_depthwise", "_gram_squares", "_add_up", str(capability)
+    }  # fmt: skip
+
+
 def test_stages_find_room():
     tile = tiling.tiling_of(128, 128, 1)
     found = {memory: tiling.stages_of(tile, 64, 2, memory << 10) for memory in (64, 99, 163, 227)}
@@ -395,3 +478,28 @@ def test_stages_find_room():
 
 def test_a_cpu_is_not_served():
     assert kernels.choose(torch.empty(1), (64, 64, 3, 3), 100, 1, 1, convolution=True) == ""
+
+
+def test_tf32_as_torch_is_told():
+    """In either way to say it; torch refuses to be asked in one what was said in the other."""
+    cuda = torch.device("cuda", 0)
+
+    def served(dtype):
+        return [kernels._serves(cuda, dtype, convolution) for convolution in (True, False)]
+
+    products, convolutions_ = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = products.fp32_precision, convolutions_.fp32_precision
+    try:
+        with mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)):
+            for precisions in (("tf32", "ieee"), ("ieee", "tf32"), ("tf32", "tf32"), ("ieee", "ieee")):
+                convolutions_.fp32_precision, products.fp32_precision = precisions
+                assert served(torch.float32) == [each == "tf32" for each in precisions]
+                assert served(torch.bfloat16) == [True, True]
+                assert served(torch.float64) == [False, False]
+    finally:
+        products.fp32_precision, convolutions_.fp32_precision = before
+    with mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)):
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            assert served(torch.float32)[0] is False
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            assert served(torch.float32)[0] is True

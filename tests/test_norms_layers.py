@@ -1,11 +1,14 @@
 """Torch's own layers are measured without looking at what they call, and as if it were looked at."""
 
+import contextlib
+import types
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from hf_clars.norms import PerSampleNorms
 from hf_clars.norms.layers import Layer
@@ -169,6 +172,140 @@ def test_padding_by_name():
     expected, own, _ = measure(Own(layer), x)
     torch.testing.assert_close(norms["weight"], expected["weight"])
     torch.testing.assert_close(gradients["weight"], own["weight"])
+
+
+def compared(layer: nn.Module, x: torch.Tensor, change=lambda: None) -> None:
+    """Output, norms and gradients of a pass, of another after `change`, are those of watching what the layer calls."""
+    model, found = nn.Sequential(nn.Identity(), layer), []
+    with PerSampleNorms(model, vectors=False) as norms:
+        model(x).square().sum().backward()
+        change()
+        for watched in (False, True):
+            norms.reset()
+            model.zero_grad()
+            with mock.patch.object(Layer, "run", return_value=None) if watched else contextlib.nullcontext():
+                y = model(x)
+            y.square().sum().backward()
+            gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+            found.append((y, norms.per_sample(), [each.clone() for each in gradients]))
+    torch.testing.assert_close(*found)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_bias_that_is_computed_from_others(when):
+    """It is no parameter of the layer, and not absent either."""
+    for make, shape in ((lambda: nn.Linear(6, 5), (4, 6)), (lambda: nn.Conv2d(3, 4, 3), (4, 3, 5, 5))):
+        for compute in (
+            lambda layer: prune.random_unstructured(layer, "bias", 0.5),
+            lambda layer: parametrize.register_parametrization(layer, "bias", Doubled()),
+            lambda layer: (delattr(layer, "bias"), layer.register_buffer("bias", torch.ones(layer.weight.shape[0]))),
+        ):
+            layer, x = make(), torch.randn(shape)
+            if when == "before":
+                compute(layer)
+                expected = layer(x)
+                with PerSampleNorms(nn.Sequential(layer)) as norms:
+                    torch.testing.assert_close(norms.model(x), expected)
+                compared(layer, x)
+            else:
+                compared(layer, x, lambda layer=layer, compute=compute: compute(layer))
+
+
+def test_a_convolution_that_is_changed():
+    def padded(self, x, weight, bias):
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), weight, bias)
+
+    def circular(layer):
+        layer.padding_mode, layer._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]
+
+    for change in (
+        lambda layer: setattr(layer, "stride", [2, 2]),
+        lambda layer: setattr(layer, "padding", 2),
+        circular,
+        lambda layer: setattr(layer, "_conv_forward", types.MethodType(padded, layer)),
+    ):
+        layer = nn.Conv2d(3, 4, 3, padding=1)
+        compared(layer, torch.randn(4, 3, 5, 5), lambda layer=layer, change=change: change(layer))
+        compared(layer, torch.randn(4, 3, 5, 5))
+
+
+def test_a_class_that_was_changed():
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) * 2
+
+    def conv_forward(self, x, weight, bias):
+        return F.conv2d(x, weight, bias) * 2
+
+    with mock.patch.object(nn.Linear, "forward", forward):
+        assert Layer.of(nn.Linear(3, 2)) is None
+    with mock.patch.object(nn.Conv2d, "_conv_forward", conv_forward):
+        assert Layer.of(nn.Conv2d(3, 4, 3)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "bias", 0.5),
+        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+        lambda layer: setattr(layer, "bias", None),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv1d(3, 4, 2)])
+def test_parameters_that_leave_their_layer(change, make):
+    """While it is measured: those that live on elsewhere are measured on."""
+    layer, x = make(), torch.randn(4, 3, 6)
+    model = nn.Sequential(nn.Identity(), layer)
+
+    def step():
+        model.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        return y, [p.grad for p in layer.parameters()]
+
+    with PerSampleNorms(model) as norms:
+        step()
+        change(layer)
+        norms.reset()
+        found = step(), sorted(norm.sum() for norm in norms.sums().values())
+        assert len(norms.denominators()) == len(list(layer.parameters()))
+        assert not norms.untracked
+    with PerSampleNorms(model) as norms:
+        expected = step(), sorted(norm.sum() for norm in norms.sums().values())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[0], step())
+
+
+@pytest.mark.parametrize("mode", ["per_sample", "micro_batch"])
+def test_a_parameter_that_is_gone(mode):
+    layer, x = nn.Linear(6, 5), torch.randn(4, 6)
+    model = nn.Sequential(nn.Identity(), layer)
+    with PerSampleNorms(model, mode) as norms:
+        model(x).sum().backward()
+        del layer.weight
+        layer.weight_v = nn.Parameter(torch.randn(5, 6))
+        layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", 2 * layer.weight_v))
+        model.zero_grad()
+        model(x).sum().backward()
+        with pytest.warns(UserWarning, match="1.weight_v: it joined the model after"):
+            assert layer.weight_v not in norms.denominators()
+    assert "forward" not in layer.__dict__
+
+
+def test_attributes_of_a_linear_layer_that_are_its_own():
+    class Strided(nn.Linear):
+        stride = 2
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.stride = 3
+
+    compared(Strided(6, 5), torch.randn(4, 6))
 
 
 def test_kinds_do_not_pile_up():

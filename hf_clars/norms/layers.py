@@ -7,11 +7,13 @@ the table of operators says of the function their `forward` calls, once for each
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import conv, linear
 
 from .marks import SAMPLES, has_samples, is_shuffled, is_source, marked
 from .measured import Measured, decide
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
 
 _KINDS = 64
-_CONVOLUTIONS: dict[Any, Any] = {
-    nn.Conv1d.forward: (nn.Conv1d, torch.conv1d),
-    nn.Conv2d.forward: (nn.Conv2d, torch.conv2d),
-    nn.Conv3d.forward: (nn.Conv3d, torch.conv3d),
+_CONVOLUTIONS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: torch.conv1d,
+    nn.Conv2d: torch.conv2d,
+    nn.Conv3d: torch.conv3d,
 }
 
 
@@ -43,6 +45,8 @@ class Layer:
 
     def run(self, norms: PerSampleNorms, x: Any) -> Tensor | None:
         """The layer's result; None where it takes looking at what the layer calls."""
+        if not _is_as_built(self._module):
+            return None
         weight, bias = _parameters(self._module)
         if type(x) is not Tensor or type(weight) is not nn.Parameter or not has_samples(x) or is_shuffled(x):
             return None
@@ -56,7 +60,10 @@ class Layer:
 
     def _measured(self, norms: PerSampleNorms, x: Tensor) -> Measured | None:
         kind = norms.batch, _kind(self._module, x)
-        measured = self._kinds.get(kind)
+        try:
+            measured = self._kinds.get(kind)
+        except TypeError:  # strides in a list
+            return None
         if measured is None:
             operator = self._operator(x)
             measured = None if operator is None or operator.x is not x else decide(norms, operator)
@@ -69,15 +76,32 @@ class Layer:
 
 def _operator_of(module: nn.Module) -> Callable[[Tensor], Operator | None] | None:
     """From a layer's input to its operator; None for modules that do something else."""
-    forward = type(module).forward
-    if forward is nn.Linear.forward:
+    if not _is_as_built(module):
+        return None
+    if isinstance(module, nn.Linear):
+        if not _calls_torchs(module, nn.Linear, linear, "forward"):
+            return None
         return lambda x: OPERATORS[F.linear](x, *_parameters(module))
-    if forward not in _CONVOLUTIONS:
-        return None
-    kind, function = _CONVOLUTIONS[forward]
-    if getattr(type(module), "_conv_forward", None) is not kind._conv_forward or module.padding_mode != "zeros":
-        return None
-    return lambda x: OPERATORS[function](x, *_parameters(module), *_geometry(module))
+    for kind, function in _CONVOLUTIONS.items():
+        if isinstance(module, kind) and _calls_torchs(module, kind, conv, "forward", "_conv_forward"):
+            return lambda x: OPERATORS[function](x, *_parameters(module), *_geometry(module))
+    return None
+
+
+def _calls_torchs(module: nn.Module, kind: type[nn.Module], origin: ModuleType, *methods: str) -> bool:
+    """Whether its class has these from torch's class `kind`, and nobody exchanged them there."""
+    both = [(getattr(type(module), name), getattr(kind, name)) for name in methods]
+    return all(own is torchs and getattr(torchs, "__globals__", None) is vars(origin) for own, torchs in both)
+
+
+def _is_as_built(module: nn.Module) -> bool:
+    """Whether weight and bias, if there, are parameters: after pruning and the like they are not; and whether a
+    convolution pads with zeros, and calls what its class does."""
+    values = module.__dict__
+    own = values["_parameters"]
+    if "weight" not in own or "bias" not in own:
+        return False
+    return values.get("padding_mode", "zeros") == "zeros" and "_conv_forward" not in values
 
 
 def _kind(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
@@ -92,12 +116,12 @@ def _kind(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
         weight.shape,
         weight.requires_grad,
         bias is not None and bias.requires_grad,
-        _geometry(module) if "stride" in module.__dict__ else None,
+        None if isinstance(module, nn.Linear) else _geometry(module),
     )
 
 
 def _parameters(module: nn.Module) -> tuple[Any, Any]:
-    """Weight and bias; None for what is absent, or is computed from others."""
+    """Weight and bias; None for what is absent."""
     return module._parameters.get("weight"), module._parameters.get("bias")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from . import traced
+from .marks import ENTRY
 from .part import Part, squares_together
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 _INDICES = 64  # kept; a model that drops layers at random asks for ever others
 
 
+_NONE = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
 class Entry:
     """One parameter's page in the ledger."""
 
@@ -32,6 +36,7 @@ class Entry:
         self.ledger = ledger
         self.module = module
         self.attribute = attribute
+        self._known = weakref.ref(self.parameter)  # once it has left the module
         self.name = name
         self.index = index
         self.seen = False  # whether anything was ever recorded
@@ -49,10 +54,19 @@ class Entry:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """Looked up each time: FSDP exchanges a module's parameters."""
-        parameter = self.module._parameters[self.attribute]
-        assert parameter is not None
-        return parameter
+        """Looked up each time: FSDP exchanges a module's parameters. One that left the module may live on elsewhere, as
+        pruning and parametrizations have it; of one that does not, an empty one is left."""
+        parameter = self.module._parameters.get(self.attribute)
+        if parameter is not None:
+            return parameter
+        parameter = self._known()
+        return _NONE if parameter is None else parameter
+
+    def belongs_to(self, parameter: nn.Parameter) -> None:
+        """Note whose page it is, on the parameter as well."""
+        setattr(parameter, ENTRY, self)
+        if not torch.compiler.is_compiling():
+            self._known = weakref.ref(parameter)
 
     def open(self, use: Use) -> None:
         """A forward pass uses the parameter."""

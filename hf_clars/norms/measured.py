@@ -89,13 +89,22 @@ def tap(
     """`y`, behind which the backward pass measures `use`; `weight` is what it returns the gradient of."""
     use.subset = norms.subset_of(use.batch)
     use.dtype = y.dtype if weight is None else weight.dtype
-    if weight is not None and weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+    if weight is not None and _is_channels_last(weight):
         use.memory_format = torch.channels_last  # autograd copies a gradient that lies otherwise than its parameter
     use.opened()
     if torch.compiler.is_compiling():
         use.number, use.ledger = traced.number_of(use), norms.ledger.key
         saved = (*saved, *traced.constants_of(use))
     return Tap.apply(y, weight, norms.ledger.anchor, use, in_place, *saved)
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    """By its strides: of one pixel, or one channel, `is_contiguous` says it is so in either way. And DDP and optimizers
+    compare strides, those of such dimensions too."""
+    if weight.ndim != 4:
+        return False
+    _, channels, height, width = weight.shape
+    return weight.stride() == (channels * height * width, 1, width * channels, channels)
 
 
 def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:

@@ -105,10 +105,11 @@ class LayerPart(Part):
         convolution = self.rule.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
             found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype, memory_format)
-            return found, gradient.view(self.shape)
+            # A view has strides of its own in dimensions of one element.
+            return found, gradient if gradient.shape == self.shape else gradient.view(self.shape)
         total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
         squares = [self.rule.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()]
-        return _joined(squares), total.to(dtype).contiguous(memory_format=memory_format)
+        return _joined(squares), total.to(dtype, memory_format=memory_format)
 
     def _cut(self, run: slice) -> tuple[Saved, Tensor]:
         if run == slice(0, self.batch):

@@ -140,7 +140,7 @@ class PerSampleNorms:
                 if id(parameter) not in entries:
                     entry = self.ledger.open_entry(module, attribute, f"{prefix}{attribute}")
                     entries[id(parameter)] = entry
-                    setattr(parameter, ENTRY, entry)
+                    entry.belongs_to(parameter)
                 own.append((attribute, entries[id(parameter)]))
             forward = WatchedForward(self, module, own, Layer.of(module) if own else None)
             module.forward = forward

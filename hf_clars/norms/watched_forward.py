@@ -48,9 +48,9 @@ class WatchedForward:
         if norms is None:
             return self.forward(*args, **kwargs)
         for attribute, entry in self.entries:
-            parameter = self.module._parameters[attribute]
-            if getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
-                setattr(parameter, ENTRY, entry)
+            parameter = self.module._parameters.get(attribute)
+            if parameter is not None and getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
+                entry.belongs_to(parameter)
         interception = norms.interception
         if interception.active:
             if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():

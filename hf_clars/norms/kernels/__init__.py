@@ -28,6 +28,7 @@ _NARROW = 16  # channels of a group, of which a tile would be mostly empty
 _MANY_WEIGHTS = 1 << 17
 _FEW_POSITIONS = 64
 _FEWEST_POSITIONS = 8  # of tiles
+_MOST_TAPS = 64  # whose sums a program keeps in registers; of more, compiling takes minutes
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: 
 def by_shape(shape: Sequence[int], positions: int, groups: int, folds: int) -> str:
     """What `choose` says of a device and a dtype that kernels serve."""
     if groups == shape[0] > 1 == shape[1]:
-        return "depthwise"
+        return "depthwise" if math.prod(shape[2:]) <= _MOST_TAPS else ""
     if groups > 1 and min(shape[1], shape[0] // groups) < _NARROW:
         return ""
     few = 1 < positions <= _FEW_POSITIONS and folds == 1
@@ -80,8 +81,11 @@ def _serves(device: torch.device, dtype: torch.dtype, convolution: bool) -> bool
         return False
     if torch.cuda.get_device_capability(device) < (8, 0):  # Ampere: bfloat16 and TF32
         return False
-    tf32 = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
-    return dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and tf32)
+    if dtype != torch.float32:
+        return dtype in (torch.float16, torch.bfloat16)
+    # `allow_tf32` raises where this was set; this follows that.
+    backend = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return backend.fp32_precision == "tf32"
 
 
 def squares_and_sum(

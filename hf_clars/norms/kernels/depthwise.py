@@ -54,19 +54,20 @@ def _depthwise(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Program (channels, sample, run of rows): `Σ_p d_p x_{p+tap}`, the sums of all taps side by side.
+    """Program (sample and channels, run of rows): `Σ_p d_p x_{p+tap}`, the sums of all taps side by side.
 
-    each [samples, runs, TAPS, channels].
+    Only the first dimension of a grid has room for any number of samples. each [samples, runs, TAPS, channels].
     """
-    sample = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    channel_blocks = tl.cdiv(channels, CHANNELS)
+    sample = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    c = tl.program_id(0) % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
     box_column = tl.arange(0, COLUMNS)
     c_inside = (c < channels)[None, :]
     x += c[None, :] * x_channel + (box_column * stride_x * x_column)[:, None]
     d += c[None, :] * d_channel + (box_column * d_column)[:, None]
     steps = images * rows * column_blocks
-    run = tl.cdiv(steps, tl.num_programs(2))
-    first = tl.program_id(2) * run
+    run = tl.cdiv(steps, tl.num_programs(1))
+    first = tl.program_id(1) * run
     sums = ()
     for _ in tl.static_range(TAPS):
         sums += (tl.zeros((COLUMNS, CHANNELS), tl.float32),)  # type: ignore[assignment]
@@ -88,7 +89,7 @@ def _depthwise(
             new += (sums[tap] + derivative * pixels,)  # type: ignore[assignment]
         sums = new
     for tap in tl.static_range(TAPS):
-        at = ((sample * tl.num_programs(2) + tl.program_id(2)) * TAPS + tap) * channels
+        at = ((sample * tl.num_programs(1) + tl.program_id(1)) * TAPS + tap) * channels
         tl.store(each + at + c, tl.sum(sums[tap], 0), mask=c < channels)
 
 
@@ -110,16 +111,19 @@ def _add_up(
     """Program (sample): squares. Then program (weights): gradient. each [samples, runs, weights], weights by tap."""
     program = tl.program_id(0)
     if program < samples:
+        # A name must not be of one type here and of another in the other branch.
         lane = tl.arange(0, OF_SAMPLE)
-        row = tl.arange(0, ELEMENTS // OF_SAMPLE)
+        of_run = tl.arange(0, ELEMENTS // OF_SAMPLE)
         of_sample = each + tl.cast(program, tl.int64) * runs * weights
         square = tl.zeros((OF_SAMPLE,), tl.float32)
-        for block in range(0, weights, OF_SAMPLE):
+        for first_weight in range(0, weights, OF_SAMPLE):
             own = tl.zeros((OF_SAMPLE,), tl.float32)
-            for first in range(0, runs, ELEMENTS // OF_SAMPLE):
-                present = (first + row < runs)[:, None] & (block + lane < weights)[None, :]
-                place = (first + row)[:, None] * weights + (block + lane)[None, :]
-                own += tl.sum(tl.load(of_sample + place, mask=present, other=0.0), 0)
+            for first_run in range(0, runs, ELEMENTS // OF_SAMPLE):
+                of_runs = (first_run + of_run)[:, None]
+                of_weights = (first_weight + lane)[None, :]
+                there = (of_runs < runs) & (of_weights < weights)
+                loaded = tl.load(of_sample + of_runs * weights + of_weights, mask=there, other=0.0)
+                own += tl.sum(loaded, 0)
             square += own * own
         tl.store(squares + program, tl.sum(square, 0))
     else:
@@ -153,7 +157,8 @@ def _plan(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     samples: int,
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtype: torch.dtype,
+    gradient_dtype: torch.dtype,  # for which the second kernel is compiled
     device: torch.device,
     are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
@@ -168,7 +173,7 @@ def _plan(
     return _Plan(
         Launch(
             _depthwise,
-            (blocks(channels, _CHANNELS), samples, runs),
+            (programs, runs),
             (x.shape[0] // samples, channels, *x.shape[2:], rows, row_length, blocks(row_length, columns), *x.strides,
              *d.strides, *padding, *dilation),
             {"stride_y": stride[0], "stride_x": stride[1], "TAPS_X": kernel[1], "TAPS": taps, "COLUMNS": columns,
@@ -204,8 +209,8 @@ def squares_and_sum(
     x, d = with_adjacent_channels(x), with_adjacent_channels(d)
     device = x.device
     plan = _plan(
-        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples,
-        (x.dtype, dtype), device, aligned(x, d), memory_format,
+        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples, x.dtype,
+        dtype, device, aligned(x, d), memory_format,
     )  # fmt: skip
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)

@@ -35,8 +35,7 @@ class Launch:
         self._compiled: Any = None  # stays so in the interpreter
 
     def __call__(self, device: torch.device, *tensors: Any) -> None:
-        """Launch on `device`. Each tensor is of the type of that of the first call, and as aligned; or a descriptor
-        where that was one."""
+        """Launch on `device`. Each tensor is of the first call's type and as aligned, or a descriptor as that was."""
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self(device, *tensors)
@@ -48,5 +47,5 @@ class Launch:
 
 
 def aligned(*tensors: Tensor) -> tuple[bool, ...]:
-    """Of each, whether it begins where Triton loads 16 bytes at once."""
-    return tuple(t.data_ptr() % 16 == 0 for t in tensors)
+    """Of each, whether it begins where Triton loads 16 bytes at once: it compiles another kernel where not."""
+    return tuple([t.data_ptr() % 16 == 0 for t in tensors])

@@ -236,7 +236,8 @@ def _plan(
     dilation: tuple[int, ...],
     groups: int,
     samples: int,
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtype: torch.dtype,
+    gradient_dtype: torch.dtype,  # for which the second kernel is compiled
     device: torch.device,
     are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
@@ -259,7 +260,7 @@ def _plan(
             x, d = x_row, d_row
     height, width, rows, row_length = *x.shape[2:], *d.shape[2:]
     tiling = tiling_of(channels, outputs, taps)
-    size = dtypes[0].itemsize
+    size = dtype.itemsize
     boxes = all(are_aligned) and groups == 1 and max(stride) == 1 and all(loads_boxes(t, size, device) for t in (x, d))
     box_y, box_x = box_of(rows, row_length, tiling.positions, boxes)
     tiles = groups * taps * blocks(channels, tiling.inputs) * blocks(outputs, tiling.outputs)
@@ -324,7 +325,7 @@ def squares_and_sum(
     device = x.device
     plan = _plan(
         Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, groups, samples,
-        (x.dtype, dtype), device, aligned(x, d), memory_format, fold,
+        x.dtype, dtype, device, aligned(x, d), memory_format, fold,
     )  # fmt: skip
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     totals = torch.empty(plan.totals, dtype=torch.float32, device=device)
