@@ -121,8 +121,8 @@ def test_tiles(case, multiprocessors, memory_format):
     c, samples = case
     weight_gradient._plan.cache_clear()
     with mock.patch.object(tiling, "_MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
-        squares, total = weight_gradient.squares_and_sum(*operands(c), c.groups, samples, memory_format=memory_format)
-        again = weight_gradient.squares_and_sum(*operands(c), c.groups, samples, memory_format=memory_format)
+        squares, total = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
+        again = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
     assert total.is_contiguous(memory_format=memory_format)
     expected = reference(c, samples)
     agree(squares, expected[0], c.x.dtype)
@@ -138,7 +138,7 @@ def test_tiles_of_all_shapes(channels, outputs, kernel):
     c = Convolution(
         x.to(DEVICE), d.to(DEVICE), (outputs, channels, kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1), 1, ""
     )
-    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
+    squares, total = weight_gradient.squares_and_sum(c, 2)
     expected = reference(c, 2)
     agree(squares, expected[0], torch.float32)
     agree(total, expected[1], torch.float32)
@@ -154,7 +154,7 @@ def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilat
     c = Convolution(x, d.contiguous(memory_format=torch.channels_last), shape, *places, 1, "")
     for t in (c.x, c.d):
         assert layout.loads_boxes(layout.Operand(t.shape, t.stride()), t.element_size(), t.device)
-    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 3)
+    squares, total = weight_gradient.squares_and_sum(c, 3)
     expected = reference(c, 3)
     agree(squares, expected[0], dtype)
     agree(total, expected[1], dtype)
@@ -168,8 +168,8 @@ def test_few_channels(channels, stride, padding, memory_format):
     shape, dilation = (40, channels, 5, 3), (2, 1)
     d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, stride, padding, dilation))
     c = Convolution(x, d, shape, stride, padding, dilation, 1, "")
-    assert (layout.folds(shape, dilation, 1) > 0) == (channels <= 16)
-    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2, memory_format=memory_format)
+    assert (layout.folds(c.geometry) > 0) == (channels <= 16)
+    squares, total = weight_gradient.squares_and_sum(c, 2, memory_format=memory_format)
     expected = reference(c, 2)
     agree(squares, expected[0], torch.float16)
     agree(total, expected[1], torch.float16)
@@ -179,7 +179,7 @@ def test_few_channels(channels, stride, padding, memory_format):
 def test_every_second_pixel():
     x = torch.randn(2, 16, 9, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
     c = Convolution(x, torch.randn(2, 8, 5, 4, device=DEVICE), (8, 16, 1, 1), (2, 2), (0, 0), (1, 1), 1, "")
-    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
+    squares, total = weight_gradient.squares_and_sum(c, 2)
     expected = reference(c, 2)
     agree(squares, expected[0], torch.float32)
     agree(total, expected[1], torch.float32)
@@ -188,7 +188,7 @@ def test_every_second_pixel():
 def test_rows_longer_than_a_box():
     x, d = torch.randn(2, 5, 3, 150, device=DEVICE), torch.randn(2, 6, 3, 150, device=DEVICE)
     c = Convolution(x, d, (6, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
-    squares, total = weight_gradient.squares_and_sum(*operands(c), 1, 2)
+    squares, total = weight_gradient.squares_and_sum(c, 2)
     expected = reference(c, 2)
     agree(squares, expected[0], torch.float32)
     agree(total, expected[1], torch.float32)
@@ -198,7 +198,7 @@ def test_rows_longer_than_a_box():
 @given(convolutions(is_depthwise=True), FORMATS)
 def test_depthwise(case, memory_format):
     c, samples = case
-    squares, total = depthwise.squares_and_sum(*operands(c), samples, memory_format=memory_format)
+    squares, total = depthwise.squares_and_sum(c, samples, memory_format=memory_format)
     assert total.is_contiguous(memory_format=memory_format)
     expected = reference(c, samples)
     agree(squares, expected[0], c.x.dtype)
@@ -211,7 +211,7 @@ def test_gram(case):
     c, samples = case
     positions = c.d.shape[2] * c.d.shape[3]
     if positions <= 64:
-        agree(gram.squares(*operands(c), c.groups), reference(c, samples)[0], c.x.dtype)
+        agree(gram.squares(c), reference(c, samples)[0], c.x.dtype)
 
 
 def test_the_gradient_has_the_type_that_is_asked_for():
@@ -249,10 +249,6 @@ def test_a_grid_of_many_samples(name):
         kernels.squares(c, samples)
     assert grids
     assert all(max(grid[1:]) < 1 << 16 for grid in grids)
-
-
-def operands(c: Convolution) -> tuple:
-    return c.x, c.d, c.shape, c.stride, c.padding, c.dilation
 
 
 class Network(nn.Module):
@@ -397,10 +393,10 @@ def test_what_is_bound_once_is_in_the_order_of_the_arguments():
         launches.append((self, len(tensors)))
 
     with mock.patch.object(launch.Launch, "__call__", noted):
-        weight_gradient.squares_and_sum(x, d, (16, 16, 3, 3), *place, 1, 2)
-        weight_gradient.squares_and_sum(x[:, :3], d, (16, 3, 3, 3), *place, 1, 2)
-        depthwise.squares_and_sum(x, d, (16, 1, 3, 3), *place, 2)
-        gram.squares(x, d, (16, 16, 3, 3), *place, 1)
+        weight_gradient.squares_and_sum(Convolution(x, d, (16, 16, 3, 3), *place, 1, "tiles"), 2)
+        weight_gradient.squares_and_sum(Convolution(x[:, :3], d, (16, 3, 3, 3), *place, 1, "tiles"), 2)
+        depthwise.squares_and_sum(Convolution(x, d, (16, 1, 3, 3), *place, 16, "depthwise"), 2)
+        gram.squares(Convolution(x, d, (16, 16, 3, 3), *place, 1, "gram"))
     assert len(launches) == 7
     for each, tensors in launches:
         names = each._kernel.arg_names
@@ -439,7 +435,7 @@ for kernel, channels, groups, dtype in (
     c = Convolution(x, d, (channels, channels // groups, 3, 3), *place, groups, kernel)
     for again in range(2):
         if kernel == "gram":
-            gram.squares(c.x, c.d, c.shape, *place, groups)
+            gram.squares(c)
         else:
             squares_and_sum(c, 2, dtype)
 """

@@ -17,10 +17,11 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .layout import Convolution
 
 _TRITON = importlib.util.find_spec("triton") is not None
 _NARROW = 16  # channels of a group, of which a tile would be mostly empty
@@ -29,26 +30,6 @@ _MANY_WEIGHTS = 1 << 17
 _FEW_POSITIONS = 64
 _FEWEST_POSITIONS = 8  # of tiles
 _MOST_TAPS = 64  # whose sums a program keeps in registers; of more, compiling takes minutes
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """The two-dimensional convolution that a weight gradient is of.
-
-    Args:
-        x, d: its input `[N, C, H, W]` and its output's derivative `[N, O, H', W']`.
-        shape: of its weight, `[O, C / groups, K, L]`.
-        kernel: which one serves it.
-    """
-
-    x: Tensor
-    d: Tensor
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    kernel: str
 
 
 def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: int, *, convolution: bool) -> str:
@@ -97,21 +78,14 @@ def squares_and_sum(
     """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` of the weight's shape, summed up in float32, in `dtype`."""
     from . import depthwise, weight_gradient
 
-    c = convolution
-    if c.kernel == "depthwise":
-        return depthwise.squares_and_sum(
-            c.x, c.d, c.shape, c.stride, c.padding, c.dilation, samples, dtype, memory_format
-        )
-    return weight_gradient.squares_and_sum(
-        c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups, samples, dtype, memory_format
-    )
+    kernel = depthwise if convolution.kernel == "depthwise" else weight_gradient
+    return kernel.squares_and_sum(convolution, samples, dtype, memory_format)
 
 
 def squares(convolution: Convolution, samples: int) -> Tensor:
     """`‖c_i‖²` `[samples]` in float32."""
-    c = convolution
-    if c.kernel == "gram":
+    if convolution.kernel == "gram":
         from . import gram
 
-        return gram.squares(c.x, c.d, c.shape, c.stride, c.padding, c.dilation, c.groups)
+        return gram.squares(convolution)
     return squares_and_sum(convolution, samples, torch.float32)[0]

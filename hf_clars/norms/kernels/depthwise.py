@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, aligned
-from .layout import Operand, with_adjacent_channels
+from .launch import Launch
+from .layout import Convolution, Geometry, Operands, with_adjacent_channels
 from .tiling import blocks, power_of_two
 
 _COLUMNS, _CHANNELS, _WARPS = 16, 32, 4
@@ -150,19 +150,14 @@ class _Plan:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    x: Operand,
-    d: Operand,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
+    operands: Operands,
+    geometry: Geometry,
     samples: int,
-    dtype: torch.dtype,
     gradient_dtype: torch.dtype,  # for which the second kernel is compiled
-    device: torch.device,
-    are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
 ) -> _Plan:
+    x, d, *_ = operands
+    shape, stride, padding, dilation, _ = geometry
     channels, _, *kernel = shape
     taps = kernel[0] * kernel[1]
     rows, row_length = d.shape[2:]
@@ -192,29 +187,18 @@ def _plan(
 
 
 def squares_and_sum(
-    x: Tensor,
-    d: Tensor,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
+    convolution: Convolution,
     samples: int,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor]:
-    """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` in `dtype`: as many groups as channels and outputs.
-
-    Arguments as those of `weight_gradient.squares_and_sum`.
-    """
-    x, d = with_adjacent_channels(x), with_adjacent_channels(d)
+    """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` in `dtype`: as many groups as channels and outputs."""
+    x, d = with_adjacent_channels(convolution.x), with_adjacent_channels(convolution.d)
     device = x.device
-    plan = _plan(
-        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, samples, x.dtype,
-        dtype, device, aligned(x, d), memory_format,
-    )  # fmt: skip
+    plan = _plan(Operands.of(x, d), convolution.geometry, samples, dtype, memory_format)
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)
-    gradient = torch.empty_strided(shape, plan.gradient_strides, dtype=dtype, device=device)
+    gradient = torch.empty_strided(convolution.shape, plan.gradient_strides, dtype=dtype, device=device)
     plan.taps(device, x, d, each)
     plan.add_up(device, each, squares, gradient)
     return squares, gradient

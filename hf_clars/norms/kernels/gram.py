@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, aligned
-from .layout import Operand, with_adjacent_channels
+from .launch import Launch
+from .layout import Convolution, Geometry, Operands, with_adjacent_channels
 from .tiling import power_of_two
 
 _CHANNELS = 64
@@ -99,18 +99,9 @@ def _gram_squares(
 
 
 @functools.lru_cache(maxsize=4096)
-def _launch(
-    x: Operand,
-    d: Operand,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    are_aligned: tuple[bool, ...],
-) -> Launch:
+def _launch(operands: Operands, geometry: Geometry) -> Launch:
+    x, d, *_ = operands
+    shape, stride, padding, dilation, groups = geometry
     outputs, channels, *kernel = shape
     positions = d.shape[2] * d.shape[3]
     return Launch(
@@ -125,24 +116,10 @@ def _launch(
     )  # fmt: skip
 
 
-def squares(
-    x: Tensor,
-    d: Tensor,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """`‖c_i‖²` `[N]`, float32, of a convolution a sample of which is one image.
-
-    Arguments as those of `weight_gradient.squares_and_sum`.
-    """
-    x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    launch = _launch(
-        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, groups, x.dtype,
-        x.device, aligned(x, d),
-    )  # fmt: skip
-    each = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
+def squares(convolution: Convolution) -> Tensor:
+    """`‖c_i‖²` `[N]`, float32, of a convolution a sample of which is one image."""
+    x, d = with_adjacent_channels(convolution.x), with_adjacent_channels(convolution.d)
+    launch = _launch(Operands.of(x, d), convolution.geometry)
+    each = torch.empty((x.shape[0], convolution.groups), dtype=torch.float32, device=x.device)
     launch(x.device, x, d, each)
-    return each.sum(1) if groups > 1 else each[:, 0]
+    return each.sum(1) if convolution.groups > 1 else each[:, 0]

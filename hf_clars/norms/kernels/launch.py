@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
 
@@ -44,8 +43,3 @@ class Launch:
         else:
             launch = self._kernel[self._grid]
             self._compiled = launch(*tensors, *self._numbers, **self._constants, **self._options)
-
-
-def aligned(*tensors: Tensor) -> tuple[bool, ...]:
-    """Of each, whether it begins where Triton loads 16 bytes at once: it compiles another kernel where not."""
-    return tuple([t.data_ptr() % 16 == 0 for t in tensors])

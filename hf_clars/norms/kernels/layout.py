@@ -1,8 +1,9 @@
-"""How operands of kernels lie in memory."""
+"""What kernels multiply, and how it lies in memory."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,56 @@ class Operand(NamedTuple):
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+class Operands(NamedTuple):
+    """All that a kernel is compiled for, of the two tensors that it multiplies."""
+
+    x: Operand
+    d: Operand
+    dtype: torch.dtype
+    device: torch.device
+    are_aligned: tuple[bool, bool]  # begin where Triton loads 16 bytes at once: it compiles another kernel where not
+
+    @classmethod
+    def of(cls, x: Tensor, d: Tensor) -> Operands:
+        are_aligned = x.data_ptr() % 16 == 0, d.data_ptr() % 16 == 0
+        return cls(Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), x.dtype, x.device, are_aligned)
+
+
+class Geometry(NamedTuple):
+    """Of a two-dimensional convolution. `shape` is its weight's, `[O, C / groups, K, L]`."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The two-dimensional convolution that a weight gradient is of.
+
+    Args:
+        x, d: its input `[N, C, H, W]` and its output's derivative `[N, O, H', W']`, of one type. Rows `k·i … k·(i+1)−1`
+            are sample i's.
+        shape: of its weight, `[O, C / groups, K, L]`.
+        kernel: which one serves it.
+    """
+
+    x: Tensor
+    d: Tensor
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    kernel: str
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.shape, self.stride, self.padding, self.dilation, self.groups)
 
 
 def with_adjacent_channels(t: Tensor) -> Tensor:
@@ -40,13 +91,13 @@ def as_row(t: Operand) -> Operand | None:
     return Operand((images, channels, 1, rows * columns), (image, channel, row, column))
 
 
-def folds(shape: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> int:
+def folds(geometry: Geometry) -> int:
     """How many channels a pixel is to have so that a kernel's row of them can be taken for one pixel's; 0: it is not.
 
     So a few channels (of an image: 3) fill a tile, and lie side by side.
     """
-    channels, taps_x = shape[1], shape[3]
-    if groups > 1 or taps_x == 1 or dilation[1] > 1 or channels > _FEW:
+    channels, taps_x = geometry.shape[1], geometry.shape[3]
+    if geometry.groups > 1 or taps_x == 1 or geometry.dilation[1] > 1 or channels > _FEW:
         return 0
     return 1 << (channels - 1).bit_length()
 

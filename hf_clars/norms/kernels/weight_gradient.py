@@ -6,7 +6,7 @@ squares is noted and the tile added to the total, both from registers:
 
     Σ_i c_i    and    ‖c_i‖² = Σ_tiles Σ_elements (Σ_p x_{i,p}ᵀ d_{i,p})²
 
-The totals of the runs, and the squares of the tiles, are added up by a second kernel.
+The totals of the runs, and the squares of the tiles, are added up by a second kernel, `totals.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launch import Launch, aligned
+from . import totals
+from .launch import Launch
 from .layout import (
+    Convolution,
+    Geometry,
     Operand,
+    Operands,
     as_pixels,
     as_row,
     fold_rows,
@@ -33,10 +37,6 @@ from .layout import (
     with_adjacent_channels,
 )
 from .tiling import blocks, box_of, run_of, stages_of, tiling_of
-
-_ROWS = 8  # of a tile that are added up by a program: as many weights lie side by side in a sector of memory
-_ELEMENTS = 4096  # loaded at a time: many, for there are hundreds of runs where a layer has few weights
-_SAMPLES, _TILES = 128, 32  # whose squares are added up by a program, and how many tiles at a time
 
 
 @triton.jit(
@@ -149,71 +149,6 @@ def _weight_gradient(
     tl.store(totals + at[:, None] + tl.arange(0, OUTPUTS)[None, :], total)
 
 
-@triton.jit(do_not_specialize=["runs", "tiles", "taps", "samples", "channels", "outputs", "gradient_tap"])
-def _add_up(
-    each,
-    totals,
-    squares,
-    gradient,
-    runs,
-    tiles,
-    taps,
-    samples,
-    channels,
-    outputs,
-    gradient_output,
-    gradient_channel,
-    gradient_tap,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    FOLD: tl.constexpr,
-    FOLD_CHANNELS: tl.constexpr,
-    FOLD_TAP: tl.constexpr,
-    ROWS: tl.constexpr,
-    RUNS: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    TILE_BLOCK: tl.constexpr,
-):
-    """Program (rows of a tile) for each, tile by tile: gradient, the sum of the runs' totals. Then program (samples):
-    squares [samples], the sum over the tiles of each.
-
-    With FOLD, the channels of a row of the kernel stand side by side, FOLD a tap, of which FOLD_CHANNELS are there.
-    """
-    block = tl.program_id(0)
-    if block >= tiles * (INPUTS // ROWS):
-        sample = (block - tiles * (INPUTS // ROWS)) * SAMPLES + tl.arange(0, SAMPLES)
-        square = tl.zeros((SAMPLES,), tl.float32)
-        for first in range(0, tiles, TILE_BLOCK):
-            tile = first + tl.arange(0, TILE_BLOCK)
-            inside = (tile < tiles)[:, None] & (sample < samples)[None, :]
-            square += tl.sum(tl.load(each + tile[:, None] * samples + sample[None, :], mask=inside, other=0.0), 0)
-        tl.store(squares + sample, square, mask=sample < samples)
-    else:
-        tile = block // (INPUTS // ROWS)
-        tile_row = block % (INPUTS // ROWS) * ROWS + tl.arange(0, ROWS)
-        output_tiles = tl.cdiv(outputs, OUTPUTS)
-        input_tiles = tl.cdiv(channels, INPUTS)
-        group = tile // (taps * input_tiles * output_tiles)
-        row_tile = tile // output_tiles % (taps * input_tiles)
-        tap = row_tile // input_tiles
-        c = row_tile % input_tiles * INPUTS + tile_row
-        o = tile % output_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
-        inside = c < channels
-        of_tile = totals + tile_row[None, :, None] * OUTPUTS + tl.arange(0, OUTPUTS)[None, None, :]
-        total = tl.zeros((ROWS, OUTPUTS), tl.float32)
-        for first in range(0, runs, RUNS):
-            run = (first + tl.arange(0, RUNS))[:, None, None]
-            at = (run * tiles + tile).to(tl.int64) * (INPUTS * OUTPUTS)
-            total += tl.sum(tl.load(of_tile + at, mask=run < runs, other=0.0), 0)
-        if FOLD:
-            inside = inside & (c % FOLD < FOLD_CHANNELS)
-            c = c % FOLD * gradient_channel + c // FOLD * FOLD_TAP
-        else:
-            c = c * gradient_channel
-        at = (group * outputs + o).to(tl.int64)[None, :] * gradient_output + c[:, None] + tap * gradient_tap
-        tl.store(gradient + at, total.to(gradient.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])
-
-
 @dataclass(frozen=True)
 class _Plan:
     """What is the same each time for operands of these sizes."""
@@ -228,21 +163,15 @@ class _Plan:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    x: Operand,
-    d: Operand,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
+    operands: Operands,
+    geometry: Geometry,
     samples: int,
-    dtype: torch.dtype,
     gradient_dtype: torch.dtype,  # for which the second kernel is compiled
-    device: torch.device,
-    are_aligned: tuple[bool, ...],
     memory_format: torch.memory_format,
     fold: int,
 ) -> _Plan:
+    x, d, dtype, device, are_aligned = operands
+    shape, stride, padding, dilation, groups = geometry
     weight = torch.empty(shape, device="meta", memory_format=memory_format)
     outputs, channels, *kernel = shape
     outputs, taps = outputs // groups, kernel[0] * kernel[1]
@@ -279,12 +208,8 @@ def _plan(
             num_warps=tiling.warps,
             num_stages=stages_of(tiling, box_y * box_x, size, shared_memory(device)),
         ),
-        Launch(
-            _add_up,
-            (tiles * (tiling.inputs // _ROWS) + blocks(samples, _SAMPLES),),
-            (runs, tiles, taps, samples, channels, outputs, *gradient),
-            {**sizes, "FOLD": fold, "FOLD_CHANNELS": fold_channels, "FOLD_TAP": fold_tap, "ROWS": _ROWS,
-             "RUNS": _ELEMENTS // (_ROWS * tiling.outputs), "SAMPLES": _SAMPLES, "TILE_BLOCK": _TILES},
+        totals.adding_up(
+            tiling, tiles, runs, taps, samples, channels, outputs, gradient, fold, fold_channels, fold_tap
         ),
         (_box(x, box_y, box_x, tiling.inputs), _box(d, box_y, box_x, tiling.outputs)) if boxes else (),
         (tiles, samples),
@@ -299,42 +224,30 @@ def _box(t: Operand, rows: int, columns: int, channels: int) -> tuple[list[int],
 
 
 def squares_and_sum(
-    x: Tensor,
-    d: Tensor,
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
+    convolution: Convolution,
     samples: int,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor]:
     """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` of a convolution, summed up in float32 and given in `dtype`.
 
-    Args:
-        x, d: input `[N, C, H, W]` and output derivative `[N, O, H', W']`, of one type: half precision, or float32,
-            which is multiplied as TF32. Rows `k·i … k·(i+1)−1` are sample i's.
-        shape: of the weight, `[O, C / groups, K, L]`.
-        memory_format: of the sum.
+    Halves are multiplied as they are, float32 as TF32.
     """
-    x, d = with_adjacent_channels(x), with_adjacent_channels(d)
-    fold = folds(shape, dilation, groups)
+    geometry = convolution.geometry
+    x, d = with_adjacent_channels(convolution.x), with_adjacent_channels(convolution.d)
+    fold = folds(geometry)
     if fold:
-        x = padded(x, padding, fold)
+        x = padded(x, geometry.padding, fold)
     device = x.device
-    plan = _plan(
-        Operand(x.shape, x.stride()), Operand(d.shape, d.stride()), shape, stride, padding, dilation, groups, samples,
-        x.dtype, dtype, device, aligned(x, d), memory_format, fold,
-    )  # fmt: skip
+    plan = _plan(Operands.of(x, d), geometry, samples, dtype, memory_format, fold)
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
-    totals = torch.empty(plan.totals, dtype=torch.float32, device=device)
+    of_runs = torch.empty(plan.totals, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)
-    gradient = torch.empty_strided(shape, plan.gradient_strides, dtype=dtype, device=device)
+    gradient = torch.empty_strided(geometry.shape, plan.gradient_strides, dtype=dtype, device=device)
     if plan.descriptors:
         of_x, of_d = plan.descriptors
-        plan.tiles(device, TensorDescriptor(x, *of_x), TensorDescriptor(d, *of_d), each, totals)
+        plan.tiles(device, TensorDescriptor(x, *of_x), TensorDescriptor(d, *of_d), each, of_runs)
     else:
-        plan.tiles(device, x, d, each, totals)
-    plan.add_up(device, each, totals, squares, gradient)
+        plan.tiles(device, x, d, each, of_runs)
+    plan.add_up(device, each, of_runs, squares, gradient)
     return squares, gradient
