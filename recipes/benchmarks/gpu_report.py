@@ -53,7 +53,11 @@ def measurements(out: Path, *, tiny: bool) -> list[Run]:
 
     def tests(name: str, pattern: str, seconds: float, *if_tiny: str) -> list[Run]:
         files = sorted(str(f.relative_to(command_line.ROOT)) for f in (command_line.ROOT / "tests").glob(pattern))
-        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(if_tiny if tiny else ()), *files]
+        workers = (
+            ["-n", "8"] if importlib.util.find_spec("xdist") and not tiny else []
+        )  # Triton's compiler takes a core
+        options = ["-q", "-p", "no:cacheprovider", *workers, *(if_tiny if tiny else ())]
+        pytest = [sys.executable, "-m", "pytest", *options, *files]
         return [Run(name, pytest, seconds, variables)] if files else []
 
     def of_norms(model: str, *more: str, seconds: float, name: str, methods: tuple[str, ...] = ("per_sample",)) -> Run:
@@ -80,7 +84,7 @@ def measurements(out: Path, *, tiny: bool) -> list[Run]:
         # Most of their time is Triton's, which compiles a kernel for nearly each shape.
         *tests("tests-kernels", "test_norms_kernels.py", 200, "-k", "which_kernel or not_served"),
         *tests("tests-step", "test_optimizers_fused*.py", 90, "--collect-only"),
-        *(of_norms(model, "--compile", name="compiled", seconds=150) for model in MODELS),
+        *(of_norms(model, "--compile", name="compiled", seconds=240) for model in MODELS),
         script("roofline-compiled", "roofline.py", 120, *roofline, *on, "--compile", json="--out"),
         *(of_norms(model, *few, name="peers", seconds=90, methods=("per_sample", *PEERS)) for model in MODELS),
     ]
