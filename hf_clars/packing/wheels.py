@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from ..errors import TrainingFailedError, UserError
@@ -31,7 +31,7 @@ def unpack_packages(packages: Mapping[str, str], target: Target, folder: Path, f
     folder.mkdir(parents=True, exist_ok=True)
     if not packages:
         return
-    if importlib.util.find_spec("pip") is None:
+    if next(iter(metadata.distributions(name="pip")), None) is None:  # importing it would be noticed by setuptools
         raise UserError(f"packing needs pip: {sys.executable} -m ensurepip")
     options = ["--no-deps", "--no-compile", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
     if not target.is_like_here:
