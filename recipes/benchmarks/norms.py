@@ -23,7 +23,6 @@ affine weights fixed), in rows marked so. Prints one table per model and writes 
 
 import argparse
 import copy
-import ctypes
 import os
 import platform
 import random
@@ -37,8 +36,8 @@ from pathlib import Path
 import command_line
 import torch
 from norms_methods import METHODS, Norms, Step, Tools, exact_norms
-from norms_models import IMAGE_MODELS, TEXT_MODELS, freeze_batch_norm, make, mean_loss, mixes_samples
-from timing import in_a_row, waited_for
+from norms_models import IMAGE_MODELS, TEXT_MODELS, check, freeze_batch_norm, make, mean_loss, mixes_samples
+from timing import in_a_row, keep_freed_memory, waited_for
 from torch import Tensor, nn
 
 from hf_clars.errors import UserError
@@ -70,20 +69,10 @@ def parse() -> argparse.Namespace:
     options.image_size = (224 if cuda else 96) if options.image_size is None else options.image_size
     options.width = (512 if cuda else 256) if options.width is None else options.width
     options.in_a_row = (10 if cuda else 0) if options.in_a_row is None else options.in_a_row
-    for flag, known in (("models", models), ("methods", METHODS), ("dtype", ("float32", "bfloat16"))):
-        values = getattr(options, flag)
-        for value in values if isinstance(values, list) else [values]:
-            if value not in known:
-                raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(known)}")
-    for flag in ("batch_size", "image_size", "width", "rounds", "threads"):
-        if getattr(options, flag) < 1:
-            raise UserError(f"--{flag} {getattr(options, flag)} must be at least 1")
+    choices = {"models": models, "methods": tuple(METHODS), "dtype": ("float32", "bfloat16")}
+    check(options, choices, ("batch_size", "image_size", "width", "rounds", "threads"))
     if options.in_a_row < 0:
         raise UserError(f"--in_a_row {options.in_a_row} must be at least 1, or 0 for no such steps")
-    if "vit_small_patch16_224" in options.models and options.image_size % 16:
-        raise UserError(f"--image_size {options.image_size} must be a multiple of 16 for vit_small_patch16_224")
-    if options.width % 64:
-        raise UserError(f"--width {options.width} must be a multiple of 64")
     if not (cuda and torch.cuda.is_available()) and options.device != "cpu":
         raise UserError(f"--device {options.device} is not available here: choose cpu, or cuda with a GPU")
     command_line.check_file("--json", options.json)
@@ -276,15 +265,6 @@ def main() -> None:
         results[name] = {"rows": rows, "notes": notes}
         # After every model, so that an interrupted run keeps what it has.
         command_line.write(Path(options.json), {"options": vars(options), **about, "models": results})
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory, as allocators for training do: page faults would add up to a tenth of noise."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_max = -1, -4
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
 
 
 def _error(norms: Norms, exact: Norms) -> float | None:

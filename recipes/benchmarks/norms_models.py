@@ -1,15 +1,34 @@
 """The models `norms.py` measures: timm's by name, and a GPT-2 and a BERT of a chosen size; all with random weights."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from hf_clars.errors import UserError
+
 IMAGE_MODELS = ("resnet18", "resnet50", "densenet121", "mobilenetv2_100", "vit_small_patch16_224")
 TEXT_MODELS = ("gpt2", "bert")
 CLASSES, VOCABULARY, LAYERS, SEQUENCE = 10, 4096, 4, 128
+
+
+def check(options: argparse.Namespace, choices: dict[str, Sequence[str]], counts: Sequence[str]) -> None:
+    """Raise `UserError` for values that are none of a flag's choices, counts below 1, and sizes no model here takes."""
+    for flag, known in choices.items():
+        values = getattr(options, flag)
+        for value in values if isinstance(values, list) else [values]:
+            if value not in known:
+                raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(known)}")
+    for flag in counts:
+        if getattr(options, flag) < 1:
+            raise UserError(f"--{flag} {getattr(options, flag)} must be at least 1")
+    if "vit_small_patch16_224" in options.models and options.image_size % 16:
+        raise UserError(f"--image_size {options.image_size} must be a multiple of 16 for vit_small_patch16_224")
+    if options.width % 64:
+        raise UserError(f"--width {options.width} must be a multiple of 64")
 
 
 class TextModel(nn.Module):

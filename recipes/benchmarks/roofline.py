@@ -27,7 +27,7 @@ from typing import Any
 
 import command_line
 import torch
-from norms_models import IMAGE_MODELS, TEXT_MODELS, make, mean_loss
+from norms_models import IMAGE_MODELS, TEXT_MODELS, check, make, mean_loss
 from roofline_account import Account, Work, account
 from roofline_profile import GRADIENTS, Trial, measure, summary, trials
 from roofline_stages import KINDS, Stages
@@ -67,18 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default=".", help="folder for roofline.json and roofline.png")
     options = parser.parse_args()
-    for flag, known in (("models", models), ("dtype", ("float32", "bfloat16"))):
-        values = getattr(options, flag)
-        for value in values if isinstance(values, list) else [values]:
-            if value not in known:
-                raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(known)}")
-    for flag in ("batch_size", "image_size", "width", "steps", "rounds"):
-        if getattr(options, flag) < 1:
-            raise UserError(f"--{flag} {getattr(options, flag)} must be at least 1")
-    if "vit_small_patch16_224" in options.models and options.image_size % 16:
-        raise UserError(f"--image_size {options.image_size} must be a multiple of 16 for vit_small_patch16_224")
-    if options.width % 64:
-        raise UserError(f"--width {options.width} must be a multiple of 64")
+    choices = {"models": models, "dtype": ("float32", "bfloat16")}
+    check(options, choices, ("batch_size", "image_size", "width", "steps", "rounds"))
     cuda = options.device.startswith("cuda") and torch.cuda.is_available()
     if not cuda and options.device not in ("cpu", "none"):
         raise UserError(f"--device {options.device} is not available here: choose cpu or none, or cuda with a GPU")
