@@ -10,49 +10,65 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .marks import has_samples
+from .marks import axis_of
 from .rule import Rule, Saved
+from .sample_axis import SampleAxis, by_sample
 
 
 @dataclass(frozen=True, eq=False)
 class FunctionRule(Rule):
-    """Any function whose first dimension of every sample-dependent operand, and of its result, is the batch.
+    """Any function that treats samples apart, of which it is known where they stand in operands and result.
 
     Args:
         function: of `(u, xs)`.
         u: the tensor whose contributions are wanted.
+        axes: where samples stand in each of `xs`.
+        out_axis: and in the result.
     """
 
     function: Callable[[Tensor, Saved], Tensor]
     u: Tensor
+    axes: tuple[SampleAxis, ...]
+    out_axis: SampleAxis
 
-    def is_samplewise(self, xs: Saved, out: Tensor, batch: int) -> bool:
-        """Whether the first sample alone has the shape of the first rows of all."""
-        (run, _) = self.cut(xs, out, slice(0, 1), batch)
+    def is_samplewise(self, xs: Saved, out: Tensor) -> bool:
+        """Whether the first sample alone has a result of the shape that its part of all has."""
+        parts, part = self._parts(xs, out)
         try:
             with torch.no_grad():
-                alone = self.function(self.u, run)
+                alone = self.function(self.u, tuple(x[0] for x in parts))
         except (RuntimeError, IndexError, ValueError):
             return False
-        return alone.shape == (out.shape[0] // batch, *out.shape[1:])
+        return alone.shape == part.shape[1:]
+
+    def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
+        return xs, by_sample(d, self.out_axis)
+
+    def operands(self, xs: Saved) -> Saved:
+        return tuple(by_sample(x, axis) for x, axis in zip(xs, self.axes, strict=True))
+
+    def _parts(self, xs: Saved, d: Tensor) -> tuple[Saved, Tensor]:
+        return self.operands(xs), by_sample(d, self.out_axis)
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         def one(d: Tensor, *xs: Tensor) -> Tensor:
             return torch.func.vjp(lambda u: self.function(u, xs), self.u)[1](d)[0]
 
-        return torch.func.vmap(one)(*(t.unflatten(0, (batch, -1)) for t in (d, *xs)))
+        return torch.func.vmap(one)(d, *xs)
 
     def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
-        d, *xs_of_run = (t.unflatten(0, (batch, -1))[run].flatten(0, 1) for t in (d, *xs))
-        return tuple(xs_of_run), d
+        return tuple(x[run] for x in xs), d[run]
 
 
-def function_rule(func: Any, args: Any, kwargs: Any, u: Tensor) -> tuple[FunctionRule, Saved]:
+def function_rule(
+    func: Any, args: Any, kwargs: Any, u: Tensor, out_axis: SampleAxis
+) -> tuple[FunctionRule, Saved]:
     """The rule of `func(*args, **kwargs)` for its operand `u`, and the operands that depend on samples."""
     leaves, tree = pytree.tree_flatten((args, kwargs))
     leaves = [leaf.detach() if isinstance(leaf, Tensor) and leaf is not u else leaf for leaf in leaves]
     originals = pytree.tree_leaves((args, kwargs))
-    where_samples = [i for i, leaf in enumerate(originals) if has_samples(leaf)]
+    where_samples = [i for i, leaf in enumerate(originals) if axis_of(leaf) is not None]
+    axes = tuple(axis_of(originals[i]) for i in where_samples)
     where_u = [i for i, leaf in enumerate(originals) if leaf is u]
     saved = tuple(leaves[i] for i in where_samples)
     constants = [None if i in where_samples or i in where_u else leaf for i, leaf in enumerate(leaves)]
@@ -66,4 +82,4 @@ def function_rule(func: Any, args: Any, kwargs: Any, u: Tensor) -> tuple[Functio
         args, kwargs = pytree.tree_unflatten(filled, tree)
         return func(*args, **kwargs)
 
-    return FunctionRule(tuple(u.shape), function, u.detach()), saved
+    return FunctionRule(tuple(u.shape), function, u.detach(), axes, out_axis), saved

@@ -6,50 +6,51 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .axis_rules import RULES, Call, broadcast_axis, name_of, place_after
+from .copies import own_copies, shared_copies
 from .fallback import function_rule
-from .linear_rules import PositionsRule
+from .index_rules import index_after
 from .marks import (
     ENTRIES,
+    INDEX,
     LOOKUP,
+    PLACE,
     RECIPE,
-    ROWS,
-    SAMPLES,
-    SHUFFLED,
-    Source,
-    has_samples,
-    is_shuffled,
+    axis_of,
     is_source,
     marked,
+    place_of,
     source_of,
     tensors_in,
 )
 from .measured import decide, entries_of, measurable, tap
 from .opened import opened
-from .operators import CONVOLUTIONS, COPYING, OPERATORS, Operator, broadcasts
+from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
-from .rows import copies_rows, has_rows, shuffles
-from .rule import RowsRule, Rule, Saved, SpreadRule
+from .sample_axis import Assumption, Lost, SampleAxis
 from .tap import Use
 from .watched_forward import is_recomputed_unwatched
 
 if TYPE_CHECKING:
+    from .marks import Source
     from .per_sample import PerSampleNorms
 
 
 class Interception(TorchFunctionMode):
     """Is asked about each torch function call of a forward pass.
 
-    It keeps track of what depends on samples (the model's inputs and all that is computed from them) and of what
-    depends on parameters alone (`u = g(w)`: a standardised weight, a table of relative positions). Where the two meet,
-    sample i uses its own copy of `u`, and there the norms are read off:
+    It keeps track of what depends on samples, and of where they stand in it (`axis_rules.py`); and of what depends on
+    parameters alone (`u = g(w)`: a standardised weight, a table of relative positions). Where the two meet, sample i
+    uses its own copy of `u`, and there the norms are read off:
 
     * in an operator of the table `OPERATORS`: by its rule;
-    * in a function that broadcasts, or copies along the batch: each sample is handed its own copy of `u`;
+    * in a function that broadcasts: each sample is handed its own copy of `u`;
     * in anything else: by a vector-Jacobian product for each sample, `fallback.py`.
+
+    Where it is not known which samples a tensor holds, the parameters it meets are named.
     """
 
     def __init__(self, norms: PerSampleNorms) -> None:
@@ -57,8 +58,8 @@ class Interception(TorchFunctionMode):
         self.norms = norms
         self.active = False
         self.passing_by = False
+        self.assumptions: list[Assumption] = []  # of this pass, about copies of parameters
         self._computed: list[tuple[int, ...]] = []  # under torch.compile: shapes of what depends on parameters alone
-        self._positions_first = False  # rows ordered by position, then by sample: the inside of attention
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,50 +68,92 @@ class Interception(TorchFunctionMode):
         tensors = tensors_in(args)
         if kwargs:
             tensors += tensors_in(kwargs.values())
-        samples = sources = False
+        samples = sources = indices = False
         for tensor in tensors:
-            if has_samples(tensor):
+            if place_of(tensor) is not None:
                 samples = True
             elif is_source(tensor):
                 sources = True
-            elif torch.compiler.is_compiling() and self._lost_its_mark(func, tensor):
-                marked(tensor, SAMPLES, True)
+            elif hasattr(tensor, INDEX):
+                indices = True
+            elif tensor.requires_grad and self._lost_its_mark(func, tensor):
                 samples = True
-        sources = sources and torch.is_grad_enabled()
-        if sources and (inside := opened(func)) is not None:
-            return self._inside(func, inside, args, kwargs)
-        if not sources:
-            out = func(*args, **kwargs)
-        elif samples:
+        if sources and torch.is_grad_enabled():
+            inside = opened(func)
+            if inside is not None:
+                return self._inside(inside, args, kwargs)
+            if not samples:
+                return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
             out = self._meet(func, args, kwargs, tensors)
         else:
-            return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
-        if not samples:
-            return out
+            if samples and func not in RULES:
+                inside = opened(func)
+                if inside is not None:
+                    return self._inside(inside, args, kwargs)
+            out = func(*args, **kwargs)
+        if samples:
+            out = self._placed(func, args, kwargs, tensors, out)
+        if indices or (samples and func in _SORTS) or func is torch.arange:
+            _note_index(func, args, kwargs, tensors, out)
+        return out
+
+    def _placed(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> Any:
+        """The result, marked with where samples stand in it."""
+        rule = RULES.get(func)
         if func is Tensor.__setitem__:
-            marked(args[0], SAMPLES, True)
-        out = marked(out, SAMPLES, True)
-        return marked(out, SHUFFLED, True) if shuffles(func, args, kwargs, tensors, self.norms.batch) else out
+            marked(args[0], PLACE, place_after(Call(func, args, kwargs, tensors, args[0]), rule))
+            return out
+        if isinstance(out, Tensor):
+            place = place_after(Call(func, args, kwargs, tensors, out), rule)
+            if not torch.compiler.is_compiling() and args and out is args[0] and out._base is not None:
+                _mark_written(out._base, func)
+            return marked(out, PLACE, place)
+        if not isinstance(out, (tuple, list)):
+            return out
+        if torch.compiler.is_compiling():
+            out = type(out)([o.view_as(o) if isinstance(o, Tensor) else o for o in out])
+        for number, each in enumerate(out):
+            if isinstance(each, Tensor):
+                setattr(each, PLACE, place_after(Call(func, args, kwargs, tensors, each, number, out), rule))
+        return out
 
     def _lost_its_mark(self, func: Any, tensor: Tensor) -> bool:
-        """Whether a tensor depends on samples though it does not say so.
-
-        F.pad is a function that dynamo does not show to a mode, so its result has no mark. It is known again as a whole
-        batch that has a gradient, or that a convolution is given. What an in-place function returns has lost its marks
-        too; if it was computed from parameters alone, there was a tensor of its shape that said so.
-        """
+        """Whether a tensor without a mark is the result of something that was not watched."""
+        if not torch.compiler.is_compiling():
+            if tensor.is_leaf:
+                return False
+            marked(tensor, PLACE, Lost("its input comes from a function that is not watched"))
+            return True
+        # F.pad is a function that dynamo does not show to a mode, so its result has no mark. It is known again as a
+        # whole batch that has a gradient, or that a convolution is given. What an in-place function returns has lost
+        # its marks too; if it was computed from parameters alone, there was a tensor of its shape that said so.
         if isinstance(tensor, nn.Parameter) or tensor.ndim < 3 or tuple(tensor.shape) in self._computed:
             return False
-        return tensor.shape[0] == self.norms.batch and (tensor.requires_grad or func in CONVOLUTIONS)
+        if tensor.shape[0] != self.norms.batch:
+            return False
+        marked(tensor, PLACE, SampleAxis(0, 1, tensor.shape[0]))
+        return True
 
     def leave(self) -> None:
         """The outermost forward is over."""
         self.active = False
         self._computed = []
+        assumptions, self.assumptions = self.assumptions, []
+        for assumption in assumptions:
+            if assumption.refuted or not assumption.confirmed:
+                reason = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
+                self.norms.exclude(assumption.entries, reason)
 
-    def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a module in which no parameter is used and no row leaves its place, without watching it."""
-        if len(args) != 1 or kwargs or not has_samples(args[0]) or is_shuffled(args[0]):
+    def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any, pools: bool) -> Any:
+        """Run a module that uses no parameter and leaves dimensions as they are, without watching it.
+
+        Args:
+            pools: all but the first dimension, that is.
+        """
+        if len(args) != 1 or kwargs:
+            return forward(*args, **kwargs)
+        axis = axis_of(args[0])
+        if axis is None or (pools and axis.dim > 0):
             return forward(*args, **kwargs)
         self.passing_by = True
         try:
@@ -118,21 +161,19 @@ class Interception(TorchFunctionMode):
                 out = forward(*args)
         finally:
             self.passing_by = False
-        return marked(out, SAMPLES, True)
+        return marked(out, PLACE, axis)
 
     def _compute(self, func: Any, args: Any, kwargs: Any, sources: list[Source]) -> Any:
         """A function of parameters and constants."""
-        if func in COPYING and not self._positions_first:
+        if func in COPYING and self.norms.batch:
             copies = self._copies(func, args, kwargs)
             if copies is not None:
-                return marked(copies, SAMPLES, True)
+                return copies
         out = func(*args, **kwargs)
         entries: list[Any] = []
         for source in sources:
             entries += [entry for entry in source.entries if entry not in entries]
         out = marked(out, ENTRIES, tuple(entries))
-        if isinstance(out, Tensor) and self.norms.batch and copies_rows(func, args, kwargs, out, self.norms.batch):
-            marked(out, ROWS, True)
         if torch.compiler.is_compiling() and isinstance(out, Tensor):
             self._computed.append(tuple(out.shape))
             marked(out, RECIPE, recipe(func, args, kwargs))
@@ -142,119 +183,124 @@ class Interception(TorchFunctionMode):
             marked(out, LOOKUP, sources[0].lookup)
         return out
 
-    def _inside(self, func: Any, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _copies(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+        """`u.expand(B, …)` and its like, where one dimension is as long as the batch: taken for one copy a sample,
+        until it meets samples."""
+        u, batch = args[0], self.norms.batch
+        out = func(*args, **kwargs)
+        before = [1] * (out.ndim - u.ndim) + list(u.shape)
+        dims = [d for d in range(out.ndim) if before[d] == 1 and out.shape[d] == batch]
+        if len(dims) != 1 or not measurable(self.norms, source_of(u)):
+            return None
+        assumption = Assumption(list(entries_of(source_of(u))))
+        self.assumptions.append(assumption)
+        axis = SampleAxis(dims[0], 1, batch, (assumption,) if batch > 1 else ())
+        copies = own_copies(self.norms, u, axis, out.ndim, batch)
+        times = [n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)]
+        return marked(copies.repeat(times) if max(times) > 1 else copies, PLACE, axis)
+
+    def _inside(self, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function that is written in Python, and see what it calls."""
-        outer = self._positions_first
-        self._positions_first = outer or func is F.multi_head_attention_forward
-        try:
-            with self:
-                return inside(*args, **kwargs)
-        finally:
-            self._positions_first = outer
+        with self:
+            return inside(*args, **kwargs)
 
     def _meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        if True in [is_shuffled(t) for t in tensors]:
-            entries = entries_of(*[source_of(t) for t in tensors])
-            self.norms.exclude(entries, "it sees rows in an order in which their samples are not known")
-            return func(*args, **kwargs)
         take_apart = OPERATORS.get(func)
         operator = take_apart(*args, **kwargs) if take_apart is not None else None
-        if operator is not None and has_samples(operator.x):
+        if operator is not None and place_of(operator.x) is not None:
             return self._operator(operator)
-        if broadcasts(func, tensors, args, kwargs):
-            copies = self._own_copies_of_operands(func, args, kwargs, tensors)
+        last = broadcast_but(func, tensors, args, kwargs)
+        if last is not None:
+            copies = self._own_copies_of_operands(func, args, kwargs, tensors, last)
             if copies is not None:
                 return func(*copies[0], **copies[1])
-        if func is Tensor.expand_as and is_source(args[0]) and not self._positions_first:
-            rows = self._copies(func, args, kwargs)
-            if rows is not None:
-                return rows
         return self._function(func, args, kwargs, tensors)
 
     def _operator(self, operator: Operator) -> Tensor:
-        measured = decide(self.norms, operator, self._positions_first)
+        measured = decide(self.norms, operator)
         if measured is None:
             return operator.call(operator.x, operator.weight, operator.bias)
         return measured.run(self.norms, operator.x, operator.weight, operator.bias, operator.kept)
 
     def _own_copies_of_operands(
-        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], last: int
     ) -> tuple[Any, Any] | None:
-        """The arguments with each source replaced by one copy a sample; None where rows are not known by sample."""
-        ndim = max(t.ndim for t in tensors)
-        rows = {t.shape[0] for t in tensors if has_samples(t) and t.ndim == ndim and t.ndim}
-        batch = self.norms.batch
+        """The arguments with each source replaced by one copy a sample; None where that does not make them."""
+        ndim = max([t.ndim for t in tensors])
+        axis = broadcast_axis(tensors, ndim, last)
+        if axis is None or axis.pick is not None or axis.dim >= ndim - last:
+            return None
+        sizes = [t.shape[axis.dim - ndim + t.ndim] for t in tensors if axis_of(t) is not None]
         sources = [t for t in tensors if is_source(t)]
-        if len(rows) != 1 or batch is None or self._positions_first:
-            return None
-        (count,) = rows
-        if count % batch or False in [has_rows(func, t, ndim, count, batch) for t in sources]:
-            return None
+        for u in sources:
+            dim = axis.dim - ndim + u.ndim
+            own = dim >= 0 and u.shape[dim] == sizes[0]
+            if not own and (func in EQUAL_SIZES or (dim >= 0 and u.shape[dim] != 1)):
+                return None
         if not measurable(self.norms, *(source_of(t) for t in sources)):
             return args, kwargs
 
         def replaced(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return self._own_copies(value, ndim, batch, count // batch) if is_source(value) else value
+                if not is_source(value):
+                    return value
+                dim = axis.dim - ndim + value.ndim
+                if dim >= 0 and value.shape[dim] == sizes[0] and sizes[0] > 1:
+                    return shared_copies(self.norms, value, axis.at(dim))
+                return own_copies(self.norms, value, axis, ndim, sizes[0])
             if isinstance(value, (list, tuple)):
-                return type(value)(replaced(each) for each in value)
+                return type(value)([replaced(each) for each in value])
             return value
 
         return replaced(args), {name: replaced(value) for name, value in kwargs.items()}
 
-    def _own_copies(self, u: Tensor, ndim: int, batch: int, folds: int) -> Tensor:
-        """`u`, once for each sample: `[batch · folds, …]` with `ndim` dimensions. It may be so already."""
-        source = source_of(u)
-        assert source is not None
-        shape = [1] * (ndim - u.ndim) + list(u.shape)
-        copies = u.reshape(shape).expand(max(batch, shape[0]), *shape[1:])
-        rule: Rule = SpreadRule(tuple(u.shape))
-        saved: Saved = ()
-        if source.lookup is not None:
-            ids, padding = source.lookup
-            rule, saved = PositionsRule(tuple(source.entries[0].parameter.shape), padding), (ids,)
-            source = Source(source.entries, None)
-        elif shape[0] in (batch, batch * folds) and shape[0] > 1:
-            rule, saved = RowsRule(tuple(u.shape)), (torch.arange(batch, device=u.device),)
-        use = Use(rule, source, None, batch, fused=False)
-        copies = tap(self.norms, copies, use, saved, in_place=False)
-        if copies.shape[0] < batch * folds:
-            copies = copies.unsqueeze(1).expand(batch, folds, *shape[1:]).reshape(batch * folds, *shape[1:])
-        return copies
-
-    def _copies(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """`u.expand(batch, …)` and its like: each row is a sample's own. None where rows are something else."""
-        u, batch = args[0], self.norms.batch
-        out = func(*args, **kwargs)
-        if batch is None or not out.ndim or out.shape[0] != batch or (u.ndim == out.ndim and u.shape[0] != 1):
-            return None
-        if not measurable(self.norms, source_of(u)):
-            return out
-        copies = self._own_copies(u, out.ndim, batch, 1)
-        return copies.repeat([n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)])
-
     def _function(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         out = func(*args, **kwargs)
         sources = [t for t in tensors if is_source(t)]
-        batch = self.norms.batch
-        entries = entries_of(*(source_of(t) for t in sources))
+        places = [place_of(t) for t in tensors]
+        place = place_after(Call(func, args, kwargs, tensors, out), RULES.get(func)) if isinstance(out, Tensor) else None
+        axes = [p for p in (place, *places) if type(p) is SampleAxis and p.pick is None]
+        reason = f"it is used by {name_of(func)}, for which there is no rule"
+        lost = [p for p in places if type(p) is Lost]
+        if lost:
+            reason = lost[0].reason
+        known = type(place) is SampleAxis and len(axes) == 1 + len([p for p in places if p is not None])
         if (
-            batch is None
+            not known
             or torch.compiler.is_compiling()
             or is_recomputed_unwatched()
-            or self._positions_first
-            or not isinstance(out, Tensor)
-            or any(out is t for t in tensors)
-            or any(not t.ndim or t.shape[0] % batch for t in (out, *filter(has_samples, tensors)))
+            or True in [out is t for t in tensors]
         ):
-            name = getattr(func, "__name__", str(func))
-            self.norms.exclude(entries, f"it is used by {name}, for which there is no rule")
+            self.norms.exclude(entries_of(*(source_of(t) for t in sources)), reason)
             return out
         for u in sources:
-            rule, saved = function_rule(func, args, kwargs, u)
-            if not rule.is_samplewise(saved, out, batch):
-                self.norms.exclude(entries, f"{func.__name__} does not treat it sample by sample")
+            rule, saved = function_rule(func, args, kwargs, u, place)
+            if not rule.is_samplewise(saved, out):
+                self.norms.exclude(entries_of(source_of(u)), f"{name_of(func)} does not treat it sample by sample")
                 return out
-            use = Use(rule, source_of(u), None, batch, fused=False)
-            out = tap(self.norms, out if out._base is None else out.clone(), use, saved)
+            use = Use(rule, source_of(u), None, place.count, fused=False, axis=place)
+            out = tap(self.norms, out.clone(), use, saved)  # as functions keep their results for the backward pass
         return out
+
+
+_SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
+
+
+def _note_index(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
+    """Mark indices with how they are made."""
+    if func is Tensor.__setitem__:
+        made = index_after(Call(func, args, kwargs, tensors, args[0]))
+        if made is not None:
+            setattr(args[0], INDEX, made)
+        return
+    for number, each in enumerate([out] if isinstance(out, Tensor) else out if isinstance(out, tuple) else ()):
+        if isinstance(each, Tensor):
+            made = index_after(Call(func, args, kwargs, tensors, each, number))
+            if made is not None:
+                setattr(each, INDEX, made)
+
+
+def _mark_written(base: Tensor, func: Any) -> None:
+    """A view was written to: of its base it is not known where samples stand, unless it was."""
+    if place_of(base) is None:
+        marked(base, PLACE, Lost(f"its input was written to through a view by {name_of(func)}"))

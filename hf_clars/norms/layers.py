@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import conv, linear
 
-from .marks import SAMPLES, has_samples, is_shuffled, is_source, marked
+from .marks import PLACE, axis_of, is_source
 from .measured import Measured, decide
 from .operators import OPERATORS, Operator
+from .sample_axis import SampleAxis
 
 if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
@@ -34,7 +35,7 @@ class Layer:
     """A module whose `forward` is one operator on its own weight and bias."""
 
     def __init__(self, module: nn.Module, operator: Callable[[Tensor], Operator | None]) -> None:
-        self._module, self._operator = module, operator
+        self._module, self.operator = module, operator
         self._kinds: dict[Any, Measured] = {}  # what was decided about inputs of each kind
 
     @classmethod
@@ -48,24 +49,31 @@ class Layer:
         if not _is_as_built(self._module):
             return None
         weight, bias = _parameters(self._module)
-        if type(x) is not Tensor or type(weight) is not nn.Parameter or not has_samples(x) or is_shuffled(x):
+        if type(x) is not Tensor or type(weight) is not nn.Parameter:
+            return None
+        axis = axis_of(x)
+        if axis is None or axis.pick is not None or (axis.assumed and True in [bool(a.entries) for a in axis.assumed]):
             return None
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             return None  # the hooks may be those of checkpointing
         with torch._C.DisableTorchFunction():
             if not (is_source(weight) or is_source(bias)):
                 return None
-            measured = self._measured(norms, x)
-            return None if measured is None else marked(measured.run(norms, x, weight, bias), SAMPLES, True)
+            measured = self._measured(norms, x, axis)
+            if measured is None:
+                return None
+            y = measured.run(norms, x, weight, bias)
+            setattr(y, PLACE, axis)  # a layer leaves it where it is, or `decide` has refused
+            return y
 
-    def _measured(self, norms: PerSampleNorms, x: Tensor) -> Measured | None:
-        kind = norms.batch, _kind(self._module, x)
+    def _measured(self, norms: PerSampleNorms, x: Tensor, axis: SampleAxis) -> Measured | None:
+        kind = axis.dim, axis.inner, axis.count, _kind(self._module, x)
         try:
             measured = self._kinds.get(kind)
         except TypeError:  # strides in a list
             return None
         if measured is None:
-            operator = self._operator(x)
+            operator = self.operator(x)
             measured = None if operator is None or operator.x is not x else decide(norms, operator)
             if measured is not None:
                 if len(self._kinds) >= _KINDS:  # of sequences, each may have its length

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import costs, forms, kernels, products
 from .reductions import norm_dtype
 from .rule import Rule, Saved
+from .sample_axis import SampleAxis, samples_first
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class LinearRule(Rule):
     transposed: bool = False
 
     unbatched_ndim = 1
+
+    def sample_dims(self, ndim: int) -> int:
+        return ndim - 1
 
     def _gram(self, x: Tensor, batch: int) -> bool:
         positions = x.numel() // x.shape[-1] // batch
@@ -75,7 +79,8 @@ class EmbeddingRule(Rule):
 
     padding_idx: int = -1
 
-    folded_ndim = 1
+    def sample_dims(self, ndim: int) -> int:
+        return ndim
 
     def _rows(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         ids, d = xs[0].reshape(batch, -1), d.reshape(batch, -1, d.shape[-1])
@@ -113,6 +118,9 @@ class EmbeddingRule(Rule):
 @dataclass(frozen=True)
 class PositionsRule(EmbeddingRule):
     """Rows picked from a table by indices that are the same for all samples, of which each is handed its own copy."""
+
+    def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
+        return xs, samples_first(d, axis)
 
     def _own(self, xs: Saved, d: Tensor, batch: int) -> Saved:
         (ids,) = xs

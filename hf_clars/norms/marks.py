@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .sample_axis import Lost, Place, SampleAxis
+
 if TYPE_CHECKING:
     from .ledger import Entry
     from .recipes import Recipe
@@ -20,9 +22,8 @@ ENTRY = "_hf_clars_entry"  # on a parameter: its page in the ledger
 ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not on samples: their pages
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices
 RECIPE = "_hf_clars_recipe"  # on such a tensor under torch.compile: how it is computed
-ROWS = "_hf_clars_rows"  # on such a tensor: rows k·i … k·(i+1)−1 were made for sample i, by repetition or by constants
-SAMPLES = "_hf_clars_samples"  # on a tensor that depends on samples: True
-SHUFFLED = "_hf_clars_shuffled"  # on such a tensor whose rows stand in an order that is not known: True
+PLACE = "_hf_clars_place"  # on a tensor that depends on samples: where they stand in it, or since when that is lost
+INDEX = "_hf_clars_index"  # on a tensor of indices: how they are made, see `indices.py`
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,27 @@ def is_source(tensor: Any) -> bool:
     return (
         isinstance(tensor, Tensor)
         and tensor.requires_grad
-        and not getattr(tensor, SAMPLES, False)
+        and getattr(tensor, PLACE, None) is None
         and (hasattr(tensor, ENTRY) or hasattr(tensor, ENTRIES))
     )
 
 
-def has_samples(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and getattr(tensor, SAMPLES, False)
+def place_of(tensor: Any) -> Place | None:
+    """Where samples stand in a tensor; None if it does not depend on any."""
+    place = getattr(tensor, PLACE, None)
+    if type(place) is SampleAxis and place.assumed and True in [a.refuted for a in place.assumed]:
+        return None
+    return place
 
 
-def has_own_rows(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and getattr(tensor, ROWS, False)
+def axis_of(tensor: Any) -> SampleAxis | None:
+    """Where samples stand in a tensor, if that is known."""
+    place = place_of(tensor)
+    return place if type(place) is SampleAxis else None
 
 
-def is_shuffled(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and getattr(tensor, SHUFFLED, False)
+def is_lost(tensor: Any) -> bool:
+    return type(place_of(tensor)) is Lost
 
 
 def marked(values: Any, name: str, value: Any) -> Any:

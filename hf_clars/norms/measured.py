@@ -11,9 +11,10 @@ from torch import Tensor
 
 from . import traced
 from .linear_rules import LinearRule
-from .marks import Source, source_of
+from .marks import Source, place_of, source_of
 from .operators import Operator
 from .rule import Rule, Saved
+from .sample_axis import Lost, SampleAxis, is_ordinary, samples_first
 from .tap import Tap, Use
 from .watched_forward import is_recomputed_unwatched
 
@@ -33,7 +34,7 @@ class Measured:
         fused: whether the weight gradient may come out of measuring, if nothing else uses the weight.
         flat: positions are flattened for the call.
         unbatched: the input has no batch dimension and is one sample.
-        positions_first: rows are ordered by position, then by sample.
+        axis: where samples stand in the input, unless their rows come in order, in front.
     """
 
     rule: Rule
@@ -45,7 +46,7 @@ class Measured:
     fused: bool
     flat: bool
     unbatched: bool
-    positions_first: bool
+    axis: SampleAxis | None
 
     def run(
         self, norms: PerSampleNorms, x: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Saved = ()
@@ -54,33 +55,61 @@ class Measured:
         if self.half is not None:
             x = x.to(self.half)
         fused = self.fused and self.weight is not None and not self.weight.entries[0].in_use()
-        use = Use(self.rule, self.weight, self.bias, self.batch, fused, self.unbatched, self.positions_first)
+        use = Use(self.rule, self.weight, self.bias, self.batch, fused, self.unbatched, self.axis)
         w = weight.detach() if fused and weight is not None else weight
         y = self.call(x.flatten(0, -2) if self.flat else x, w, bias)
         y = tap(norms, y, use, (x.detach(), *kept), weight if fused else None)
         return y.view(*x.shape[:-1], y.shape[-1]) if self.flat else y
 
 
-def decide(norms: PerSampleNorms, operator: Operator, positions_first: bool = False) -> Measured | None:
+def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
     """None, and noted, where samples are not known, or nothing can be measured."""
     rule, x = operator.rule, operator.x
     weight, bias = source_of(operator.weight), source_of(operator.bias)
-    batch = norms.samples_in(x, rule, entries_of(weight, bias), positions_first)
-    if batch is None or not measurable(norms, weight, bias):
+    axis = _axis_of_input(norms, rule, x, entries_of(weight, bias))
+    if axis is None or not measurable(norms, weight, bias):
         return None
+    for assumption in axis.assumed:
+        if assumption.entries:  # what is measured here is right if the assumption is
+            assumption.entries += entries_of(weight, bias)
+    batch = axis.count
+    unbatched = x.ndim == rule.unbatched_ndim
+    ordinary = unbatched or is_ordinary(axis, x.shape)
     half = None
     if operator.half and x.is_floating_point() and x.dtype != torch.float64:
         # Autocast's cast, done here so that what backward keeps is the half as well.
         kind = x.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    unbatched = x.ndim == rule.unbatched_ndim
     fused = weight is not None and weight.u is None and norms.mode == "per_sample"
     if fused:
         like = x if half is None else x.to(half)
-        fused = rule.fused(like.unsqueeze(0) if unbatched else like, batch)
+        if unbatched:
+            like = like.unsqueeze(0)
+        elif not ordinary:
+            like = samples_first(like, axis)
+        fused = rule.fused(like, batch)
     # Torch itself flattens positions and views the product back. A tap on that view would cost copies of `d`.
     flat = isinstance(rule, LinearRule) and x.ndim > 2
-    return Measured(rule, operator.call, weight, bias, batch, half, fused, flat, unbatched, positions_first)
+    where = None if ordinary else axis.at(axis.dim)
+    return Measured(rule, operator.call, weight, bias, batch, half, fused, flat, unbatched, where)
+
+
+def _axis_of_input(norms: PerSampleNorms, rule: Rule, x: Tensor, entries: list[Any]) -> SampleAxis | None:
+    place = place_of(x)
+    if type(place) is not SampleAxis:
+        norms.exclude(entries, place.reason if type(place) is Lost else "its input does not depend on samples")
+        return None
+    if place.pick is not None:
+        norms.exclude(entries, "it sees rows that were picked by an index, of which it is not known whose they are")
+        return None
+    if x.numel() == 0:
+        return None  # no samples, no contributions
+    if x.ndim == rule.unbatched_ndim and place.count == 1:
+        return place
+    if place.dim >= rule.sample_dims(x.ndim) or x.ndim == rule.unbatched_ndim:
+        norms.exclude(entries, f"its layer works along dimension {place.dim} of its input, in which samples stand")
+        return None
+    return place
 
 
 def tap(

@@ -18,6 +18,9 @@ class NormRule(Rule):
 
     eps: float | None
 
+    def sample_dims(self, ndim: int) -> int:
+        return ndim - len(self.shape)
+
     @abstractmethod
     def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
         """`x̂`, without weight and bias."""
@@ -52,6 +55,9 @@ class RMSNormRule(NormRule):
 @dataclass(frozen=True)
 class ChannelNormRule(NormRule):
     """Norms whose weight stands in dimension 1."""
+
+    def sample_dims(self, ndim: int) -> int:
+        return 1
 
     def _reduce(self, values: Tensor, batch: int) -> Tensor:
         return super()._reduce(values.movedim(1, -1), batch)

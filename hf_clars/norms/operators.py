@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .conv_rules import ConvRule, TransposedConvRule
 from .linear_rules import EmbeddingRule, LinearRule
-from .marks import is_source
 from .norm_rules import BatchNormRule, GroupNormRule, InstanceNormRule, LayerNormRule, RMSNormRule
 from .rule import Rule, Saved
 
@@ -214,8 +213,6 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
     torch.instance_norm: norm_with_statistics(InstanceNormRule, torch.instance_norm),
 }
 
-CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
-
 # Functions that broadcast: a parameter among their operands may as well be one copy for each sample.
 BROADCASTING = {
     getattr(space, name)
@@ -235,31 +232,25 @@ PRODUCTS = MATMUL | {torch.bmm, Tensor.bmm}
 
 CONCATENATING = {torch.cat, torch.concat, torch.concatenate}
 
+# Functions of the dimensions before the last ones that take operands of equal sizes alone.
+EQUAL_SIZES = CONCATENATING | {torch.bmm, Tensor.bmm}
 
-def broadcasts(func: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
-    """Whether row i of the result comes from row i of the operands; where they broadcast, from their only one.
+
+def broadcast_but(func: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any) -> int | None:
+    """How many of the last dimensions a function works along, that broadcasts in those before; None if it does not.
 
     Operands of fewer dimensions then get leading ones.
     """
-    if func in CONCATENATING:
-        return concatenates_beside(tensors, args, kwargs)
-    if func is F.scaled_dot_product_attention:  # of which the mask broadcasts
-        return not any(is_source(t) for t in (*args[:3], *(kwargs.get(name) for name in ("query", "key", "value"))))
+    if func in CONCATENATING or func in BROADCASTING:
+        return 0
+    if func is F.scaled_dot_product_attention:
+        return 2
     if func in PRODUCTS:
-        return min([t.ndim for t in tensors]) > 1 and max([t.ndim for t in tensors]) > 2
-    return func in BROADCASTING
+        return 2 if min([t.ndim for t in tensors]) > 1 and max([t.ndim for t in tensors]) > 2 else None
+    return None
 
 
-def concatenates_beside(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
-    """Whether a concatenation leaves rows where they are, and does not put tensors one after the other."""
-    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-    return dim not in (0, -tensors[0].ndim)
-
-
-# Functions that leave the rows of their first argument where they are.
-KEEPING = {Tensor.to, Tensor.contiguous, Tensor.float, Tensor.type_as, Tensor.clone, Tensor.mT.__get__}  # type: ignore[attr-defined]
-
-# Functions that copy a tensor along its first dimension, for each sample of a batch.
+# Functions that copy a tensor along a dimension.
 COPYING = {
     Tensor.expand,
     Tensor.expand_as,
@@ -269,14 +260,3 @@ COPYING = {
     Tensor.tile,
     torch.tile,
 }
-
-REPEATING = {Tensor.repeat, Tensor.tile, torch.tile}
-
-# Functions that put rows of one tensor to their places in another, their first argument.
-RETURNING = {
-    getattr(space, name)
-    for space in (torch, Tensor)
-    for name in ("index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", "index_put_", "index_copy",
-                 "index_copy_", "scatter", "scatter_", "__setitem__")
-    if hasattr(space, name)
-}  # fmt: skip

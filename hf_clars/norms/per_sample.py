@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
+from .inputs import Inputs
 from .interception import Interception
 from .layers import Layer
 from .ledger import Entry, Ledger
-from .marks import ENTRY, SAMPLES, is_source, marked, tensors_in
-from .rule import Rule
+from .marks import ENTRY, tensors_in
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
@@ -42,6 +42,8 @@ class PerSampleNorms:
         total_batch_size: B of an optimizer step over all micro-batches and ranks, for `"subset"`; None stands for
             the batch of one backward pass.
         vectors: also measure biases and norm weights.
+        batch_size: the number of samples of a forward pass, where its arguments leave a doubt; see above.
+        batch_dim: the dimension of the arguments in which samples stand.
 
     Attributes:
         untracked: parameter name → why it cannot be measured, for trainable parameters of two or more dimensions.
@@ -59,11 +61,16 @@ class PerSampleNorms:
         *,
         total_batch_size: int | None = None,
         vectors: bool = True,
+        batch_size: int | None = None,
+        batch_dim: int = 0,
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
             raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}{of_trainer}")
-        for name, size in (("norm_samples", norm_samples), ("total_batch_size", total_batch_size or 1)):
+        sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
+        for name, size in sizes.items():
+            if size is None and name != "norm_samples":
+                continue
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r} must be a whole number of at least 1")
         self.model = model
@@ -74,6 +81,7 @@ class PerSampleNorms:
         self.untracked: dict[str, str] = {}
         self._unwarned: dict[str, str] = {}
         self.ledger = Ledger()
+        self.inputs = Inputs(batch_dim, batch_size)
         self.interception = Interception(self)
         self._handles: list[Any] = []
         self._watched: list[WatchedForward] = []
@@ -103,7 +111,8 @@ class PerSampleNorms:
             self._attach_to_parameters()
         else:
             self._attach_to_modules()
-        self._handles.append(self.model.register_forward_pre_hook(BeginPass(self), with_kwargs=True))
+        if self.mode == "micro_batch":
+            self._handles.append(self.model.register_forward_pre_hook(BeginPass(self)))
         return self
 
     def detach(self) -> None:
@@ -170,24 +179,22 @@ class PerSampleNorms:
         for name, module in self.model.named_modules():
             yield (f"{name}." if name else ""), module
 
-    def begin_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass of the whole model begins: its first tensor says how many samples it has."""
+    def begin_pass(self) -> None:
+        """A forward pass begins."""
         self.ledger.begin_pass()
-        first = next((t for t in tensors_in((*args, *kwargs.values())) if t.ndim), None)
-        self.batch = first.shape[0] if first is not None else None
         if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
-        if self.batch is None:
-            self.batch = next((t.shape[0] for t in tensors_in((*args, *kwargs.values())) if t.ndim), None)
-        for tensor in tensors_in((*args, *kwargs.values())):
-            if is_source(tensor):
-                continue  # a weight that is handed to a checkpointed module
-            if module is self.model or (tensor.ndim and self.batch and tensor.shape[0] % self.batch == 0):
-                marked(tensor, SAMPLES, True)
+        tensors = tensors_in((*args, *kwargs.values()))
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            self.inputs.recall(tensors)  # checkpointing calls it again, in the middle of the backward pass
+            return
+        if module is self.model or not self.inputs.go_on(tensors):
+            self.begin_pass()
+            self.batch = self.inputs.begin(tensors, whole=len(self._watched) == 1 and self._watched[0].takes_one(tensors))
 
     # --- what was measured -------------------------------------------------------------------------------------
 
@@ -274,24 +281,6 @@ class PerSampleNorms:
         )
 
     # --- for the interception ----------------------------------------------------------------------------------
-
-    def samples_in(self, x: Tensor, rule: Rule, entries: list[Entry], positions_first: bool = False) -> int | None:
-        """The batch size of an operator's input; None, and noted, when its rows cannot be told to belong to samples."""
-        if x.ndim == rule.unbatched_ndim:
-            if self.batch in (None, 1) or len(self._watched) == 1:  # the model is this one layer
-                return 1
-            self.exclude(entries, f"its layer saw an input without a batch dimension for a batch of {self.batch}")
-            return None
-        rows = x.shape[0] if x.ndim else 0
-        if x.numel() == 0:
-            return None  # no samples, no contributions
-        batch = self.batch or rows
-        if positions_first:
-            rows = x.shape[1] if x.ndim == 3 else rows
-        if rows and (rows == batch or (rows % batch == 0 and x.ndim >= rule.folded_ndim)):
-            return batch
-        self.exclude(entries, f"its layer saw {rows} rows for a batch of {batch}")
-        return None
 
     def subset_of(self, batch: int) -> slice | None:
         """Which samples of a batch are measured; None for all."""

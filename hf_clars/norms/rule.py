@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .kernels import Convolution
 from .reductions import add_samples_, norm_dtype, squared_norms
+from .sample_axis import SampleAxis, samples_first
 
 Saved = tuple[Tensor, ...]
 
@@ -29,7 +30,14 @@ class Rule(ABC):
     shape: tuple[int, ...]
 
     unbatched_ndim = 0  # number of dimensions of an input without a batch dimension; 0: there is no such thing
-    folded_ndim = 2  # fewest dimensions of an input whose rows may be several a sample
+
+    def sample_dims(self, ndim: int) -> int:
+        """How many of the first dimensions of an input may hold samples: the operator treats their entries alike."""
+        return 1
+
+    def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
+        """Bring the rows of each sample together, in front, where they are not."""
+        return (samples_first(xs[0], axis), *xs[1:]), samples_first(d, axis)
 
     def operands(self, xs: Saved) -> Saved:
         """From what was kept to what `samples` and `squares` work on, once per backward pass."""
@@ -95,7 +103,15 @@ def _rows(tensor: Tensor, run: slice, batch: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SpreadRule(Rule):
+class CopiesRule(Rule):
+    """A tensor of which each sample uses its own copy: what is kept beside its derivative is no rows of samples."""
+
+    def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
+        return xs, samples_first(d, axis)
+
+
+@dataclass(frozen=True)
+class SpreadRule(CopiesRule):
     """A parameter of which each sample was handed its own copy, `[batch, …]`: `c_i` is that copy's derivative."""
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
@@ -106,14 +122,25 @@ class SpreadRule(Rule):
 
 
 @dataclass(frozen=True)
-class RowsRule(Rule):
-    """A tensor whose rows `k·i … k·(i+1)−1` are sample i's, though all were computed from the same parameters.
+class RowsRule(CopiesRule):
+    """A tensor with entries of its own for each sample, though all may be computed from the same parameters.
 
     What is kept is each sample's number.
+
+    Args:
+        dim, inner: where samples stand in it, see `SampleAxis`.
     """
 
+    dim: int
+    inner: int
+
+    def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
+        return squared_norms(d.unflatten(0, (batch, -1)))
+
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
-        own = d.unflatten(0, (batch, -1))
-        each = d.new_zeros(batch, self.shape[0] // own.shape[1], *own.shape[1:])
-        each[torch.arange(batch, device=d.device), xs[0]] = own
-        return each.flatten(1, 2)
+        (numbers,) = xs
+        own = d.unflatten(0, (batch, -1, self.inner))
+        size = self.shape[self.dim]
+        each = own.new_zeros(batch, size // (own.shape[1] * self.inner), *own.shape[1:])
+        each[torch.arange(batch, device=d.device), numbers] = own
+        return each.transpose(1, 2).flatten(1, 3).movedim(1, self.dim + 1)

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from . import traced
+from .linear_rules import LinearRule
 from .part import FixedPart, LayerPart, Part, RecipePart, ThroughPart
+from .sample_axis import SampleAxis
 
 if TYPE_CHECKING:
     from .ledger import Entry
@@ -29,7 +31,7 @@ class Use:
         batch: number of samples.
         fused: whether the weight gradient comes from here; the operator was then given a detached weight.
         unbatched: the input has no batch dimension and is one sample.
-        positions_first: rows are ordered by position, then by sample.
+        axis: where samples stand in the input and the output, unless their rows come in order, in front.
         subset: which samples are measured; None for all.
         dtype, memory_format: of the weight gradient.
         shared: entry → whether other uses of the same pass have a part in its gradient.
@@ -42,7 +44,7 @@ class Use:
     batch: int
     fused: bool
     unbatched: bool = False
-    positions_first: bool = False
+    axis: SampleAxis | None = None
     subset: slice | None = None
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.contiguous_format
@@ -59,8 +61,10 @@ class Use:
         """The backward pass is here: measure, and return the weight gradient if it is to come from here."""
         if self.unbatched:
             xs, d = (xs[0].unsqueeze(0), *xs[1:]), d.unsqueeze(0)
-        if self.positions_first:
-            xs, d = (_samples_first(xs[0], self.batch), *xs[1:]), _samples_first(d, self.batch)
+        if self.axis is not None:
+            if d.ndim < xs[0].ndim and isinstance(self.rule, LinearRule):  # the call saw its positions flattened
+                d = d.view(*xs[0].shape[:-1], d.shape[-1])
+            xs, d = self.rule.samples_first(xs, d, self.axis)
         gradient = None
         if self.weight is not None:
             part = LayerPart(self.rule, xs, d, self.batch, self.subset)
@@ -126,10 +130,6 @@ class Tap(torch.autograd.Function):
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     """`backward()` may have been called under autocast, and norms are taken in float32."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def _samples_first(tensor: Tensor, batch: int) -> Tensor:
-    return tensor.reshape(-1, batch, tensor.shape[-1]).transpose(0, 1)
 
 
 def _is_wanted(entry: Entry) -> bool:

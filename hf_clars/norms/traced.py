@@ -15,6 +15,7 @@ from torch import Tensor, library
 
 from .marks import Source
 from .recipes import Recipe
+from .sample_axis import SampleAxis
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -45,7 +46,8 @@ def number_of(use: Use) -> int:
     fields = tuple(getattr(rule, name) for name in rule.__dataclass_fields__)
     weight, bias = _facts(use.weight), _facts(use.bias)
     subset = None if use.subset is None else (use.subset.start, use.subset.stop, use.subset.step)
-    layout = use.fused, use.unbatched, use.positions_first
+    axis = None if use.axis is None else (use.axis.dim, use.axis.inner)
+    layout = use.fused, use.unbatched, axis
     return _number_of(type(rule), fields, weight, bias, layout, subset, use.dtype, use.memory_format)
 
 
@@ -85,9 +87,10 @@ def _use(number: int, ledger: Ledger, batch: int, saved: list[Tensor]) -> tuple[
     of_rule = len(saved) - sum(made)
     constants = saved[of_rule:]
     of_weight, of_bias = _source(weight, ledger, constants), _source(bias, ledger, constants)
-    fused, unbatched, positions_first = layout
+    fused, unbatched, where = layout
+    axis = None if where is None else SampleAxis(*where, batch)
     which = None if subset is None else slice(*subset)
-    use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, positions_first, which, dtype, memory_format)
+    use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, axis, which, dtype, memory_format)
     use.number = number
     entries = [entry for source in (of_weight, of_bias) if source is not None for entry in source.entries]
     use.shared = {entry: entry.traced_uses > 1 for entry in entries}

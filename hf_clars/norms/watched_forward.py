@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .ledger import Entry
@@ -33,6 +33,7 @@ class WatchedForward:
         self.module = module
         self.entries = entries
         self.plain = not entries and is_plain(module)
+        self.pools = type(module).__module__ == "torch.nn.modules.pooling"
         self.parts = [part for part in module.modules() if part is not module] if self.plain else []
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
         self.layer = layer if self.own is None else None
@@ -53,21 +54,30 @@ class WatchedForward:
                 entry.belongs_to(parameter)
         interception = norms.interception
         if interception.active:
+            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                norms.inputs.remember(args)
             if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():
                 if self.plain:
-                    return interception.pass_by(self.forward, args, kwargs)
+                    return interception.pass_by(self.forward, args, kwargs, self.pools)
                 if self.layer is not None and len(args) == 1 and not kwargs:
                     y = self.layer.run(norms, args[0])
                     if y is not None:
                         return y
             return self.forward(*args, **kwargs)
         norms.enter(self.module, args, kwargs)
+        if norms.batch == 0:  # no samples, no contributions
+            return self.forward(*args, **kwargs)
         interception.active = True
         try:
             with interception:
                 return self.forward(*args, **kwargs)
         finally:
             interception.leave()
+
+    def takes_one(self, tensors: list[Tensor]) -> bool:
+        """Whether the module is one layer and its input has no batch dimension, but is one sample."""
+        operator = None if self.layer is None or not tensors else self.layer.operator(tensors[0])
+        return operator is not None and tensors[0].ndim == operator.rule.unbatched_ndim
 
     def _is_alone(self) -> bool:
         """Whether nobody else looks into the module: no hooks on its parts, no other mode."""
@@ -103,15 +113,20 @@ def is_recomputed_unwatched() -> bool:
     return False
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module of which nothing is measured keeps each sample's rows in their places.
+_PLAIN = {f"torch.nn.modules.{name}" for name in ("activation", "dropout", "batchnorm", "instancenorm", "normalization",
+                                                  "pooling")}  # fmt: skip
 
-    So do torch's own modules that hold no others, and norms of any origin, with or without an activation.
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module of which nothing is measured leaves dimensions as they are, or, as pools do, the first one.
+
+    So do torch's own activations and dropouts, and norms of any origin, with or without an activation.
     """
     if any(p.ndim >= 2 for p in module.parameters()):
         return False
-    own = type(module).__module__.startswith("torch.nn.modules.") and next(module.children(), None) is None
-    return own or isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+    if type(module).__module__ in _PLAIN and next(module.children(), None) is None:
+        return type(module) not in (nn.GLU, nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
+    return isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
 
 
 class _Holder:
@@ -130,7 +145,7 @@ def attached_to(model: nn.Module) -> set[PerSampleNorms]:
 
 
 class BeginPass:
-    """The hook on the model's forward pass; without effect in a copy of the model."""
+    """The hook on the model's forward pass where none is watched; without effect in a copy of the model."""
 
     def __init__(self, norms: PerSampleNorms | None) -> None:
         self.norms = norms
@@ -138,7 +153,7 @@ class BeginPass:
     def __reduce__(self) -> Any:
         return BeginPass, (None,)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # In the middle of a backward pass the model is not called for a new batch, but again by checkpointing.
         if self.norms is not None and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
-            self.norms.begin_pass(args, kwargs)
+            self.norms.begin_pass()

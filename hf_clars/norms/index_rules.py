@@ -1,0 +1,308 @@
+"""Where samples stand after entries of a tensor were picked by indices, or written to places that indices say.
+
+Values of indices are not looked at, only how they were made. Three kinds are known: `arange(n)`, which leaves entries
+where they are; the permutation of a sort, with its inverse; and any index that is used twice, first to pick entries of
+a tensor and then to put them back to where they came from, as tokens are that are routed to experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .axis_rules import RULES, Call, Rule, along, broadcast_axis, functions_named, name_of
+from .marks import INDEX, axis_of, place_of
+from .sample_axis import Pick, SampleAxis, same_objects, sliced
+
+
+@dataclass(frozen=True, eq=False)
+class Counting:
+    """`arange(n)` along a dimension that is counted from the last one (−1)."""
+
+    dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """The order of a sort of one dimension: `order // divisor`, or the inverse of `order`."""
+
+    order: object
+    divisor: int = 1
+    inverse: bool = False
+
+
+def index_after(call: Call) -> Counting | Permutation | None:
+    """How an index is made that a function returns."""
+    func, name = call.func, name_of(call.func)
+    made = getattr(call.x, INDEX, None) if isinstance(call.x, Tensor) else None
+    if func is torch.arange:
+        start = call.args[0] if len(call.args) > 1 else call.kwargs.get("start", 0)
+        step = call.args[2] if len(call.args) > 2 else call.kwargs.get("step", 1)
+        return Counting(-1) if start == 0 and step == 1 and call.out.ndim == 1 else None
+    if name in ("sort", "argsort") and call.x.ndim == 1 and not call.out.is_floating_point():
+        if type(made) is Permutation and not made.inverse and made.divisor == 1 and name == "argsort":
+            return Permutation(made.order, inverse=True)
+        return Permutation(object()) if name == "argsort" or call.number == 1 else None
+    if type(made) is Permutation:
+        if name in ("floor_divide", "__floordiv__", "div") and made.divisor == 1 and not made.inverse:
+            by = call.argument(1, ("other",))
+            whole = name != "div" or call.kwargs.get("rounding_mode") == "floor"
+            return Permutation(made.order, by) if isinstance(by, int) and whole else None
+        return made if name in _SAME else None
+    if type(made) is Counting:
+        if name in _SAME:
+            return made
+        if name == "unsqueeze":
+            dim = call.argument(1, ("dim",)) % call.out.ndim - call.out.ndim
+            return Counting(made.dim - 1 if dim >= made.dim else made.dim)
+        if name in ("view", "reshape") and call.out.shape[0] == call.out.numel() == call.x.numel():
+            return Counting(-call.out.ndim) if call.out.numel() > 1 else None
+        if name == "__getitem__" and call.x.ndim == 1 and isinstance(call.args[1], tuple):
+            items = list(call.args[1])
+            places = [i for i, item in enumerate(items) if item is not None]
+            whole = len(places) == 1 and items[places[0]] in (slice(None), Ellipsis)
+            return Counting(places[0] - len(items)) if whole else None
+    return None
+
+
+_SAME = {"to", "long", "int", "contiguous", "clone", "detach", "type", "cuda", "cpu"}
+
+
+def _items(ndim: int, index: Any) -> list[Any] | None:
+    """An index as one item for each dimension it touches, and None for new ones; None for what is not understood."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    items = [torch.tensor(item) if isinstance(item, list) else item for item in items]
+    touched = 0
+    for item in items:
+        if isinstance(item, bool):
+            return None
+        if isinstance(item, Tensor):
+            touched += item.ndim if item.dtype == torch.bool else 1
+        elif item is not None and item is not Ellipsis:
+            touched += 1
+    rest = [slice(None)] * (ndim - touched)
+    if True in [item is Ellipsis for item in items]:
+        at = [item is Ellipsis for item in items].index(True)
+        return items[:at] + rest + items[at + 1 :]
+    return items + rest
+
+
+@dataclass
+class Reading:
+    """What an index does to each dimension of a tensor.
+
+    Args:
+        kept: dimension → dimension of the result, for those that are sliced.
+        slices: dimension → its slice.
+        numbers: dimensions of which one entry is taken.
+        picked: dimensions that tensors of indices pick from, in order.
+        tensors: those tensors.
+        at, ndim: where the dimensions that they bring begin in the result, and their number.
+    """
+
+    kept: dict[int, int]
+    slices: dict[int, slice]
+    numbers: list[int]
+    picked: list[int]
+    tensors: list[Tensor]
+    at: int
+    ndim: int
+
+
+def read(ndim: int, index: Any) -> Reading | None:
+    items = _items(ndim, index)
+    if items is None:
+        return None
+    reading = Reading({}, {}, [], [], [], 0, 0)
+    dim, order, apart, last = 0, [], False, None
+    for item in items:
+        if item is None:
+            order.append(None)
+        elif isinstance(item, Tensor) and not (item.ndim == 0 and item.dtype != torch.bool):
+            width = item.ndim if item.dtype == torch.bool else 1
+            reading.picked += range(dim, dim + width)
+            reading.tensors.append(item)
+            reading.ndim = max(reading.ndim, 1 if item.dtype == torch.bool else item.ndim)
+            apart = apart or (last is not None and last != len(order))
+            if last is None:
+                reading.at = len(order)
+            last = len(order)
+            dim += width
+        elif isinstance(item, slice):
+            reading.slices[dim] = item
+            order.append(dim)
+            dim += 1
+        else:  # a number
+            reading.numbers.append(dim)
+            dim += 1
+    if apart:
+        reading.at = 0
+    for place, source in enumerate(order):
+        if source is not None:
+            reading.kept[source] = place + (reading.ndim if place >= reading.at else 0)
+    return reading
+
+
+def getting(call: Call) -> SampleAxis | None:
+    """`x[index]`."""
+    x, index = call.args[0], call.args[1]
+    reading = read(x.ndim, index)
+    if reading is None:
+        return None
+    if place_of(x) is None:  # a table, looked up by samples
+        return _of_indices(reading)
+    axis = axis_of(x)
+    if axis is None:
+        return None
+    if axis.dim in reading.slices:
+        start, stop, step = reading.slices[axis.dim].indices(x.shape[axis.dim])
+        left = sliced(axis, x.shape[axis.dim], start, stop, step)
+        return None if left is None else left.at(reading.kept[axis.dim])
+    if axis.dim in reading.picked:
+        return _picked(axis, x.shape[axis.dim], reading, call.out.shape[reading.at] if reading.ndim else 1)
+    return None
+
+
+def _of_indices(reading: Reading) -> SampleAxis | None:
+    if True in [t.dtype == torch.bool for t in reading.tensors]:
+        return None
+    axis = broadcast_axis(reading.tensors, reading.ndim)
+    return None if axis is None else axis.at(axis.dim + reading.at)
+
+
+def _picked(axis: SampleAxis, size: int, reading: Reading, rows: int) -> SampleAxis | None:
+    """Entries of the samples' own dimension."""
+    which: tuple[Any, ...] = tuple(reading.tensors)
+    divisor = 1
+    if True not in [t.dtype == torch.bool for t in which]:
+        own = which[reading.picked.index(axis.dim)]
+        made = getattr(own, INDEX, None)
+        if type(made) is Counting and own.shape[made.dim] == size:
+            return axis.at(reading.at + reading.ndim + made.dim)
+        which = (own,)
+        if type(made) is Permutation:
+            if made.inverse:
+                return _put_back(axis, (made.order,), reading.at)
+            which, divisor = (made.order,), made.divisor
+    if axis.pick is not None or reading.ndim != 1:
+        return None
+    source = axis.at(axis.dim, axis.inner * divisor)
+    return SampleAxis(reading.at, 1, max(1, rows), axis.assumed, Pick(source, size * divisor, which))
+
+
+def _put_back(axis: SampleAxis, index: tuple[Any, ...], dim: int) -> SampleAxis | None:
+    """Where samples stand once the index that picked rows has brought them back."""
+    return axis.pick.source.at(dim) if axis.pick is not None and same_objects(axis.pick.index, index) else None
+
+
+def _written(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
+    """`target[index] = value`, where the target had no samples before."""
+    reading, axis = read(target.ndim, index), axis_of(value)
+    if reading is None or axis is None:
+        return None
+    ndim = max([reading.ndim + reading.at, *[place + 1 for place in reading.kept.values()]])
+    place = axis.dim + ndim - value.ndim
+    for dim, kept in reading.kept.items():
+        if kept == place:
+            size = target.shape[dim]
+            return axis.at(dim) if reading.slices[dim].indices(size) == (0, size, 1) else None
+    if not reading.at <= place < reading.at + reading.ndim:
+        return None
+    if True not in [t.dtype == torch.bool for t in reading.tensors]:
+        for dim, own in zip(reading.picked, reading.tensors, strict=True):
+            made = getattr(own, INDEX, None)
+            if type(made) is Counting and own.shape[made.dim] == target.shape[dim]:
+                return axis.at(dim) if reading.at + reading.ndim + made.dim == place else None
+    if axis.pick is None:
+        return None
+    dim = axis.pick.source.dim
+    for which in (tuple(reading.tensors), *((t,) for t in reading.tensors)):
+        if same_objects(axis.pick.index, which):
+            back = axis.pick.source
+            return back if dim in reading.picked and target.shape[dim] == axis.pick.size else None
+    return None
+
+
+def setting(call: Call) -> SampleAxis | None:
+    """`x[index] = value`: rows of x stay whose they are."""
+    target = call.args[0]
+    if place_of(target) is not None:
+        return axis_of(target)
+    return _written(target, call.args[1], call.args[2])
+
+
+def putting(call: Call) -> SampleAxis | None:
+    """`index_put(x, indices, values)`."""
+    if place_of(call.x) is not None:
+        return axis_of(call.x)
+    return _written(call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",)))
+
+
+def adding_rows(call: Call) -> SampleAxis | None:
+    """`index_add(x, dim, index, source)` and `index_copy`."""
+    target = call.x
+    if place_of(target) is not None:
+        return axis_of(target)
+    dim = call.argument(1, ("dim",)) % target.ndim
+    index, axis = call.argument(2, ("index",)), axis_of(call.argument(3, ("source",)))
+    if axis is None or axis.dim != dim:
+        return axis
+    back = _put_back(axis, (index,), dim)
+    return back if back is not None and axis.pick is not None and axis.pick.size == target.shape[dim] else None
+
+
+def scattering(call: Call) -> SampleAxis | None:
+    """`scatter(x, dim, index, source)` and its like: entries change places along that dimension alone."""
+    target = call.x
+    if place_of(target) is not None:
+        return axis_of(target)
+    dim = call.argument(1, ("dim",)) % target.ndim
+    others = [t for t in call.tensors if place_of(t) is not None]
+    axis = broadcast_axis(others, target.ndim)
+    whole = axis is not None and axis.dim != dim
+    return axis if whole and False not in [t.shape[axis.dim] == target.shape[axis.dim] for t in others] else None  # type: ignore[union-attr]
+
+
+def filling(call: Call) -> SampleAxis | None:
+    """Entries of x are replaced where a mask says so; x's own stay whose they are."""
+    return axis_of(call.x)
+
+
+def copying(call: Call) -> SampleAxis | None:
+    """`x.copy_(source)`."""
+    source = call.argument(1, ("src", "other"))
+    if place_of(source) is None:
+        return axis_of(call.x)
+    return broadcast_axis([source], call.x.ndim)
+
+
+def gathering(call: Call) -> SampleAxis | None:
+    """`gather(x, dim, index)`."""
+    if place_of(call.x) is None:
+        return broadcast_axis([t for t in call.tensors if place_of(t) is not None], call.out.ndim)
+    return along(1)(call)
+
+
+def selecting_rows(call: Call) -> SampleAxis | None:
+    """`index_select(x, dim, index)`."""
+    dim = call.argument(1, ("dim",)) % call.x.ndim
+    index = (slice(None),) * dim + (call.argument(2, ("index",)),)
+    return getting(Call(call.func, (call.x, index), {}, call.tensors, call.out))
+
+
+INDEX_RULES: dict[str, Rule] = {
+    "__getitem__": getting,
+    "__setitem__": setting,
+    "index_put": putting,
+    "index_select": selecting_rows,
+    "gather": gathering,
+    **dict.fromkeys("index_add index_copy".split(), adding_rows),
+    **dict.fromkeys("scatter scatter_add scatter_reduce".split(), scattering),
+    "masked_scatter": filling,
+    "copy": copying,
+}
+for _name, _rule in INDEX_RULES.items():
+    RULES.update(dict.fromkeys(functions_named(_name), _rule))

@@ -1,0 +1,147 @@
+"""Where samples stand in a tensor: the arithmetic of shapes, without any tensor's values.
+
+A batch of B samples enters with the samples in one dimension. Functions move that dimension, merge it with others and
+split it again. What stays true is that index j of some dimension belongs to sample `(j // inner) % B`: `inner` indices
+in a row are one sample's (its positions, windows or heads), and the whole may repeat (views of the batch, one after the
+other; windows before samples). `SampleAxis` is that statement; where it cannot be made, `Lost` says since when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Assumption:
+    """That a dimension of B entries is the samples', made before the tensor met any samples.
+
+    Copies of a parameter along such a dimension may be each sample's own, or those of as many heads. A tensor whose
+    samples are known tells, when the two meet.
+
+    Args:
+        entries: the parameters that are measured under it.
+    """
+
+    def __init__(self, entries: list[Any]) -> None:
+        self.entries = entries
+        self.confirmed = self.refuted = False
+
+
+class Pick(NamedTuple):
+    """Rows taken from a tensor by an index whose values are not known here; the same index puts them back.
+
+    Args:
+        source: where samples stood in that tensor.
+        size: of its dimension `source.dim`.
+        index: what picked, compared by identity.
+    """
+
+    source: SampleAxis
+    size: int
+    index: tuple[Any, ...]
+
+
+def same_objects(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    return len(some) == len(others) and False not in [a is b for a, b in zip(some, others, strict=True)]
+
+
+class SampleAxis(NamedTuple):
+    """Index j of dimension `dim` belongs to sample `(j // inner) % count`.
+
+    Args:
+        count: the number of samples B; of picked rows, their number.
+        assumed: what it rests on, if not on the model's input alone.
+        pick: which rows these are, if they are no longer all samples in order; they cannot be measured then.
+    """
+
+    dim: int
+    inner: int
+    count: int
+    assumed: tuple[Assumption, ...] = ()
+    pick: Pick | None = None
+
+    def at(self, dim: int, inner: int | None = None) -> SampleAxis:
+        return SampleAxis(dim, self.inner if inner is None else inner, self.count, self.assumed, self.pick)
+
+    def same_as(self, other: SampleAxis) -> bool:
+        if self.dim != other.dim or self.inner != other.inner or self.count != other.count:
+            return False
+        mine, its = self.pick, other.pick
+        return mine is its or (mine is not None and its is not None and same_objects(mine.index, its.index))
+
+
+class Lost(NamedTuple):
+    """A tensor depends on samples, and it is not known which part of it on which."""
+
+    reason: str
+
+
+Place = SampleAxis | Lost
+
+
+def fits(axis: SampleAxis, shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape can have its samples there."""
+    return axis.dim < len(shape) and shape[axis.dim] % (axis.count * axis.inner) == 0
+
+
+def reshaped(axis: SampleAxis, old: Sequence[int], new: Sequence[int]) -> SampleAxis | None:
+    """Where samples stand after a tensor of shape `old` was viewed, in row-major order, as `new`."""
+    stride = axis.inner
+    for size in old[axis.dim + 1 :]:
+        stride = stride * size
+    period = stride * axis.count
+    below = 1
+    for dim in range(len(new) - 1, -1, -1):
+        above = below * new[dim]
+        if below <= stride and period <= above:
+            if stride % below == 0 and above % period == 0:
+                return axis.at(dim, stride // below)
+            return None
+        below = above
+    return None
+
+
+def permuted(axis: SampleAxis, order: Sequence[int]) -> SampleAxis:
+    """After a permutation: dimension k of the result is dimension `order[k]` of before."""
+    return axis.at(list(order).index(axis.dim))
+
+
+def without(axis: SampleAxis, dims: Sequence[int], keepdim: bool) -> SampleAxis | None:
+    """After dimensions were reduced or picked away; None where samples stood in one of them."""
+    if axis.dim in dims:
+        return None
+    return axis if keepdim else axis.at(axis.dim - len([d for d in dims if d < axis.dim]))
+
+
+def sliced(axis: SampleAxis, size: int, start: int, stop: int, step: int) -> SampleAxis | None:
+    """After `start:stop:step` of the samples' own dimension, of that size: whole runs of all samples, or None."""
+    if step == 1 and start == 0 and stop == size:
+        return axis
+    period = axis.count * axis.inner
+    if start == 0 and stop == size and step > 0 and axis.inner % step == 0:
+        return axis.at(axis.dim, axis.inner // step)
+    if step == 1 and start % period == 0 and (stop - start) % period == 0 and stop > start:
+        return axis
+    return None
+
+
+def samples_first(tensor: Tensor, axis: SampleAxis) -> Tensor:
+    """`[B·k, …]` with k rows in a row for each sample: the samples' dimension moved to the front, repeats beside it."""
+    if axis.dim:
+        tensor = tensor.movedim(axis.dim, 0)
+    if tensor.shape[0] == axis.count * axis.inner:
+        return tensor
+    return tensor.unflatten(0, (-1, axis.count, axis.inner)).transpose(0, 1).flatten(0, 2)
+
+
+def by_sample(tensor: Tensor, axis: SampleAxis) -> Tensor:
+    """`[B, …]`: sample i's part of the tensor, with all its dimensions."""
+    apart = tensor.unflatten(axis.dim, (-1, axis.count, axis.inner)).movedim(axis.dim + 1, 0)
+    return apart.flatten(axis.dim + 1, axis.dim + 2)
+
+
+def is_ordinary(axis: SampleAxis, shape: Sequence[int]) -> bool:
+    """Whether rows `k·i … k·(i+1)−1` of the first dimension are sample i's."""
+    return axis.dim == 0 and shape[0] == axis.count * axis.inner
