@@ -258,12 +258,11 @@ def test_what_cannot_be_measured_is_named_and_warned_about_once():
 
     model = Shuffles()
     norms = PerSampleNorms(model)
-    with pytest.warns(UserWarning, match=r"mix: .*matmul") as caught:
+    with pytest.warns(UserWarning, match=r"mix: .*matmul.*|head.weight: .*matmul") as caught:
         model(torch.randn(4, 3)).sum().backward()
-    assert len(caught) == 1
-    assert set(norms.untracked) == {"mix"}
+    assert len(caught) == 2
+    assert set(norms.untracked) == {"mix", "head.weight"}  # what is learnt from mixed rows is nobody's
     assert model.mix not in norms.denominators()
-    assert model.head.weight in norms.denominators()
     model(torch.randn(4, 3)).sum().backward()
 
 
@@ -413,7 +412,7 @@ def test_rows_that_were_routed_belong_to_no_known_sample():
     model = Experts().double()
     x = torch.randn(4, 3).double()
     with PerSampleNorms(model) as norms:
-        with pytest.warns(UserWarning, match=r"expert\.weight: it sees rows in an order"):
+        with pytest.warns(UserWarning, match=r"expert\.weight: it sees rows that were picked by an index"):
             model(x).square().sum().backward()
         assert set(norms.untracked) == {"expert.weight"}
         measured = norms.per_sample()["head.weight"]

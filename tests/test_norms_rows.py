@@ -34,7 +34,6 @@ def check(model: nn.Module, x: torch.Tensor, measured: bool) -> None:
         torch.testing.assert_close(norm_of["weight"][i], alone.norm())
 
 
-@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
 @pytest.mark.parametrize("experts", [3, BATCH, 2 * BATCH])
 def test_experts_and_heads_first(experts):
     def mixture(x, w):
@@ -45,26 +44,24 @@ def test_experts_and_heads_first(experts):
         heads = x.view(-1, experts, 6).transpose(0, 1)
         return torch.bmm(heads, w.view(experts, 5, 6).mT).transpose(0, 1).reshape(*x.shape[:2], -1)
 
-    check(Uses(mixture, experts, 6, 5), torch.randn(BATCH, 3, 6), measured=False)
-    check(Uses(absorbed, experts * 5, 6), torch.randn(BATCH, 3, experts * 6), measured=False)
+    check(Uses(mixture, experts, 6, 5), torch.randn(BATCH, 3, 6), measured=True)
+    check(Uses(absorbed, experts * 5, 6), torch.randn(BATCH, 3, experts * 6), measured=True)
 
 
-@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
 @pytest.mark.parametrize("double", [lambda x: torch.cat([x, x.flip(-1)]), lambda x: x.repeat(2, 1)])
 def test_several_views_of_each_sample(double):
     def views(x, w):
         one, other = F.linear(double(x), w).chunk(2)
         return torch.cat([one, other.tanh()], 1)
 
-    check(Uses(views, 3, 7), torch.randn(BATCH, 7), measured=False)
+    check(Uses(views, 3, 7), torch.randn(BATCH, 7), measured=True)
 
 
-@pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
-def test_rows_repeated_one_by_one_are_not_in_order():
+def test_rows_repeated_one_by_one():
     def doubled(x, w):
         return (torch.cat([x, x]) * (w * 1).repeat_interleave(x.shape[0], 0)).view(2, -1, 7).transpose(0, 1)
 
-    check(Uses(doubled, 2, 7), torch.randn(BATCH, 7), measured=False)
+    check(Uses(doubled, 2, 7), torch.randn(BATCH, 7), measured=True)
 
 
 @pytest.mark.parametrize("per_sample", [1, 2, 3])

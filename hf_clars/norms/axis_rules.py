@@ -663,3 +663,9 @@ def _table() -> dict[Any, Rule]:
 
 
 RULES: dict[Any, Rule] = _table()
+
+# Functions to which operands other than the first tell a type or a shape alone.
+OF_FIRST = {f for name in "to type_as view_as reshape_as expand_as".split() for f in functions_named(name)}
+
+# Functions whose result has nothing of their operand's values.
+FRESH = {f for name in "new_zeros new_ones new_empty new_full new_tensor new_empty_strided".split() for f in functions_named(name)}

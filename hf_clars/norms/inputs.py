@@ -12,7 +12,7 @@ from ..errors import UserError
 from .marks import PLACE, is_source, place_of
 from .sample_axis import Assumption, Lost, Place, SampleAxis
 
-_KNOWN = 4096  # arguments of reentrant checkpointing to remember
+_KNOWN = 1024  # shapes of arguments to remember: sequences have many lengths
 
 
 class Inputs:
@@ -27,11 +27,9 @@ class Inputs:
     def __init__(self, dim: int, size: int | None) -> None:
         self.dim, self.size = dim, size
         self._told = False
-        self._remembered: dict[Any, Place] = {}
 
     def begin(self, tensors: list[Tensor], whole: bool) -> int | None:
         """A pass over new inputs; the number of its samples, None where no argument has any."""
-        self._remembered = {}
         candidates = [t for t in tensors if t.ndim > self.dim and not is_source(t)]
         if whole and self.size is None:
             batch: int | None = 1
@@ -87,25 +85,34 @@ class Inputs:
                 setattr(tensor, PLACE, Lost("its input was computed between two calls that are watched"))
         return True
 
-    # --- reentrant checkpointing ---------------------------------------------------------------------------------
 
-    def remember(self, args: Any) -> None:
-        """A module is called without gradients: maybe by reentrant checkpointing, which calls it again with copies."""
-        if len(self._remembered) < _KNOWN:
-            for tensor in args:
-                if isinstance(tensor, Tensor) and (place := place_of(tensor)) is not None:
-                    self._remembered[_memory(tensor)] = place
+class Recalled:
+    """Where samples stood in the arguments of a module that activation checkpointing calls again, with copies.
+
+    By the shapes of the arguments: a module that was called with the same shapes and samples elsewhere leaves no answer.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[Any, tuple[Place | None, ...]] = {}
+
+    def remember(self, tensors: list[Tensor]) -> None:
+        places = tuple(_plain(place_of(t)) for t in tensors)
+        shapes = tuple(tuple(t.shape) for t in tensors)
+        known = self._places.setdefault(shapes, places)
+        if known != places:
+            lost = Lost("checkpointing computes its input again, and it had inputs of this shape with samples elsewhere")
+            self._places[shapes] = tuple(old if old == new else lost for old, new in zip(known, places, strict=True))
+        if len(self._places) > _KNOWN:
+            self._places.clear()
 
     def recall(self, tensors: list[Tensor]) -> None:
-        """Tensors that share memory and shape with arguments of before, which the graph has kept, are those."""
-        for tensor in tensors:
-            if place_of(tensor) is None and not is_source(tensor) and not hasattr(tensor, PLACE):
-                place = self._remembered.get(_memory(tensor))
-                if place is None and tensor.requires_grad:
-                    place = Lost("its input is computed again, by checkpointing, from what is not known")
-                if place is not None:
-                    setattr(tensor, PLACE, place)
+        places = self._places.get(tuple(tuple(t.shape) for t in tensors), (None,) * len(tensors))
+        for tensor, place in zip(tensors, places, strict=True):
+            if place is not None and not hasattr(tensor, PLACE):
+                setattr(tensor, PLACE, place)
+            elif place is None and tensor.requires_grad and not tensor.is_leaf and not is_source(tensor):
+                setattr(tensor, PLACE, Lost("checkpointing computes its input again, from what is not known"))
 
 
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+def _plain(place: Place | None) -> Place | None:
+    return place._replace(assumed=()) if type(place) is SampleAxis else place

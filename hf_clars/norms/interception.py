@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .axis_rules import RULES, Call, broadcast_axis, name_of, place_after
+from .axis_rules import FRESH, OF_FIRST, RULES, Call, broadcast_axis, name_of, place_after
 from .copies import own_copies, shared_copies
 from .fallback import function_rule
 from .index_rules import index_after
@@ -65,9 +65,12 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.unflatten and torch.compiler.is_compiling():
             func = torch.unflatten  # the method asks super(), where torch 2.11's compiler cannot follow
-        tensors = tensors_in(args)
-        if kwargs:
-            tensors += tensors_in(kwargs.values())
+        if func in OF_FIRST:
+            tensors = [args[0]]
+        else:
+            tensors = tensors_in(args)
+            if kwargs:
+                tensors += tensors_in(kwargs.values())
         samples = sources = indices = False
         for tensor in tensors:
             if place_of(tensor) is not None:
@@ -100,6 +103,8 @@ class Interception(TorchFunctionMode):
     def _placed(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> Any:
         """The result, marked with where samples stand in it."""
         rule = RULES.get(func)
+        if func in FRESH:
+            return out
         if func is Tensor.__setitem__:
             marked(args[0], PLACE, place_after(Call(func, args, kwargs, tensors, args[0]), rule))
             return out

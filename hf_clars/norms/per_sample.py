@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
-from .inputs import Inputs
+from .inputs import Inputs, Recalled
 from .interception import Interception
 from .layers import Layer
 from .ledger import Entry, Ledger
@@ -186,11 +186,10 @@ class PerSampleNorms:
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, module: nn.Module, tensors: list[Tensor], recalled: Recalled) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
-        tensors = tensors_in((*args, *kwargs.values()))
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            self.inputs.recall(tensors)  # checkpointing calls it again, in the middle of the backward pass
+            recalled.recall(tensors)  # checkpointing calls it again, in the middle of the backward pass
             return
         if module is self.model or not self.inputs.go_on(tensors):
             self.begin_pass()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .ledger import Entry
-from .marks import ENTRY
+from .inputs import Recalled
+from .marks import ENTRY, tensors_in
 
 if TYPE_CHECKING:
     from .layers import Layer
@@ -37,6 +38,7 @@ class WatchedForward:
         self.parts = [part for part in module.modules() if part is not module] if self.plain else []
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
         self.layer = layer if self.own is None else None
+        self.recalled = Recalled()
         self.forward = module.forward
         self.__signature__ = inspect.signature(self.forward)  # Trainer reads which columns a model wants
 
@@ -54,8 +56,8 @@ class WatchedForward:
                 entry.belongs_to(parameter)
         interception = norms.interception
         if interception.active:
-            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                norms.inputs.remember(args)
+            if not torch.compiler.is_compiling() and _may_be_called_again():
+                self.recalled.remember(tensors_in((*args, *kwargs.values())))
             if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():
                 if self.plain:
                     return interception.pass_by(self.forward, args, kwargs, self.pools)
@@ -64,7 +66,10 @@ class WatchedForward:
                     if y is not None:
                         return y
             return self.forward(*args, **kwargs)
-        norms.enter(self.module, args, kwargs)
+        tensors = tensors_in((*args, *kwargs.values()))
+        norms.enter(self.module, tensors, self.recalled)
+        if not torch.compiler.is_compiling() and _may_be_called_again():
+            self.recalled.remember(tensors)
         if norms.batch == 0:  # no samples, no contributions
             return self.forward(*args, **kwargs)
         interception.active = True
@@ -94,6 +99,11 @@ class WatchedForward:
             del self.module.forward
         else:
             self.module.forward = self.own
+
+
+def _may_be_called_again() -> bool:
+    """Whether activation checkpointing may call a module again: reentrant, it first calls without gradients."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def is_recomputed_unwatched() -> bool:
