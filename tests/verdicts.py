@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 def functional(model: nn.Module, *xs: Tensor) -> Tensor:
     """`f_i` for every sample, `[batch]`: random linear plus square in the sample's outputs, which come batch first."""
-    output = model(*xs)
+    output = model(*xs).unsqueeze(-1)
     weight = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(7), dtype=output.dtype)
     return (output * weight + 0.5 * output.square()).flatten(1).mean(1)
 
@@ -61,21 +61,16 @@ def verdict(
     batch = xs[0].shape[0]
     plain = _run(copy.deepcopy(model), xs, loss, batch)
     truth = _truth(*(alone or (model, xs)), loss, plain.gradients)
-    norms = None
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "PerSampleNorms cannot measure")
-            with PerSampleNorms(model) as norms:
-                measured = _run(model, xs, loss, batch)
-                each = norms.per_sample()
-                of = norms.denominators()  # which also names those whose gradient came past all that is watched
-                denominators = {n: of[p] for n, p in model.named_parameters() if p in of}
-                untracked = dict(norms.untracked)
+        with warnings.catch_warnings(), PerSampleNorms(model) as norms:
+            warnings.simplefilter("ignore", UserWarning)  # that something cannot be measured
+            measured = _run(model, xs, loss, batch)
+            each = norms.per_sample()
+            of = norms.denominators()  # which also names those whose gradient came past all that is watched
+            denominators = {n: of[p] for n, p in model.named_parameters() if p in of}
+            untracked = dict(norms.untracked)
     except Exception as error:
         return Verdict("crashed", f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:200]}")
-    finally:
-        if norms is not None:
-            norms.detach()
     wrong = _differences(plain, measured)
     if batch:
         wrong += _wrong_norms(each, denominators, truth, untracked, plain.gradients)

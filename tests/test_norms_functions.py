@@ -1,0 +1,64 @@
+"""A parameter in any place of any function: right, or named; never a crash, an empty batch included."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from .function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED
+from .verdicts import Verdict, functional, verdict
+
+BATCHES = (0, 1, 2, 3, 4)  # which divide, or are, the lengths of some parameters
+
+
+class Function(nn.Module):
+    """A function alone, or `beside` a product that can be measured."""
+
+    def __init__(self, name: str, beside: bool) -> None:
+        super().__init__()
+        self.use, _, shapes = FUNCTIONS[name]
+        self.weights, self.beside = nn.ParameterList(torch.randn(shape) for shape in shapes), beside
+
+    def function(self, x: Tensor) -> Tensor:
+        return self.use(x, *self.weights)
+
+    def products(self, x: Tensor) -> Tensor:
+        return torch.cat([x.flatten(1)[:, :1] * w.flatten() for w in self.weights], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.function(x)
+        return torch.cat([y.reshape(len(x), -1), self.products(x)], 1) if self.beside else y
+
+
+class Head(Function):
+    """Leaves the function to the loss, which is computed outside of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.products(x)
+
+
+def outside(model: nn.Module, x: Tensor) -> Tensor:
+    return functional(model, x) + functional(model.function, x)
+
+
+def judge(name: str, batch: int, where: str = "alone") -> Verdict:
+    torch.manual_seed(0)
+    model = Head(name, True) if where == "outside" else Function(name, where == "beside")
+    x = torch.randn(batch, *FUNCTIONS[name][1], dtype=torch.float64)
+    return verdict(model.double(), x, outside if where == "outside" else functional)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_right_or_named(name):
+    expect(name, "alone", BATCHES[name in REFUSES_EMPTY :])
+
+
+@pytest.mark.parametrize("where", ["beside", "outside"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in UNWATCHED else pytest.mark.slow) for n in FUNCTIONS])
+def test_beside_a_use_that_is_measured(name, where):
+    expect(name, where, BATCHES[1:])
+
+
+def expect(name: str, where: str, batches: tuple[int, ...]) -> None:
+    found = {batch: judge(name, batch, where) for batch in batches}
+    bad = [f"B={b}: {v.word}: {v.why}" for b, v in found.items() if v.word not in ("right", "named")]
+    assert not bad, "\n".join(bad)
