@@ -443,11 +443,11 @@ def einstein(call: Call) -> SampleAxis | None:
         return None
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if not arrow or len(terms) != len(operands):
+    if len(terms) != len(operands):
         return None
-    if "..." in output:
-        if any("..." in term and not term.startswith("...") for term in terms) or not output.startswith("..."):
-            return None
+    if not arrow:
+        letters = sorted(set(inputs) - set(",."))
+        output = ("..." if "..." in inputs else "") + "".join([c for c in letters if inputs.count(c) == 1])
     label = None
     found: SampleAxis | None = None
     for term, operand in zip(terms, operands, strict=True):
@@ -457,19 +457,22 @@ def einstein(call: Call) -> SampleAxis | None:
         if type(place) is not SampleAxis:
             return None
         named = _labels(term, operand.ndim)
-        if named.count(named[place.dim]) > 1:
+        if named.count(named[place.dim]) > 1 or (label is not None and label != named[place.dim]):
             return None
-        if label is not None and (label != named[place.dim] or found is None or found.inner != place.inner):
+        label = named[place.dim]
+        found = place if found is None else agreed([found, place.at(found.dim)])
+        if found is None:
             return None
-        label, found = named[place.dim], place
     labels = _labels(output, call.out.ndim)
     return found.at(labels.index(label)) if found is not None and label in labels else None
 
 
 def _labels(term: str, ndim: int) -> list[str]:
     """A name for each dimension; those under the dots are counted from their last."""
-    letters = list(term.replace("...", ""))
-    return [f"...{i}" for i in range(ndim - len(letters), 0, -1)] + letters if "..." in term else letters
+    if "..." not in term:
+        return list(term)
+    before, _, after = term.partition("...")
+    return [*before, *[f"...{i}" for i in range(ndim - len(before) - len(after), 0, -1)], *after]
 
 
 def convolving(spatial: int) -> Rule:

@@ -1,4 +1,4 @@
-"""What to do about a function that no rule knows: a vector-Jacobian product for each sample, batched by vmap."""
+"""What to do about a function that no rule knows: a vector-Jacobian product for each sample."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .axis_rules import functions_named
 from .marks import axis_of
 from .rule import Rule, Saved
 from .sample_axis import SampleAxis, by_sample
+
+
+_VMAPPED = {
+    function for name in "prelu einsum matmul __matmul__ __rmatmul__ mm bmm baddbmm linear".split() for function in functions_named(name)
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +30,14 @@ class FunctionRule(Rule):
         u: the tensor whose contributions are wanted.
         axes: where samples stand in each of `xs`.
         out_axis: and in the result.
+        vmapped: whether all samples are done at once.
     """
 
     function: Callable[[Tensor, Saved], Tensor]
     u: Tensor
     axes: tuple[SampleAxis, ...]
     out_axis: SampleAxis
+    vmapped: bool
 
     def is_samplewise(self, xs: Saved, out: Tensor) -> bool:
         """Whether the first sample alone has a result of the shape that its part of all has."""
@@ -54,7 +62,10 @@ class FunctionRule(Rule):
         def one(d: Tensor, *xs: Tensor) -> Tensor:
             return torch.func.vjp(lambda u: self.function(u, xs), self.u)[1](d)[0]
 
-        return torch.func.vmap(one)(d, *xs)
+        if self.vmapped:
+            return torch.func.vmap(one)(d, *xs)
+        # Not every function has a batching rule, and not every rule is right (torch 2.14: RNN cells').
+        return torch.stack([one(*each) for each in zip(d, *xs, strict=True)])
 
     def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
         return tuple(x[run] for x in xs), d[run]
@@ -82,4 +93,4 @@ def function_rule(
         args, kwargs = pytree.tree_unflatten(filled, tree)
         return func(*args, **kwargs)
 
-    return FunctionRule(tuple(u.shape), function, u.detach(), axes, out_axis), saved
+    return FunctionRule(tuple(u.shape), function, u.detach(), axes, out_axis, func in _VMAPPED), saved

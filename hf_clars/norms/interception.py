@@ -269,6 +269,8 @@ class Interception(TorchFunctionMode):
         lost = [p for p in places if type(p) is Lost]
         if lost:
             reason = lost[0].reason
+        if func is torch.embedding:
+            place, reason = None, "its embedding has sparse gradients, or scales them by frequency in the batch"
         known = type(place) is SampleAxis and len(axes) == 1 + len([p for p in places if p is not None])
         if (
             not known
@@ -278,11 +280,12 @@ class Interception(TorchFunctionMode):
         ):
             self.norms.exclude(entries_of(*(source_of(t) for t in sources)), reason)
             return out
-        for u in sources:
-            rule, saved = function_rule(func, args, kwargs, u, place)
-            if not rule.is_samplewise(saved, out):
-                self.norms.exclude(entries_of(source_of(u)), f"{name_of(func)} does not treat it sample by sample")
-                return out
+        rules = [function_rule(func, args, kwargs, u, place) for u in sources]
+        if False in [rule.is_samplewise(saved, out) for rule, saved in rules]:
+            reason = f"{name_of(func)} does not treat it sample by sample"
+            self.norms.exclude(entries_of(*(source_of(t) for t in sources)), reason)
+            return out
+        for u, (rule, saved) in zip(sources, rules, strict=True):
             use = Use(rule, source_of(u), None, place.count, fused=False, axis=place)
             out = tap(self.norms, out.clone(), use, saved)  # as functions keep their results for the backward pass
         return out

@@ -259,7 +259,7 @@ class PerSampleNorms:
         """Part of the gradient of these cannot be measured, so none of what was measured counts."""
         for entry in entries:
             entry.incomplete = True
-        new = {e.name: reason for e in entries if e.name not in self.untracked and e.parameter.ndim >= 2}
+        new = {e.name: reason for e in entries if e.name not in self.untracked}
         self.untracked.update(new)
         self._unwarned.update(new)
         if not torch.compiler.is_compiling():
