@@ -147,6 +147,16 @@ class ConvRule(Rule):
             return products.multiply_and_sum(*self._matrices(xs, d, batch), total.view(self.shape[0], -1))
         return super().squares_and_sum(xs, d, batch, total)
 
+    def total(self, xs: Saved, d: Tensor) -> Tensor | None:
+        x, d = self._operands(xs[0], d)
+        if x.dtype != d.dtype:
+            return None
+        weight = x.new_empty(self.shape)
+        stride, padding, dilation = self.geometry
+        return torch.ops.aten.convolution_backward(
+            d, x, weight, None, stride, padding, dilation, False, [0] * len(stride), self.groups, [False, True, False]
+        )[1]
+
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         each = d.flatten(2).sum(2, dtype=norm_dtype(d.dtype))
         return each.view(batch, -1, each.shape[1]).sum(1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from . import traced
+from .gradient_check import GradientCheck
 from .marks import ENTRY
 from .part import Part, squares_together
 
@@ -143,6 +144,7 @@ class Ledger:
         self.anchor = torch.zeros((), requires_grad=True)
         self.anchor_node = get_gradient_edge(self.anchor).node
         self.key = traced.register(self)
+        self.check = GradientCheck()
 
     def open_entry(self, module: nn.Module, attribute: str, name: str) -> Entry:
         entry = Entry(self, module, attribute, name, len(self.entries))
@@ -167,9 +169,13 @@ class Ledger:
 
     def _close_all(self) -> None:
         closing, self._closing = self._closing, []
-        with torch.no_grad():
-            for close in closing:
-                close()
+        self.check.measuring = True
+        try:
+            with torch.no_grad():
+                for close in closing:
+                    close()
+        finally:
+            self.check.measuring = False
 
     def _sums(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if self._current is None or self._past is None:

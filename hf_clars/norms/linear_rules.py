@@ -65,6 +65,10 @@ class LinearRule(Rule):
     def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
         return products.multiply_and_sum(*self._matrices(xs, d, batch), total)
 
+    def total(self, xs: Saved, d: Tensor) -> Tensor | None:
+        x, d = (t.reshape(-1, t.shape[-1]) for t in (xs[0], d))
+        return x.mT @ d if self.transposed else d.mT @ x
+
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         return d.reshape(batch, -1, d.shape[-1]).sum(1, dtype=norm_dtype(d.dtype))
 
@@ -94,6 +98,10 @@ class EmbeddingRule(Rule):
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         return 2 * d.numel() // batch
 
+    def total(self, xs: Saved, d: Tensor) -> Tensor | None:
+        ids, d = self._rows(xs, d, 1)
+        return d.new_zeros(self.shape).index_add_(0, ids.flatten(), d.flatten(0, 1))
+
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         ids, d = self._rows(xs, d, batch)
         each = d.new_zeros(batch, *self.shape)
@@ -121,6 +129,9 @@ class PositionsRule(EmbeddingRule):
 
     def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
         return xs, samples_first(d, axis)
+
+    def total(self, xs: Saved, d: Tensor) -> Tensor | None:
+        return None
 
     def _own(self, xs: Saved, d: Tensor, batch: int) -> Saved:
         (ids,) = xs

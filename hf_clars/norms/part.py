@@ -54,6 +54,10 @@ class Part(ABC):
         """`‖c_i‖²`, `[batch]`."""
         return _joined([squared_norms(self.samples(run)) for run in self.runs()])
 
+    def total(self) -> Tensor:
+        """`Σ_i c_i`, of the parameter's shape."""
+        return torch.stack([self.samples(run).sum(0) for run in self.runs()]).sum(0)
+
 
 class FixedPart(Part):
     """Contributions that stand in memory already."""
@@ -86,6 +90,10 @@ class LayerPart(Part):
 
     def samples(self, run: slice) -> Tensor:
         return self.rule.samples(*self._cut(run), run.stop - run.start)
+
+    def total(self) -> Tensor:
+        found = self.rule.total(self.xs, self.d)
+        return super().total() if found is None else found.view(self.shape)
 
     def squares(self) -> Tensor:
         convolution = self.rule.convolution(self.xs, self.d, self.batch)
@@ -135,6 +143,10 @@ class ThroughPart(Part):
         each = self.part.samples(run).reshape(-1, *self.u.shape).to(self.u.dtype)
         (through,) = torch.autograd.grad(self.u, self.parameter, each, retain_graph=True, is_grads_batched=True)
         return through
+
+    def total(self) -> Tensor:
+        of_u = self.part.total().reshape(self.u.shape).to(self.u.dtype)
+        return torch.autograd.grad(self.u, self.parameter, of_u, retain_graph=True)[0]
 
 
 class RecipePart(Part):

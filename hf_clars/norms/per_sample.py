@@ -181,10 +181,13 @@ class PerSampleNorms:
 
     def begin_pass(self) -> None:
         """A forward pass begins."""
+        self._settle_check()
         self.ledger.begin_pass()
         if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
+        if self.ledger.follows_gradient and self.mode != "micro_batch" and not torch.compiler.is_compiling():
+            self.ledger.check.begin_pass(self.ledger.entries)
 
     def enter(self, module: nn.Module, tensors: list[Tensor], recalled: Recalled) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
@@ -199,31 +202,40 @@ class PerSampleNorms:
 
     def sums(self) -> dict[str, Tensor]:
         """Parameter name → `Σ_i ‖c_i‖` (0-dim) of everything since `reset()`, on this rank."""
+        self._settle_check()
         return self.ledger.totals(0)
 
     def square_sums(self) -> dict[str, Tensor]:
         """Parameter name → `Σ_i ‖c_i‖²` (0-dim) of everything since `reset()`, on this rank."""
+        self._settle_check()
         return self.ledger.totals(1)
 
     def per_sample(self) -> dict[str, Tensor]:
         """Parameter name → `‖c_i‖` of the last backward pass, shape `[batch]` (of the measured ones in a subset)."""
+        self._settle_check()
         return self.ledger.last()
 
     def reset(self) -> None:
         """Forget everything measured."""
         self.ledger.reset()
 
+    def _settle_check(self) -> None:
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            self.exclude(self.ledger.check.settle(), "its gradient has parts that came past what is watched")
+
     def denominators(self) -> dict[Tensor, Tensor]:
         """Parameter → `Σ_i ‖c_i‖` (0-dim) of the gradient it now holds, averaged over ranks as the gradient is.
 
         All ranks must call it, as they all must step.
         """
+        self._settle_check()
         values, present = self.ledger.of_gradient()
         self._notice_unmeasured()
         return {e.parameter: values[0, e.index] for e in present}
 
     def gradient_statistics(self) -> dict[str, tuple[Tensor, Tensor, int]]:
         """Name → (`Σ‖c_i‖`, `Σ‖c_i‖²`, samples n) of the gradient at hand, over all ranks; a collective call."""
+        self._settle_check()
         values, present = self.ledger.of_gradient()
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         return {e.name: (values[0, e.index], values[1, e.index], e.samples * world) for e in present}

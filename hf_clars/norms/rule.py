@@ -77,6 +77,10 @@ class Rule(ABC):
         add_samples_(total, each)
         return squared_norms(each)
 
+    def total(self, xs: Saved, d: Tensor) -> Tensor | None:
+        """`Σ_i c_i` of the weight without forming `c_i`; None where there is no shorter way."""
+        return None
+
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         """`c_i` of the bias, `[batch, *bias.shape]`."""
         raise TypeError(f"{type(self).__name__} has no bias")

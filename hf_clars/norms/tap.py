@@ -16,6 +16,7 @@ from .part import FixedPart, LayerPart, Part, RecipePart, ThroughPart
 from .sample_axis import SampleAxis
 
 if TYPE_CHECKING:
+    from .gradient_check import GradientCheck
     from .ledger import Entry
     from .marks import Source
     from .rule import Rule, Saved
@@ -65,30 +66,55 @@ class Use:
             if d.ndim < xs[0].ndim and isinstance(self.rule, LinearRule):  # the call saw its positions flattened
                 d = d.view(*xs[0].shape[:-1], d.shape[-1])
             xs, d = self.rule.samples_first(xs, d, self.axis)
+        check = self._check()
+        if check is not None:
+            check.measuring = True
+        try:
+            return self._measure(xs, d)
+        finally:
+            if check is not None:
+                check.measuring = False
+
+    def _check(self) -> GradientCheck | None:
+        """Of the ledger, in the passes in which it looks."""
+        for source in (self.weight, self.bias):
+            if source is not None and source.entries[0].ledger.check.active:
+                return source.entries[0].ledger.check
+        return None
+
+    def _measure(self, xs: Saved, d: Tensor) -> Tensor | None:
         gradient = None
         if self.weight is not None:
             part = LayerPart(self.rule, xs, d, self.batch, self.subset)
-            gradient = self._close(self.weight, part)
+            whole = part if self.subset is None else LayerPart(self.rule, xs, d, self.batch)
+            gradient = self._close(self.weight, part, whole)
         if self.bias is not None:
             samples = self.rule.bias_samples(d, self.batch)
-            self._close(self.bias, FixedPart(samples if self.subset is None else samples[self.subset]))
+            part = FixedPart(samples if self.subset is None else samples[self.subset])
+            self._close(self.bias, part, FixedPart(samples))
         return gradient
 
-    def _close(self, source: Source, part: Part) -> Tensor | None:
+    def _close(self, source: Source, part: Part, whole: Part) -> Tensor | None:
+        """`part` is of the samples that are measured, `whole` of all."""
         gradient = None
         for entry in source.entries:
             if self.number < 0 and not _is_wanted(entry):
                 continue
-            if source.recipe is not None:
-                entry.close(self, RecipePart(part, source.recipe, entry))
-            elif source.u is not None:
-                entry.close(self, ThroughPart(part, source.u, entry.parameter))
-            elif self.fused and isinstance(part, LayerPart) and source is self.weight:
+            if self.fused and isinstance(part, LayerPart) and source is self.weight:
                 squares, gradient = part.squares_and_gradient(self.dtype, self.memory_format)
                 entry.close(self, part, squares)
             else:
-                entry.close(self, part)
+                entry.close(self, _through(part, source, entry))
+            if entry.ledger.check.active:
+                entry.ledger.check.claim(entry, _through(whole, source, entry).total() if gradient is None else gradient)
         return gradient
+
+
+def _through(part: Part, source: Source, entry: Entry) -> Part:
+    """The part of a parameter, of that of the tensor which is computed from it."""
+    if source.recipe is not None:
+        return RecipePart(part, source.recipe, entry)
+    return part if source.u is None else ThroughPart(part, source.u, entry.parameter)
 
 
 class Tap(torch.autograd.Function):

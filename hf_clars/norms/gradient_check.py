@@ -1,0 +1,116 @@
+"""Whether `Σ_i c_i` is the gradient: what else uses a parameter, where nobody watches, shows as a difference.
+
+A tied weight in the loss, a function with a derivative of its own, another thread: none of them passes what watches a
+forward pass, and all of them add to the gradient. In the passes that are checked, the gradient that arrives at each
+parameter is compared with the sum of what was measured of it, along one random direction `r`: `⟨r, g⟩` against
+`⟨r, Σ_i c_i⟩`, so that neither has to be kept. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .reductions import norm_dtype
+
+if TYPE_CHECKING:
+    from .ledger import Entry
+
+# Of a parameter's own size, ‖g‖ + Σ‖c_i‖, and of the largest in the model: rounding is relative to either. Half
+# precision has the weight gradient rounded once more, by autocast.
+_TOLERANCE = {torch.float64: (1e-7, 1e-11), torch.float32: (1e-3, 1e-5)}
+_TOLERANCE_OF_HALF = (5e-2, 1e-3)
+_FIRST, _EVERY = 2, 512
+
+
+class GradientCheck:
+    """Compares, in the first passes and in every 512th, what arrives at parameters with what was measured."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.measuring = False  # derivatives that are taken to measure arrive at parameters, too
+        self._passes = 0
+        self._handles: list[Any] = []
+        self._received: dict[Entry, list[Tensor]] = {}
+        self._claimed: dict[Entry, list[Tensor]] = {}
+        self._half = False
+        self._pending: tuple[list[Entry], Tensor, Any] | None = None
+
+    def begin_pass(self, entries: list[Entry]) -> None:
+        """A forward pass begins, whose gradients are checked if it is its turn."""
+        self._passes += 1
+        if self._passes > _FIRST and self._passes % _EVERY:
+            return
+        self.active = True
+        for entry in entries:
+            parameter = entry.parameter
+            if parameter.requires_grad and not entry.incomplete and parameter.is_leaf:
+                self._handles.append(parameter.register_hook(self._receiving(entry)))
+
+    def _receiving(self, entry: Entry) -> Any:
+        def receive(gradient: Tensor) -> None:
+            if not self.measuring:
+                self._received.setdefault(entry, []).append(_measures(entry, gradient))
+
+        return receive
+
+    def claim(self, entry: Entry, total: Tensor) -> None:
+        """`Σ_i c_i` of one use of a parameter, all samples included."""
+        self._half = self._half or total.dtype in (torch.bfloat16, torch.float16)
+        self._claimed.setdefault(entry, []).append(_measures(entry, total))
+
+    @torch.no_grad()
+    def settle(self) -> list[Entry]:
+        """End the check of the passes before; the parameters whose gradient has more than what was measured.
+
+        On an accelerator the answer comes with a later call, once it has arrived without waiting.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.active = [], False
+        if self._received:
+            self._compare()
+        received, self._received, self._claimed = self._received, {}, {}
+        if self._pending is None:
+            return []
+        entries, flags, event = self._pending
+        if event is not None and not event.query():
+            return []
+        self._pending = None
+        del received
+        return [entry for entry, flag in zip(entries, flags.tolist(), strict=True) if flag]
+
+    def _compare(self) -> None:
+        entries = list(self._received)
+        got = torch.stack([_sum(self._received[e]) for e in entries])
+        zero = got.new_zeros(2)
+        want = torch.stack([_sum(self._claimed[e]).to(got) if e in self._claimed else zero for e in entries])
+        own, largest = _TOLERANCE.get(entries[0].parameter.dtype, _TOLERANCE_OF_HALF)
+        if self._half:
+            own, largest = _TOLERANCE_OF_HALF
+        sizes = got[:, 1] + want[:, 1]
+        bound = own * sizes + largest * sizes.max()
+        flags = (got[:, 0] - want[:, 0]).abs() > bound
+        self._half = False
+        event = None
+        if flags.is_cuda:
+            flags = flags.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending = entries, flags, event
+
+
+def _measures(entry: Entry, gradient: Tensor) -> Tensor:
+    """`⟨r, g⟩` with r from a standard normal distribution, the same for a parameter each time; and ‖g‖."""
+    generator = torch.Generator(gradient.device).manual_seed(entry.index)
+    dtype = norm_dtype(gradient.dtype)
+    g = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+    r = torch.randn(g.shape, generator=generator, device=g.device, dtype=dtype)
+    g = g.to(dtype)
+    return torch.stack([(r * g).sum(), torch.linalg.vector_norm(g)])
+
+
+def _sum(measures: list[Tensor]) -> Tensor:
+    return measures[0] if len(measures) == 1 else torch.stack(measures).sum(0)
