@@ -81,7 +81,8 @@ def sample_count(inputs: Any, targets: Any, batch_size: int | None) -> tuple[int
     if size < 2:
         raise UserError(f"a batch of {size} sample(s), {decides}, shows nothing: give two or more ({shapes})")
     if not any(t.shape[0] == size for _, t in named_tensors(inputs, "inputs")):
-        raise UserError(f"no tensor of the inputs has {size} rows, {decides}: give batch_size ({shapes})")
+        give = "give batch_size" if batch_size is None else "there is nothing to cut"
+        raise UserError(f"no tensor of the inputs has {size} rows, {decides}: {give} ({shapes})")
     whole = ", ".join(f"{name} {list(t.shape)}" for name, t in tensors if t.shape[0] != size)
     return size, f"{size} samples, {decides}; every sample is given the whole of {whole}" if whole else ""
 

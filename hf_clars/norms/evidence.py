@@ -69,15 +69,17 @@ class Evidence:
             return found("wrong", "norms are not finite, the gradient is")
         if self.changed.get(name, 0.0) > self.tolerance:
             return found("wrong", f"measuring changes its gradient by {self.changed[name]:.0e}")
-        complete = agrees = False
-        if expected is not None:
-            complete = self.rest[name] <= self.tolerance * max(expected.sum().item(), floor)
-            agrees = error is not None and error <= self.tolerance
-        if complete:
-            return found("right" if agrees else "wrong")
         total = measured.sum().item()
-        if total < gradient - self.tolerance * max(gradient, floor):
+        too_small = total < gradient - self.tolerance * max(gradient, floor)
+        if expected is None:
+            missing, agrees = float("inf"), False
+        else:
+            missing = self.rest[name] / max(expected.sum().item(), floor, 1e-300)
+            agrees = error is not None and error <= self.tolerance
+        if missing <= self.tolerance:
+            return found("right" if agrees else "wrong")
+        if too_small:
             return found("wrong", f"Σ‖c_i‖ = {total:.4g} is less than the norm of its gradient, {gradient:.4g}")
-        if agrees:
+        if agrees and missing**2 > 20 * self.tolerance:  # what is orthogonal adds half its square to a norm
             return found("wrong", "these contributions do not add up to its gradient: it has other uses")
         return found("not checked", self.doubt or "gradients of single samples do not add up to the batch's")

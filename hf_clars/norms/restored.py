@@ -80,15 +80,18 @@ def _others_detached(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _gradients_restored(model: nn.Module) -> Iterator[None]:
     kept = [(p, p.grad, p._post_accumulate_grad_hooks) for p in model.parameters()]
+    off = [(hooks, dict(hooks)) for *_, hooks in kept if hooks]
     try:
         for parameter, *_ in kept:
             parameter.grad = None
-            parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        for hooks, _ in off:
+            hooks.clear()  # autograd holds on to this very dictionary
         yield
     finally:
-        for parameter, gradient, hooks in kept:
+        for parameter, gradient, _ in kept:
             parameter.grad = gradient
-            parameter._post_accumulate_grad_hooks = hooks
+        for hooks, before in off:
+            hooks.update(before)
 
 
 @contextmanager

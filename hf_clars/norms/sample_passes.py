@@ -85,7 +85,7 @@ class SamplePasses:
             _, loss = self._run()
             loss.backward()
             measured = norms.per_sample()
-            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
                 norms.denominators()  # shows what was not measured; all processes would have to ask
             found.untracked = dict(norms.untracked)
             found.measured = {n: norm.double().cpu() for n, norm in measured.items()}

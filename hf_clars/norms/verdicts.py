@@ -96,11 +96,9 @@ class NormsVerification:
         count = Counter(verdict.status for verdict in self.parameters.values())
         statuses: tuple[Status, ...] = ("right", "named", "unused", "not checked", "wrong")
         found = ", ".join(f"{count[s]} {s}" for s in statuses if count[s] or s in ("right", "wrong"))
-        lines += _beside(
-            "",
-            f"{len(self.parameters)} parameters: {found}; largest relative error {self.largest_error:.1e}, "
-            f"tolerance {self.tolerance:.0e}, {self.batch_size} samples",
-        )
+        all_ = "1 parameter" if len(self.parameters) == 1 else f"{len(self.parameters)} parameters"
+        rounding = f"largest relative error {self.largest_error:.1e}, tolerance {self.tolerance:.0e}"
+        lines += _beside("", f"{all_}: {found}; {rounding}, {self.batch_size} samples")
         return "\n".join(lines)
 
 
