@@ -215,6 +215,24 @@ def test_causal_language_model_with_padded_labels(tied):
     assert not torch.allclose(head[0], head[3])
 
 
+def test_a_loss_of_outputs_that_are_computed_from_each_other():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(5, 7)
+            self.head = nn.Linear(7, 3)
+
+        def forward(self, x):
+            hidden = torch.tanh(self.body(x))
+            logits = self.head(hidden)
+            similar = logits @ logits.T + hidden @ hidden.T  # of all samples: by none
+            loss = F.cross_entropy(similar, torch.arange(len(x)).roll(1)) if len(x) > 1 else similar.sum() * 0
+            return {"hidden": hidden, "again": logits, "logits": logits, "similar": similar, "loss": loss}
+
+    found = verify_norms(Two(), torch.randn(4, 5), dtype=torch.float64, verbose=False)
+    assert found.with_status("right") == list(found.parameters)
+
+
 def test_a_weight_that_the_loss_uses_is_not_right():
     model = Tied()
 
@@ -304,6 +322,20 @@ def test_a_pass_that_measuring_breaks_is_wrong(monkeypatch):
     assert found.with_status("wrong") == list(found.parameters)
     assert "RuntimeError: of the measuring" in found.parameters["0.weight"].reason
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_a_gradient_that_measuring_changes_is_wrong(monkeypatch):
+    model = mlp()
+    measured = PerSampleNorms.per_sample
+
+    def changing(self):
+        model[0].weight.grad.mul_(1.1)
+        return measured(self)
+
+    monkeypatch.setattr(PerSampleNorms, "per_sample", changing)
+    found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
+    assert found.with_status("wrong") == ["0.weight"]
+    assert found.parameters["0.weight"].reason.startswith("measuring changes its gradient")
 
 
 def test_frozen_and_unused_parameters():
@@ -427,6 +459,7 @@ def test_an_attached_measurement_goes_on(mode, dtype):
         ),
         (torch.randn(4, 5), {"batch_size": 2.0}, "batch_size=2.0 must be a whole number"),
         (torch.randn(4, 5), {"tolerance": 0}, "tolerance=0 must be between 0 and 1"),
+        (torch.randn(4, 5), {"dtype": torch.int64}, "dtype=torch.int64 must be a floating-point dtype"),
         ((torch.randn(4, 5),), {}, "got a tuple of 1 parts"),
         (7, {}, "got a int"),
         ({"input": torch.randn(4, 5)}, {}, "needs its targets under 'labels'; it has input"),

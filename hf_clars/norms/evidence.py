@@ -18,7 +18,7 @@ class Evidence:
         tolerance: of a relative error.
         measured, untracked: what `PerSampleNorms` has.
         gradient: `‖∇L‖`, of those that `L` depends on.
-        changed: by how much the gradient differs when it is measured, relative.
+        changed: norm of what measuring changes in the gradient.
         expected: `‖c_i‖`, `[B]`.
         rest: `‖∇L − Σ_i c_i‖`.
         failed: why no backward pass was possible while measuring; empty if one was.
@@ -67,19 +67,19 @@ class Evidence:
             return found("not checked", "its gradient is not finite")
         if not measured.isfinite().all():
             return found("wrong", "norms are not finite, the gradient is")
-        if self.changed.get(name, 0.0) > self.tolerance:
-            return found("wrong", f"measuring changes its gradient by {self.changed[name]:.0e}")
+        changed = self.changed.get(name, 0.0)
+        if changed > self.tolerance * max(gradient, floor):
+            return found("wrong", f"measuring changes its gradient, {gradient:.4g}, by {changed:.4g}")
         total = measured.sum().item()
         too_small = total < gradient - self.tolerance * max(gradient, floor)
-        if expected is None:
-            missing, agrees = float("inf"), False
-        else:
+        missing, agrees = float("inf"), error is not None and error <= self.tolerance
+        if expected is not None:
             missing = self.rest[name] / max(expected.sum().item(), floor, 1e-300)
-            agrees = error is not None and error <= self.tolerance
         if missing <= self.tolerance:
             return found("right" if agrees else "wrong")
+        expected = error = None  # it is no reference
         if too_small:
             return found("wrong", f"Σ‖c_i‖ = {total:.4g} is less than the norm of its gradient, {gradient:.4g}")
         if agrees and missing**2 > 20 * self.tolerance:  # what is orthogonal adds half its square to a norm
-            return found("wrong", "these contributions do not add up to its gradient: it has other uses")
+            return found("wrong", "its contributions do not add up to its gradient: it has other uses")
         return found("not checked", self.doubt or "gradients of single samples do not add up to the batch's")

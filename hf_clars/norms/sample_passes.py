@@ -14,10 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UserError
-from .batches import named_tensors, one_sample, split_batch
+from .batches import one_sample, split_batch
 from .evidence import Evidence
 from .extra_passes import buffers_restored
 from .per_sample import PerSampleNorms
+from .sample_outputs import as_real, differentiable, is_close, rows_of, slopes_at, weight_of
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # others have three digits or fewer
 _COARSE = 5e-2
@@ -52,10 +53,15 @@ class SamplePasses:
         """All passes, in the modes that the layers now have."""
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         with self._pass():
+            first = self._alone(0)
+            shapes = [] if isinstance(first, str) else [t.shape for t in first[0]]
+            del first
+        with self._pass():
             whole, loss = self._run()
             dtypes = {p.dtype for p in parameters.values()} | {t.dtype for t in (*whole, loss)}
             found = Evidence(parameters, self.tolerance or max(_TOLERANCE.get(d, _COARSE) for d in dtypes))
-            slopes = _gradients(loss, whole)
+            by_sample = [k for k, (t, s) in enumerate(zip(whole, shapes, strict=False)) if rows_of(t, s, self.size, 0)]
+            slopes = dict(zip(by_sample, slopes_at(loss, [whole[k] for k in by_sample]), strict=True))
             loss.backward()
             rest = _gradients_of(parameters)
             whole = [t.detach() for t in whole]
@@ -91,14 +97,11 @@ class SamplePasses:
             found.measured = {n: norm.double().cpu() for n, norm in measured.items()}
             now = _gradients_of(found.parameters)
             for name in gradients.keys() | now.keys():
-                if name in gradients and name in now:
-                    off = _norm(now[name] - gradients[name])
-                    found.changed[name] = off / max(found.gradient[name], 1e-300) if off else 0.0
-                else:
-                    found.changed[name] = float("inf")
+                both = name in gradients and name in now
+                found.changed[name] = _norm(now[name] - gradients[name]) if both else float("inf")
 
-    def _one(self, i: int, whole: list[Tensor], slopes: list[Tensor], tolerance: float) -> str:
-        """Sample i's contribution goes to `.grad`; or why it cannot."""
+    def _alone(self, i: int) -> tuple[list[Tensor], Tensor | None] | str:
+        """Outputs and loss of sample i alone, the loss None where it wants more samples; or why there is nothing."""
         try:
             result, targets = self._forward(one_sample(self.batch, self.size, i))
         except Exception as error:  # of the user's model: a layer that wants more samples, say
@@ -107,23 +110,33 @@ class SamplePasses:
             loss = self._loss(result, targets)
         except Exception:  # it compares samples; its derivative in the batch is known
             loss = None
-        outputs = _differentiable(result, loss)
+        return differentiable(result, loss), loss
+
+    def _one(self, i: int, whole: list[Tensor], slopes: dict[int, Tensor], tolerance: float) -> str:
+        """Sample i's contribution goes to `.grad`; or why it cannot.
+
+        Args:
+            whole: the batch's outputs.
+            slopes: place among them → derivative of the batch's loss by that output, of those that are by sample.
+        """
+        found = self._alone(i)
+        if isinstance(found, str):
+            return found
+        outputs, loss = found
         if len(outputs) != len(whole):
             return f"the model has {len(whole)} outputs for the batch, {len(outputs)} for one sample"
         alone, slope = [], []
-        for output, all_rows, all_slopes in zip(outputs, whole, slopes, strict=True):
-            choices = _rows(all_rows, output.shape, self.size, i)
-            if not choices:
-                continue  # not by sample
-            scale = all_rows.abs().nan_to_num(posinf=0).max().item() if all_rows.numel() else 0.0
-            fits = [c for c, rows in enumerate(choices) if _close(rows, output, tolerance * scale)]
+        for k, slope_of_all in slopes.items():
+            choices = rows_of(whole[k], outputs[k].shape, self.size, i)
+            scale = whole[k].abs().nan_to_num(posinf=0).max().item()
+            fits = [c for c, rows in enumerate(choices) if is_close(rows, outputs[k], tolerance * scale)]
             if not fits:
                 return f"samples mix or are random: the outputs of sample {i} alone are not those in the batch"
-            alone.append(output)
-            slope.append(_rows(all_slopes, output.shape, self.size, i)[fits[0]])
+            alone.append(outputs[k])
+            slope.append(rows_of(slope_of_all, outputs[k].shape, self.size, i)[fits[0]])
         if loss is not None and not alone:
             (loss / self.size).backward()  # nothing shows its weight
-        elif loss is not None and (weight := _weight(_gradients(loss, alone), slope, tolerance)) is not None:
+        elif loss is not None and (weight := weight_of(slopes_at(loss, alone), slope, tolerance)) is not None:
             (weight * loss).backward()
         elif any(s.any() for s in slope):
             torch.autograd.backward(alone, slope)
@@ -144,7 +157,7 @@ class SamplePasses:
         """The whole batch: outputs that gradients go through, and the loss."""
         result, targets = self._forward(self.batch)
         loss = self._loss(result, targets)
-        return _differentiable(result, loss), loss
+        return differentiable(result, loss), loss
 
     def _forward(self, batch: Any) -> tuple[Any, Any]:
         """What the model returns, and the targets."""
@@ -174,58 +187,8 @@ class SamplePasses:
         return loss.reshape(())
 
 
-def _differentiable(result: Any, loss: Tensor | None) -> list[Tensor]:
-    """The tensors in a model's result that gradients go through; a loss, a number, is none of them."""
-    return [t for _, t in named_tensors(result, "") if t.requires_grad and t.numel() and t is not loss]
-
-
-def _gradients(loss: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """The loss's derivative by each of these, zero where it does not depend on one."""
-    if not tensors or not loss.requires_grad:
-        return [torch.zeros_like(t) for t in tensors]
-    found = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
-
-
-def _rows(whole: Tensor, alone: torch.Size, size: int, i: int) -> list[Tensor]:
-    """What may be sample i's of a batch's output, given the shape of a batch of one's; empty if it is not by sample.
-
-    Where a sample has several rows, they stand one after the other, or every sample's first before any's second.
-    """
-    if whole.ndim != len(alone):
-        return []
-    differing = [d for d in range(whole.ndim) if whole.shape[d] != alone[d]]
-    if len(differing) != 1 or whole.shape[differing[0]] != size * alone[differing[0]]:
-        return []
-    (d,) = differing
-    rows = alone[d]
-    one_after_the_other = whole.narrow(d, i * rows, rows)
-    return (
-        [one_after_the_other] if rows == 1 else [one_after_the_other, whole.unflatten(d, (rows, size)).select(d + 1, i)]
-    )
-
-
-def _close(rows: Tensor, alone: Tensor, distance: float) -> bool:
-    return torch.allclose(rows.detach(), alone.detach(), rtol=0.0, atol=distance, equal_nan=True)
-
-
-def _weight(alone: list[Tensor], in_batch: list[Tensor], tolerance: float) -> float | None:
-    """`w` for which `in_batch = w · alone`; None if there is none."""
-    a, b = (torch.cat([_real(t).flatten().double().cpu() for t in tensors]) for tensors in (alone, in_batch))
-    square = a.dot(a).item()
-    if not 0 < square < float("inf"):
-        return None
-    weight = a.dot(b).item() / square
-    return weight if (b - weight * a).norm() <= tolerance * b.norm() else None
-
-
-def _real(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
 def _norm(gradient: Tensor) -> float:
-    gradient = _real(gradient)
+    gradient = as_real(gradient)
     return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)).item()
 
 

@@ -38,7 +38,7 @@ def verify_norms(
 
     BatchNorm in train mode mixes samples, and dropout draws others for a sample alone, so these layers are in eval mode
     meanwhile; all layers are if outputs still differ. The table says so. Everything runs in the model's dtype, on its
-    device, and takes B + 2 forward and backward passes and the memory of two more gradients. The model, its gradients,
+    device, and takes B + 3 passes and the memory of two more gradients. The model, its gradients,
     buffers, random states and an attached `PerSampleNorms` are as they were afterwards. Under DistributedDataParallel
     the wrapped module is checked, on this process alone.
 
@@ -59,7 +59,7 @@ def verify_norms(
 
     Raises:
         UserError: a batch with fewer than two samples, or of which they cannot be told; a loss that is not a number;
-            nothing that is trained; a model under FSDP.
+            nothing that is trained; a model under FSDP; a tolerance or dtype that is none.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -69,6 +69,8 @@ def verify_norms(
         raise UserError("the model has no parameter that is trained (requires_grad)")
     if tolerance is not None and not 0 < tolerance < 1:
         raise UserError(f"tolerance={tolerance!r} must be between 0 and 1")
+    if dtype is not None and not dtype.is_floating_point:
+        raise UserError(f"dtype={dtype} must be a floating-point dtype, such as torch.float64")
     inputs, targets = _taken_apart(batch, loss_fn)
     size, note = sample_count(inputs, targets, batch_size)
     if dtype is not None:
