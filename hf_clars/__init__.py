@@ -6,7 +6,7 @@ Importing this package makes `optim="clars"`, `"lars"`, `"mnag"` and `"lamb"` kn
 from . import theory
 from .errors import Preempted, TrainingFailedError, UserError
 from .models import TimmForImageClassification, build_model
-from .norms import PerSampleNorms
+from .norms import NormsVerification, PerSampleNorms, verify_norms
 from .optimizers import CLARS, LARS, NAG
 from .training import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
 from .variance import gradient_variance
@@ -20,6 +20,7 @@ __all__ = [
     "ClarsTrainer",
     "ClarsTrainingArguments",
     "GradientStatisticsCallback",
+    "NormsVerification",
     "PerSampleNorms",
     "Preempted",
     "TimmForImageClassification",
@@ -28,6 +29,7 @@ __all__ = [
     "build_model",
     "gradient_variance",
     "theory",
+    "verify_norms",
 ]
 
 register()

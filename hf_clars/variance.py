@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .formulas import gradient_variance_factor
 from .norms import PerSampleNorms
+from .norms.batches import split_batch
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,6 @@ def measure_moments(
         name: GradientMoments((g.norm().item() / total) ** 2, norms[name].item() / total, squares[name].item() / total)
         for name, g in gradients.items()
     }
-
-
-def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Inputs and targets of a pair or of a dictionary."""
-    if isinstance(batch, Mapping):
-        if "labels" not in batch:
-            raise UserError(f"a dictionary batch needs its targets under 'labels'; it has {', '.join(batch)}")
-        return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
-    inputs, targets = batch
-    return inputs, targets
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -2,5 +2,7 @@
 
 from .operators import OPERATORS
 from .per_sample import MODES, PerSampleNorms
+from .verdicts import NormsVerification, NormVerdict
+from .verification import verify_norms
 
-__all__ = ["MODES", "OPERATORS", "PerSampleNorms"]
+__all__ = ["MODES", "OPERATORS", "NormVerdict", "NormsVerification", "PerSampleNorms", "verify_norms"]

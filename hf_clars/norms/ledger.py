@@ -258,6 +258,21 @@ class Ledger:
             entry.samples = entry.past_samples = 0
             entry.last = None
 
+    def take_over(self, other: Ledger) -> None:
+        """Go on from where `other`, an earlier ledger of the same parameters, was."""
+        other._sum_up()
+        known = {entry.name: entry for entry in other.entries}
+        pairs = [(entry, known[entry.name]) for entry in self.entries if entry.name in known]
+        for new, old in pairs:
+            new.seen, new.incomplete, new.last = old.seen, old.incomplete, old.last
+            new.samples, new.past_samples = old.samples, old.past_samples
+        self.follows_gradient = other.follows_gradient
+        if other._current is not None and other._past is not None:
+            columns = self._index([new for new, _ in pairs], other._current)
+            old_columns = other._index([old for _, old in pairs], other._current)
+            for mine, theirs in zip(self._sums(other._current), (other._current, other._past), strict=True):
+                mine.index_copy_(1, columns, theirs.index_select(1, old_columns).to(mine.dtype))
+
     def totals(self, row: int) -> dict[str, Tensor]:
         """Name → sum since reset, of this process alone."""
         self._sum_up()

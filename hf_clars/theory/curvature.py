@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks
 from ..errors import UserError
-from ..variance import split_batch
+from ..norms.batches import split_batch
 
 LossFunction = Callable[[Any, Any], Tensor]
 _Vectors = dict[str, dict[str, Tensor]]  # block → parameter name → the block's vector on that parameter
