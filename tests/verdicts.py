@@ -42,6 +42,7 @@ def verdict(
     xs: Tensor | tuple[Tensor, ...],
     loss: Loss = functional,
     alone: tuple[nn.Module, Tensor | tuple[Tensor, ...]] | None = None,
+    together: bool = False,
 ) -> Verdict:
     """Compare the norms of one backward pass of `(1/B) Σ f_i` with those of passes over single samples.
 
@@ -56,11 +57,12 @@ def verdict(
         xs: its inputs, each with samples as the first dimension.
         loss: `(model, *xs)` → `f_i`, `[batch]`.
         alone: model and inputs for the passes over single samples, where samples mix: what of them does not.
+        together: take each `f_i` of the batch instead, for models that depend on the batch's size but do not mix.
     """
     xs = xs if isinstance(xs, tuple) else (xs,)
     batch = xs[0].shape[0]
     plain = _run(copy.deepcopy(model), xs, loss, batch)
-    truth = _truth(*(alone or (model, xs)), loss, plain.gradients)
+    truth = _truth(*(alone or (model, xs)), loss, plain.gradients, together)
     try:
         with warnings.catch_warnings(), PerSampleNorms(model) as norms:
             warnings.simplefilter("ignore", UserWarning)  # that something cannot be measured
@@ -90,20 +92,27 @@ def _run(model: nn.Module, xs: tuple[Tensor, ...], loss: Loss, batch: int) -> Ru
 
 
 def _truth(
-    model: nn.Module, xs: Tensor | tuple[Tensor, ...], loss: Loss, whole: Mapping[str, Tensor]
+    model: nn.Module, xs: Tensor | tuple[Tensor, ...], loss: Loss, whole: Mapping[str, Tensor], together: bool
 ) -> dict[str, Tensor]:
-    """`‖c_i‖` of every parameter that has a gradient, by batches of one, which must add up to the batch's gradient."""
+    """`‖c_i‖` of every parameter with a gradient; `c_i = ∇f_i / B` must add up to the batch's gradient."""
     xs = xs if isinstance(xs, tuple) else (xs,)
     batch = xs[0].shape[0]
     norms = {n: torch.zeros(batch, dtype=g.dtype) for n, g in whole.items()}
     rest = {n: g.clone() for n, g in whole.items()}
+    model = copy.deepcopy(model)
     for i in range(batch):
-        for n, g in _run(copy.deepcopy(model), tuple(x[i : i + 1] for x in xs), loss, batch).gradients.items():
+        if together:
+            model.zero_grad()
+            (loss(model, *xs)[i] / batch).backward()
+            found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        else:
+            found = _run(copy.deepcopy(model), tuple(x[i : i + 1] for x in xs), loss, batch).gradients
+        for n, g in found.items():
             norms[n][i] = g.norm()
             rest[n] -= g
     floor = _floor(whole)
     off = [n for n, g in rest.items() if batch and not g.norm() <= TOLERANCE * max(float(whole[n].norm()), floor)]
-    assert not off, f"samples mix, so batches of one are no oracle: {off}"
+    assert not off, f"samples mix, so passes over single samples are no oracle: {off}"
     return norms
 
 
