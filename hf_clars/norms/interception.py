@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .axis_rules import FRESH, OF_FIRST, RULES, Call, broadcast_axis, name_of, place_after
@@ -20,6 +20,7 @@ from .marks import (
     PLACE,
     RECIPE,
     axis_of,
+    is_input,
     is_source,
     marked,
     place_of,
@@ -59,7 +60,6 @@ class Interception(TorchFunctionMode):
         self.active = False
         self.passing_by = False
         self.assumptions: list[Assumption] = []  # of this pass, about copies of parameters
-        self._computed: list[tuple[int, ...]] = []  # under torch.compile: shapes of what depends on parameters alone
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -79,7 +79,8 @@ class Interception(TorchFunctionMode):
                 sources = True
             elif hasattr(tensor, INDEX):
                 indices = True
-            elif tensor.requires_grad and self._lost_its_mark(func, tensor):
+            elif tensor.requires_grad and not is_input(tensor):
+                marked(tensor, PLACE, Lost("its input comes from a function that is not watched"))
                 samples = True
         if sources and torch.is_grad_enabled():
             inside = opened(func)
@@ -122,27 +123,9 @@ class Interception(TorchFunctionMode):
                 setattr(each, PLACE, place_after(Call(func, args, kwargs, tensors, each, number, out), rule))
         return out
 
-    def _lost_its_mark(self, func: Any, tensor: Tensor) -> bool:
-        """Whether a tensor without a mark is the result of something that was not watched."""
-        if not torch.compiler.is_compiling():
-            if tensor.is_leaf:
-                return False
-            marked(tensor, PLACE, Lost("its input comes from a function that is not watched"))
-            return True
-        # F.pad is a function that dynamo does not show to a mode, so its result has no mark. It is known again as a
-        # whole batch that has a gradient, or that a convolution is given. What an in-place function returns has lost
-        # its marks too; if it was computed from parameters alone, there was a tensor of its shape that said so.
-        if isinstance(tensor, nn.Parameter) or tensor.ndim < 3 or tuple(tensor.shape) in self._computed:
-            return False
-        if tensor.shape[0] != self.norms.batch:
-            return False
-        marked(tensor, PLACE, SampleAxis(0, 1, tensor.shape[0]))
-        return True
-
     def leave(self) -> None:
         """The outermost forward is over."""
         self.active = False
-        self._computed = []
         assumptions, self.assumptions = self.assumptions, []
         for assumption in assumptions:
             if assumption.refuted or not assumption.confirmed:
@@ -180,7 +163,6 @@ class Interception(TorchFunctionMode):
             entries += [entry for entry in source.entries if entry not in entries]
         out = marked(out, ENTRIES, tuple(entries))
         if torch.compiler.is_compiling() and isinstance(out, Tensor):
-            self._computed.append(tuple(out.shape))
             marked(out, RECIPE, recipe(func, args, kwargs))
         if func is torch.embedding and sources[0].u is None:
             marked(out, LOOKUP, (args[1], args[2] if len(args) > 2 else -1))

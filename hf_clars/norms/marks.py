@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sample_axis import Lost, Place, SampleAxis
 
@@ -61,6 +61,11 @@ def is_source(tensor: Any) -> bool:
         and getattr(tensor, PLACE, None) is None
         and (hasattr(tensor, ENTRY) or hasattr(tensor, ENTRIES))
     )
+
+
+def is_input(tensor: Tensor) -> bool:
+    """Whether a tensor was not computed from others, as far as gradients tell."""
+    return isinstance(tensor, nn.Parameter) if torch.compiler.is_compiling() else tensor.is_leaf
 
 
 def place_of(tensor: Any) -> Place | None:

@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from .ledger import Ledger
     from .tap import Use
 
+def show_padding() -> None:
+    """Have dynamo tell modes of `F.pad`, which ends in the one function that it does not think to be overridable.
+
+    A private name; test_norms_compiled.py fails if it goes. Without it, what is padded is named.
+    """
+    from torch._dynamo.variables import torch as functions
+
+    overridable = getattr(functions, "get_overridable_functions", None)
+    if overridable is not None:
+        overridable().add(torch._C._nn.pad)
+
+
+show_padding()
+
 _ledgers: weakref.WeakValueDictionary[int, Ledger] = weakref.WeakValueDictionary()
 _uses: list[tuple[Any, ...]] = []
 
