@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from .fallback import function_rule
 from .linear_rules import PositionsRule
 from .marks import (
+    CUT,
     ENTRIES,
     LOOKUP,
     RECIPE,
@@ -31,10 +32,11 @@ from .measured import decide, entries_of, measurable, tap
 from .opened import opened
 from .operators import CONVOLUTIONS, COPYING, OPERATORS, Operator, broadcasts
 from .recipes import recipe
+from .recomputation import Regions, pages_of
 from .rows import copies_rows, has_rows, shuffles
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .tap import Use
-from .watched_forward import is_recomputed_unwatched
+from .watched_forward import is_unwatched_in_reentrant
 
 if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
@@ -56,7 +58,9 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.norms = norms
         self.active = False
+        self.trains = False  # the outermost forward takes gradients, or will when reentrant checkpointing calls it again
         self.passing_by = False
+        self.regions = Regions()
         self._computed: list[tuple[int, ...]] = []  # under torch.compile: shapes of what depends on parameters alone
         self._positions_first = False  # rows ordered by position, then by sample: the inside of attention
 
@@ -76,7 +80,9 @@ class Interception(TorchFunctionMode):
             elif torch.compiler.is_compiling() and self._lost_its_mark(func, tensor):
                 marked(tensor, SAMPLES, True)
                 samples = True
-        sources = sources and torch.is_grad_enabled()
+        cut: tuple[Any, ...] = ()
+        if not torch.is_grad_enabled():
+            sources, cut = False, self._cut(tensors) if self.trains else ()
         if sources and (inside := opened(func)) is not None:
             return self._inside(func, inside, args, kwargs)
         if not sources:
@@ -86,7 +92,7 @@ class Interception(TorchFunctionMode):
         else:
             return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
         if not samples:
-            return out
+            return marked(out, CUT, cut) if cut else out
         if func is Tensor.__setitem__:
             marked(args[0], SAMPLES, True)
         out = marked(out, SAMPLES, True)
@@ -103,10 +109,44 @@ class Interception(TorchFunctionMode):
             return False
         return tensor.shape[0] == self.norms.batch and (tensor.requires_grad or func in CONVOLUTIONS)
 
+    def begin(self) -> None:
+        """An outermost forward begins."""
+        self.active = True
+        self.trains = not torch.compiler.is_compiling() and (torch.is_grad_enabled() or self.regions.current is not None)
+
     def leave(self) -> None:
         """The outermost forward is over."""
-        self.active = False
+        self.active = self.trains = False
         self._computed = []
+
+    def repeats(self) -> bool:
+        """Whether this is checkpointing's second run, which knows from the first what it is given."""
+        return self.regions.current is not None and self.regions.current.run is not None
+
+    def may_be_reentrant(self) -> bool:
+        """Whether it is worth a look at the stack: of reentrant checkpointing, the first run takes no gradients, and the
+        second is in a backward pass."""
+        if torch.is_grad_enabled():
+            return not self.active and torch._C._current_graph_task_id() != -1
+        return self.trains or not self.active
+
+    def look_away(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module, and all that it calls, without watching."""
+        outer = self.active, self.passing_by
+        self.active = self.passing_by = True
+        try:
+            with torch._C.DisableTorchFunction():
+                return forward(*args, **kwargs)
+        finally:
+            self.active, self.passing_by = outer
+
+    def _cut(self, tensors: list[Tensor]) -> tuple[Any, ...]:
+        """Pages of what a function uses while no gradients are taken, as in the first run of reentrant checkpointing."""
+        pages = pages_of(tensors)
+        if pages and is_unwatched_in_reentrant(self.regions):
+            self.norms.exclude(pages, "it is used in a checkpointed function that is not a module")
+            return ()
+        return tuple(pages)
 
     def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module in which no parameter is used and no row leaves its place, without watching it."""
@@ -126,10 +166,14 @@ class Interception(TorchFunctionMode):
             copies = self._copies(func, args, kwargs)
             if copies is not None:
                 return marked(copies, SAMPLES, True)
-        out = func(*args, **kwargs)
         entries: list[Any] = []
         for source in sources:
             entries += [entry for entry in source.entries if entry not in entries]
+        if self.regions.is_unwatched():
+            self.norms.exclude(entries, "it is used in a checkpointed function that is not a module")
+            return func(*args, **kwargs)
+        with self.regions.kept():
+            out = func(*args, **kwargs)
         out = marked(out, ENTRIES, tuple(entries))
         if isinstance(out, Tensor) and self.norms.batch and copies_rows(func, args, kwargs, out, self.norms.batch):
             marked(out, ROWS, True)
@@ -241,7 +285,7 @@ class Interception(TorchFunctionMode):
         if (
             batch is None
             or torch.compiler.is_compiling()
-            or is_recomputed_unwatched()
+            or self.regions.is_unwatched()
             or self._positions_first
             or not isinstance(out, Tensor)
             or any(out is t for t in tensors)

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from .ledger import Entry
     from .recipes import Recipe
 
+PREFIX = "_hf_clars_"  # of all of them
 ENTRY = "_hf_clars_entry"  # on a parameter: its page in the ledger
 ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not on samples: their pages
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices
+CUT = "_hf_clars_cut"  # on such a tensor where no gradients are taken: their pages
 RECIPE = "_hf_clars_recipe"  # on such a tensor under torch.compile: how it is computed
 ROWS = "_hf_clars_rows"  # on such a tensor: rows k·i … k·(i+1)−1 were made for sample i, by repetition or by constants
 SAMPLES = "_hf_clars_samples"  # on a tensor that depends on samples: True

@@ -95,6 +95,7 @@ class PerSampleNorms:
                 "or call PerSampleNorms.detach_all(model)"
             )
         self.ledger = Ledger()
+        self.ledger.exclude = self.exclude
         self.untracked, self._unwarned = {}, {}
         self._attached = True
         self._members = list(self.model.modules())

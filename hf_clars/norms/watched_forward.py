@@ -6,12 +6,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.utils.checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .ledger import Entry
-from .marks import ENTRY
+from .marks import ENTRY, tensors_in
+from .recomputation import Region, Regions, pages_of
 
 if TYPE_CHECKING:
     from .layers import Layer
@@ -52,6 +52,10 @@ class WatchedForward:
             if parameter is not None and getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
                 entry.belongs_to(parameter)
         interception = norms.interception
+        if not torch.compiler.is_compiling():
+            region = interception.regions.entered(_CODE, interception.may_be_reentrant())
+            if region is not None:
+                return self._in_region(norms, region, args, kwargs)
         if interception.active:
             if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():
                 if self.plain:
@@ -61,13 +65,41 @@ class WatchedForward:
                     if y is not None:
                         return y
             return self.forward(*args, **kwargs)
-        norms.enter(self.module, args, kwargs)
-        interception.active = True
+        if not interception.repeats():
+            norms.enter(self.module, args, kwargs)
+        interception.begin()
         try:
             with interception:
                 return self.forward(*args, **kwargs)
         finally:
             interception.leave()
+
+    def _in_region(self, norms: PerSampleNorms, region: Region, args: Any, kwargs: Any) -> Any:
+        """A checkpointed function calls it, outside of any other: so it does once more in the backward pass."""
+        interception, given = norms.interception, (*args, *kwargs.values())
+        regions, batch = interception.regions, norms.batch
+        outer, regions.current = regions.current, region
+        try:
+            if region.run is None:
+                if not interception.active:
+                    norms.enter(self.module, args, kwargs)
+                regions.note(region, self.module, norms.batch, given)
+                out = self(*args, **kwargs)
+                if region.reentrant:
+                    cut = pages_of(tensors_in(given)) + pages_of(tensors_in((out,)))
+                    norms.exclude(cut, "what is computed from it crosses the border of reentrant checkpointing")
+                return out
+            if region.reentrant:
+                norms.ledger.holds_other_passes()
+            known = regions.given(region, self.module, given)
+            if known is None:  # measuring began after the first run
+                return interception.look_away(self.forward, args, kwargs)
+            norms.batch = known.batch
+            return self(*args, **kwargs)
+        finally:
+            regions.current = outer
+            if region.run is not None:
+                norms.batch = batch
 
     def _is_alone(self) -> bool:
         """Whether nobody else looks into the module: no hooks on its parts, no other mode."""
@@ -86,21 +118,12 @@ class WatchedForward:
             self.module.forward = self.own
 
 
-def is_recomputed_unwatched() -> bool:
-    """Whether the innermost function that activation checkpointing will call again is not a module's forward.
+_CODE = WatchedForward.__call__.__code__
 
-    Nothing can be measured in its second call, and what is saved in the first must be what is saved in the second.
-    Reentrant checkpointing does not keep the first call's graph and is not of interest.
-    """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is None or getattr(hooks[0], "__module__", "") != torch.utils.checkpoint.__name__:
-        return False
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not WatchedForward.__call__.__code__:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False
+
+def is_unwatched_in_reentrant(regions: Regions) -> bool:
+    """Whether the innermost function that reentrant checkpointing will call again is not a module's forward."""
+    return regions.is_unwatched(_CODE)
 
 
 def is_plain(module: nn.Module) -> bool:
