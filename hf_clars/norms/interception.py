@@ -58,7 +58,9 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.norms = norms
         self.active = False
-        self.trains = False  # the outermost forward takes gradients, or will when reentrant checkpointing calls it again
+        self.trains = (
+            False  # the outermost forward takes gradients, or will when reentrant checkpointing calls it again
+        )
         self.passing_by = False
         self.regions = Regions()
         self._computed: list[tuple[int, ...]] = []  # under torch.compile: shapes of what depends on parameters alone
@@ -112,7 +114,9 @@ class Interception(TorchFunctionMode):
     def begin(self) -> None:
         """An outermost forward begins."""
         self.active = True
-        self.trains = not torch.compiler.is_compiling() and (torch.is_grad_enabled() or self.regions.current is not None)
+        self.trains = not torch.compiler.is_compiling() and (
+            torch.is_grad_enabled() or self.regions.current is not None
+        )
 
     def leave(self) -> None:
         """The outermost forward is over."""

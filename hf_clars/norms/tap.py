@@ -103,6 +103,8 @@ class Tap(torch.autograd.Function):
         ctx.use = use
         if torch.compiler.is_compiling():  # of what is dirty, torch 2.11's compiler says that it is a view
             return y.clone() if in_place else y.view_as(y)
+        if in_place and torch._C._len_torch_dispatch_stack():
+            return y.clone()  # selective checkpointing keeps results, and none may be dirty when it brings them back
         if not in_place:
             return y.view_as(y)
         ctx.mark_dirty(y)
