@@ -58,9 +58,7 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.norms = norms
         self.active = False
-        self.trains = (
-            False  # the outermost forward takes gradients, or will when reentrant checkpointing calls it again
-        )
+        self.trains = False  # the outermost forward takes gradients, or will in reentrant checkpointing's second run
         self.passing_by = False
         self.regions = Regions()
         self._computed: list[tuple[int, ...]] = []  # under torch.compile: shapes of what depends on parameters alone
@@ -128,8 +126,8 @@ class Interception(TorchFunctionMode):
         return self.regions.current is not None and self.regions.current.run is not None
 
     def may_be_reentrant(self) -> bool:
-        """Whether it is worth a look at the stack: of reentrant checkpointing, the first run takes no gradients, and the
-        second is in a backward pass."""
+        """Whether it is worth a look at the stack: of reentrant checkpointing, the first run takes no gradients, and
+        the second is in a backward pass."""
         if torch.is_grad_enabled():
             return not self.active and torch._C._current_graph_task_id() != -1
         return self.trains or not self.active
@@ -145,7 +143,7 @@ class Interception(TorchFunctionMode):
             self.active, self.passing_by = outer
 
     def _cut(self, tensors: list[Tensor]) -> tuple[Any, ...]:
-        """Pages of what a function uses while no gradients are taken, as in the first run of reentrant checkpointing."""
+        """Pages of what a function uses where no gradients are taken, as in reentrant checkpointing's first run."""
         pages = pages_of(tensors)
         if pages and is_unwatched_in_reentrant(self.regions):
             self.norms.exclude(pages, "it is used in a checkpointed function that is not a module")
@@ -173,11 +171,14 @@ class Interception(TorchFunctionMode):
         entries: list[Any] = []
         for source in sources:
             entries += [entry for entry in source.entries if entry not in entries]
-        if self.regions.is_unwatched():
+        if not torch.compiler.is_compiling() and self.regions.is_unwatched():
             self.norms.exclude(entries, "it is used in a checkpointed function that is not a module")
             return func(*args, **kwargs)
-        with self.regions.kept():
+        if torch.compiler.is_compiling():
             out = func(*args, **kwargs)
+        else:
+            with self.regions.kept():
+                out = func(*args, **kwargs)
         out = marked(out, ENTRIES, tuple(entries))
         if isinstance(out, Tensor) and self.norms.batch and copies_rows(func, args, kwargs, out, self.norms.batch):
             marked(out, ROWS, True)

@@ -1,9 +1,9 @@
 """Activation checkpointing runs a function twice: what is known in the first run must be known in the second.
 
-A *region* is one call of a checkpointed function. Without `use_reentrant`, its second run must save the very tensors that
-the first one saved, in their order. With it, the second run is the one that is differentiated, on tensors cut off from
-all others. Either begins in the middle of a backward pass, outside the model's forward, and its tensors bear no marks.
-So what a module is given in the first run is written down, and known again in the second.
+A *region* is one call of a checkpointed function. Without `use_reentrant`, its second run must save the very tensors
+that the first one saved, in their order. With it, the second run is the one that is differentiated, on tensors cut off
+from all others. Either begins in the middle of a backward pass, outside the model's forward, and its tensors bear no
+marks. So what a module is given in the first run is written down, and known again in the second.
 """
 
 from __future__ import annotations
@@ -83,8 +83,11 @@ class Regions:
         return self.current is not None and not self.current.reentrant
 
     def kept(self) -> AbstractContextManager[Any]:
-        """In here, what is saved for the backward pass is kept, not computed again: the graph from parameters to a tensor
-        computed from them alone is walked for each of its uses, and would run its whole region again each time."""
+        """In here, what is saved for the backward pass is kept, not computed again.
+
+        The graph from parameters to a tensor computed from them alone is walked for each of its uses, under vmap. It
+        would run its whole region again each time, and vmap refuses to draw random numbers.
+        """
         return saved_tensors_hooks(_same, _same) if self.must_repeat() else nullcontext()
 
     def note(self, region: Region, module: nn.Module, batch: int | None, given: Any) -> None:
