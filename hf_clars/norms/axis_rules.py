@@ -576,44 +576,29 @@ def _pointwise() -> dict[Any, Rule]:
 
 _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(
-        """
-        floor_divide fmod rsub xlog1py erfcx expit log_ndtr ndtri entr logsigmoid tanhshrink softsign
-        multiply subtract divide negative absolute arcsin arccos arctan arctan2 arcsinh arccosh arctanh greater
-        greater_equal less less_equal not_equal logical_and fix bernoulli
-        """.split(),
+        ["floor_divide", "fmod", "rsub", "xlog1py", "erfcx", "expit", "log_ndtr", "ndtri", "entr", "logsigmoid", "tanhshrink", "softsign", "multiply", "subtract", "divide", "negative", "absolute", "arcsin", "arccos", "arctan", "arctan2", "arcsinh", "arccosh", "arctanh", "greater", "greater_equal", "less", "less_equal", "not_equal", "logical_and", "fix", "bernoulli"],
         aligned,
     ),
     **dict.fromkeys(
-        """
-        softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize
-        dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout
-        layer_norm rms_norm group_norm instance_norm batch_norm local_response_norm renorm
-        clone contiguous detach to type type_as float half bfloat16 double int long bool cpu cuda short char byte
-        requires_grad_ data alias real imag view_as_real zero fill masked_fill clamp tril triu nan_to_num
-        zeros_like ones_like full_like empty_like rand_like randn_like randint_like fft ifft
-        hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
-        """.split(),
+        ["softmax", "log_softmax", "softmin", "gumbel_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "normalize", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "local_response_norm", "renorm", "clone", "contiguous", "detach", "to", "type", "type_as", "float", "half", "bfloat16", "double", "int", "long", "bool", "cpu", "cuda", "short", "char", "byte", "requires_grad_", "data", "alias", "real", "imag", "view_as_real", "zero", "fill", "masked_fill", "clamp", "tril", "triu", "nan_to_num", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "fft", "ifft", "hardtanh", "hardswish", "prelu", "celu", "mish", "isin", "isclose", "relu6", "pin_memory"],
         keeping,
     ),
     **dict.fromkeys(
-        "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel view_as_complex _unsafe_view".split(),
+        ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel", "view_as_complex", "_unsafe_view"],
         reshaping,
     ),
     **dict.fromkeys(
-        "permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint".split(), permuting
+        ["permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "H", "mT", "mH", "adjoint"], permuting
     ),
-    **dict.fromkeys("expand expand_as broadcast_to".split(), expanding),
+    **dict.fromkeys(["expand", "expand_as", "broadcast_to"], expanding),
     "repeat": repeating,
     "tile": repeating,
     "repeat_interleave": interleaving,
     **dict.fromkeys(
-        """
-        sum mean amax amin max min prod var std var_mean std_mean logsumexp argmax argmin all any nansum nanmean
-        median nanmedian mode count_nonzero
-        """.split(),
+        ["sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "argmax", "argmin", "all", "any", "nansum", "nanmean", "median", "nanmedian", "mode", "count_nonzero"],
         reducing(1),
     ),
-    **dict.fromkeys("norm vector_norm kthvalue".split(), reducing(2)),
+    **dict.fromkeys(["norm", "vector_norm", "kthvalue"], reducing(2)),
     "cosine_similarity": reducing(2),
     "glu": along(1, -1),
     "sort": along(1, -1),
@@ -626,31 +611,31 @@ _BY_NAME: dict[str, Rule] = {
     "pad": padding,
     **{f"{kind}_pool{n}d": leading(n) for kind in ("avg", "max", "adaptive_avg", "lp", "adaptive_max") for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": leading(n) for n in (1, 2, 3)},
-    **dict.fromkeys("interpolate upsample upsample_bilinear upsample_nearest grid_sample".split(), first),
-    **dict.fromkeys("unfold_columns fold pixel_shuffle pixel_unshuffle channel_shuffle affine_grid".split(), first),
+    **dict.fromkeys(["interpolate", "upsample", "upsample_bilinear", "upsample_nearest", "grid_sample"], first),
+    **dict.fromkeys(["unfold_columns", "fold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "affine_grid"], first),
     "one_hot": appending,
     "diag_embed": appending,
     "diagonal": diagonal,
     "select": selecting,
     "unbind": selecting,
     "narrow": narrowing,
-    **dict.fromkeys("split chunk tensor_split split_with_sizes unsafe_chunk unsafe_split".split(), splitting),
-    **dict.fromkeys("cat concat concatenate".split(), concatenating),
+    **dict.fromkeys(["split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"], splitting),
+    **dict.fromkeys(["cat", "concat", "concatenate"], concatenating),
     "stack": stacking,
     "hstack": hstacking,
-    **dict.fromkeys("matmul mm bmm __matmul__ mv".split(), product),
+    **dict.fromkeys(["matmul", "mm", "bmm", "__matmul__", "mv"], product),
     "__rmatmul__": reversed_product,
-    **dict.fromkeys("addmm baddbmm addmv".split(), added_product),
+    **dict.fromkeys(["addmm", "baddbmm", "addmv"], added_product),
     "linear": linear_map,
     "scaled_dot_product_attention": attending,
     "einsum": einstein,
     **{f"conv{n}d": convolving(n) for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": convolving(n) for n in (1, 2, 3)},
-    **dict.fromkeys("lstm gru rnn_tanh rnn_relu".split(), recurrent),
-    **dict.fromkeys("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split(), cell),
+    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], recurrent),
+    **dict.fromkeys(["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], cell),
     "embedding": embedding_rows,
     "cdist": distances,
-    **dict.fromkeys("bucketize searchsorted".split(), searched),
+    **dict.fromkeys(["bucketize", "searchsorted"], searched),
 }  # fmt: skip
 
 
@@ -668,7 +653,11 @@ def _table() -> dict[Any, Rule]:
 RULES: dict[Any, Rule] = _table()
 
 # Functions to which operands other than the first tell a type or a shape alone.
-OF_FIRST = {f for name in "to type_as view_as reshape_as expand_as".split() for f in functions_named(name)}
+OF_FIRST = {f for name in ["to", "type_as", "view_as", "reshape_as", "expand_as"] for f in functions_named(name)}
 
 # Functions whose result has nothing of their operand's values.
-FRESH = {f for name in "new_zeros new_ones new_empty new_full new_tensor new_empty_strided".split() for f in functions_named(name)}
+FRESH = {
+    f
+    for name in ["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new_empty_strided"]
+    for f in functions_named(name)
+}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .linear_rules import PositionsRule
-from .marks import source_of, Source
+from .marks import Source, source_of
 from .measured import tap
 from .rule import RowsRule, Rule, Saved, SpreadRule
 from .sample_axis import SampleAxis

@@ -15,9 +15,10 @@ from .marks import axis_of
 from .rule import Rule, Saved
 from .sample_axis import SampleAxis, by_sample
 
-
 _VMAPPED = {
-    function for name in "prelu einsum matmul __matmul__ __rmatmul__ mm bmm baddbmm linear".split() for function in functions_named(name)
+    function
+    for name in ["prelu", "einsum", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "linear"]
+    for function in functions_named(name)
 }
 
 
@@ -71,9 +72,7 @@ class FunctionRule(Rule):
         return tuple(x[run] for x in xs), d[run]
 
 
-def function_rule(
-    func: Any, args: Any, kwargs: Any, u: Tensor, out_axis: SampleAxis
-) -> tuple[FunctionRule, Saved]:
+def function_rule(func: Any, args: Any, kwargs: Any, u: Tensor, out_axis: SampleAxis) -> tuple[FunctionRule, Saved]:
     """The rule of `func(*args, **kwargs)` for its operand `u`, and the operands that depend on samples."""
     leaves, tree = pytree.tree_flatten((args, kwargs))
     leaves = [leaf.detach() if isinstance(leaf, Tensor) and leaf is not u else leaf for leaf in leaves]

@@ -299,8 +299,8 @@ INDEX_RULES: dict[str, Rule] = {
     "index_put": putting,
     "index_select": selecting_rows,
     "gather": gathering,
-    **dict.fromkeys("index_add index_copy".split(), adding_rows),
-    **dict.fromkeys("scatter scatter_add scatter_reduce".split(), scattering),
+    **dict.fromkeys(["index_add", "index_copy"], adding_rows),
+    **dict.fromkeys(["scatter", "scatter_add", "scatter_reduce"], scattering),
     "masked_scatter": filling,
     "copy": copying,
 }

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from .marks import PLACE, is_source, place_of
-from .sample_axis import Assumption, Lost, Place, SampleAxis
-
-_KNOWN = 1024  # shapes of arguments to remember: sequences have many lengths
+from .sample_axis import Assumption, Lost, SampleAxis
 
 
 class Inputs:
@@ -84,35 +81,3 @@ class Inputs:
             if place_of(tensor) is None:
                 setattr(tensor, PLACE, Lost("its input was computed between two calls that are watched"))
         return True
-
-
-class Recalled:
-    """Where samples stood in the arguments of a module that activation checkpointing calls again, with copies.
-
-    By the shapes of the arguments: a module that was called with the same shapes and samples elsewhere leaves no answer.
-    """
-
-    def __init__(self) -> None:
-        self._places: dict[Any, tuple[Place | None, ...]] = {}
-
-    def remember(self, tensors: list[Tensor]) -> None:
-        places = tuple(_plain(place_of(t)) for t in tensors)
-        shapes = tuple(tuple(t.shape) for t in tensors)
-        known = self._places.setdefault(shapes, places)
-        if known != places:
-            lost = Lost("checkpointing computes its input again, and it had inputs of this shape with samples elsewhere")
-            self._places[shapes] = tuple(old if old == new else lost for old, new in zip(known, places, strict=True))
-        if len(self._places) > _KNOWN:
-            self._places.clear()
-
-    def recall(self, tensors: list[Tensor]) -> None:
-        places = self._places.get(tuple(tuple(t.shape) for t in tensors), (None,) * len(tensors))
-        for tensor, place in zip(tensors, places, strict=True):
-            if place is not None and not hasattr(tensor, PLACE):
-                setattr(tensor, PLACE, place)
-            elif place is None and tensor.requires_grad and not tensor.is_leaf and not is_source(tensor):
-                setattr(tensor, PLACE, Lost("checkpointing computes its input again, from what is not known"))
-
-
-def _plain(place: Place | None) -> Place | None:
-    return place._replace(assumed=()) if type(place) is SampleAxis else place

@@ -14,6 +14,7 @@ from .copies import own_copies, shared_copies
 from .fallback import function_rule
 from .index_rules import index_after
 from .marks import (
+    CUT,
     ENTRIES,
     INDEX,
     LOOKUP,
@@ -31,9 +32,10 @@ from .measured import decide, entries_of, measurable, tap
 from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
+from .recomputation import Regions, pages_of
 from .sample_axis import Assumption, Lost, SampleAxis
 from .tap import Use
-from .watched_forward import is_recomputed_unwatched
+from .watched_forward import is_unwatched_in_reentrant
 
 if TYPE_CHECKING:
     from .marks import Source
@@ -58,7 +60,9 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.norms = norms
         self.active = False
+        self.trains = False  # the outermost forward takes gradients, or will in reentrant checkpointing's second run
         self.passing_by = False
+        self.regions = Regions()
         self.assumptions: list[Assumption] = []  # of this pass, about copies of parameters
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,11 +94,14 @@ class Interception(TorchFunctionMode):
                 return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
             out = self._meet(func, args, kwargs, tensors)
         else:
+            cut = self._cut(tensors) if self.trains and not torch.is_grad_enabled() else ()
             if samples and func not in RULES:
                 inside = opened(func)
                 if inside is not None:
                     return self._inside(inside, args, kwargs)
             out = func(*args, **kwargs)
+            if cut and not samples:
+                marked(out, CUT, cut)
         if samples:
             out = self._placed(func, args, kwargs, tensors, out)
         if indices or (samples and func in _SORTS) or func is torch.arange:
@@ -123,9 +130,45 @@ class Interception(TorchFunctionMode):
                 setattr(each, PLACE, place_after(Call(func, args, kwargs, tensors, each, number, out), rule))
         return out
 
+    def begin(self) -> None:
+        """An outermost forward begins."""
+        self.active = True
+        self.trains = not torch.compiler.is_compiling() and (
+            torch.is_grad_enabled() or self.regions.current is not None
+        )
+
+    def repeats(self) -> bool:
+        """Whether this is checkpointing's second run, which knows from the first what it is given."""
+        return self.regions.current is not None and self.regions.current.run is not None
+
+    def may_be_reentrant(self) -> bool:
+        """Whether it is worth a look at the stack: of reentrant checkpointing, the first run takes no gradients, and
+        the second is in a backward pass."""
+        if torch.is_grad_enabled():
+            return not self.active and torch._C._current_graph_task_id() != -1
+        return self.trains or not self.active
+
+    def look_away(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module, and all that it calls, without watching."""
+        outer = self.active, self.passing_by
+        self.active = self.passing_by = True
+        try:
+            with torch._C.DisableTorchFunction():
+                return forward(*args, **kwargs)
+        finally:
+            self.active, self.passing_by = outer
+
+    def _cut(self, tensors: list[Tensor]) -> tuple[Any, ...]:
+        """Pages of what a function uses where no gradients are taken, as in reentrant checkpointing's first run."""
+        pages = pages_of(tensors)
+        if pages and is_unwatched_in_reentrant(self.regions):
+            self.norms.exclude(pages, "it is used in a checkpointed function that is not a module")
+            return ()
+        return tuple(pages)
+
     def leave(self) -> None:
         """The outermost forward is over."""
-        self.active = False
+        self.active = self.trains = False
         assumptions, self.assumptions = self.assumptions, []
         for assumption in assumptions:
             if assumption.refuted or not assumption.confirmed:
@@ -157,10 +200,17 @@ class Interception(TorchFunctionMode):
             copies = self._copies(func, args, kwargs)
             if copies is not None:
                 return copies
-        out = func(*args, **kwargs)
         entries: list[Any] = []
         for source in sources:
             entries += [entry for entry in source.entries if entry not in entries]
+        if torch.compiler.is_compiling():
+            out = func(*args, **kwargs)
+        elif self.regions.is_unwatched():
+            self.norms.exclude(entries, "it is used in a checkpointed function that is not a module")
+            return func(*args, **kwargs)
+        else:
+            with self.regions.kept():
+                out = func(*args, **kwargs)
         out = marked(out, ENTRIES, tuple(entries))
         if torch.compiler.is_compiling() and isinstance(out, Tensor):
             marked(out, RECIPE, recipe(func, args, kwargs))
@@ -245,7 +295,9 @@ class Interception(TorchFunctionMode):
         out = func(*args, **kwargs)
         sources = [t for t in tensors if is_source(t)]
         places = [place_of(t) for t in tensors]
-        place = place_after(Call(func, args, kwargs, tensors, out), RULES.get(func)) if isinstance(out, Tensor) else None
+        place = (
+            place_after(Call(func, args, kwargs, tensors, out), RULES.get(func)) if isinstance(out, Tensor) else None
+        )
         axes = [p for p in (place, *places) if type(p) is SampleAxis and p.pick is None]
         reason = f"it is used by {name_of(func)}, for which there is no rule"
         lost = [p for p in places if type(p) is Lost]
@@ -257,7 +309,7 @@ class Interception(TorchFunctionMode):
         if (
             not known
             or torch.compiler.is_compiling()
-            or is_recomputed_unwatched()
+            or self.regions.is_unwatched()
             or True in [out is t for t in tensors]
         ):
             self.norms.exclude(entries_of(*(source_of(t) for t in sources)), reason)

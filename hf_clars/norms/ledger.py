@@ -8,6 +8,7 @@ an entry looks: a backward pass that finds `parameter.grad` empty begins a new g
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +47,7 @@ class Entry:
         self.samples = 0  # of the gradient at hand
         self.past_samples = 0
         self.traced_uses = 0  # by compiled code, in the current forward pass
+        self._recorded_in = -1  # the last backward pass that used it
         self._open: list[weakref.ref[Use]] = []  # forward passes that nothing holds on to any more leave no use
         self._parts: list[Part] = []
         self._first: tuple[Use, int, bool] | None = None  # of the uses that share this backward pass
@@ -121,6 +123,11 @@ class Entry:
 
     def record(self, squares: Tensor, batch: int, new_gradient: bool) -> None:
         """Add one backward pass: `squares [m]` are `‖c_i‖²` of m of its `batch` samples."""
+        backward = self.ledger.outermost_backward()
+        if backward == self._recorded_in and backward == self.ledger.held_others:
+            reason = "it is used both inside and outside of reentrant checkpointing, or in several parts of that"
+            self.ledger.exclude([self], reason)
+        self._recorded_in = backward
         self.ledger.note(self, squares, batch, turn=new_gradient and self.samples > 0)
         self.seen = True
         self.samples += batch
@@ -139,6 +146,9 @@ class Ledger:
         self._turned: list[Entry] = []  # not done yet: their gradient began anew
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._closing: list = []
+        self._holder: int | None = None  # the backward pass in which others run, those of reentrant checkpointing
+        self.held_others = -1  # the last one that was such
+        self.exclude: Callable[[list[Entry], str], None] = lambda entries, reason: None
         # An input of every tap: in a compiled pass it gets what keeps the measuring from being dropped as unused.
         # And its node tells a pass for all gradients from one for some.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -158,8 +168,22 @@ class Ledger:
             torch.autograd.Variable._execution_engine.queue_callback(self._close_all)
         self._closing.append(close)
 
+    def holds_other_passes(self) -> None:
+        """The backward pass under way is going to run another one inside."""
+        if self._holder is None:
+            self._holder = self.held_others = torch._C._current_graph_task_id()
+            torch.autograd.Variable._execution_engine.queue_callback(self._no_holder)
+
+    def _no_holder(self) -> None:
+        self._holder = None
+
+    def outermost_backward(self) -> int:
+        """A number for the backward pass under way, or for the one that holds it."""
+        return torch._C._current_graph_task_id() if self._holder is None else self._holder
+
     def begin_pass(self) -> None:
         """A forward pass begins: drop what a backward pass that failed left behind."""
+        self._holder = None
         for entry in self.entries:
             entry.traced_uses = 0
         if self._closing:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from .ledger import Entry
     from .recipes import Recipe
 
+PREFIX = "_hf_clars_"  # of all of them
 ENTRY = "_hf_clars_entry"  # on a parameter: its page in the ledger
 ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not on samples: their pages
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices
+CUT = "_hf_clars_cut"  # on such a tensor where no gradients are taken: their pages
 RECIPE = "_hf_clars_recipe"  # on such a tensor under torch.compile: how it is computed
 PLACE = "_hf_clars_place"  # on a tensor that depends on samples: where they stand in it, or since when that is lost
 INDEX = "_hf_clars_index"  # on a tensor of indices: how they are made, see `indices.py`

@@ -16,7 +16,6 @@ from .operators import Operator
 from .rule import Rule, Saved
 from .sample_axis import Lost, SampleAxis, is_ordinary, samples_first
 from .tap import Tap, Use
-from .watched_forward import is_recomputed_unwatched
 
 if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
@@ -52,14 +51,26 @@ class Measured:
         self, norms: PerSampleNorms, x: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Saved = ()
     ) -> Tensor:
         """The operator's result, of which the backward pass is going to measure."""
+        given, flat = x, self.flat
         if self.half is not None:
             x = x.to(self.half)
-        fused = self.fused and self.weight is not None and not self.weight.entries[0].in_use()
+            if _is_kept_by_autocast(given):
+                flat = False  # a view is not kept
+            else:
+                given = x
+        fused = self.fused and self.weight is not None
+        if fused and self.weight is not None and not norms.interception.regions.must_repeat():
+            fused = not self.weight.entries[0].in_use()
         use = Use(self.rule, self.weight, self.bias, self.batch, fused, self.unbatched, self.axis)
         w = weight.detach() if fused and weight is not None else weight
-        y = self.call(x.flatten(0, -2) if self.flat else x, w, bias)
+        y = self.call(given.flatten(0, -2) if flat else given, w, bias)
         y = tap(norms, y, use, (x.detach(), *kept), weight if fused else None)
-        return y.view(*x.shape[:-1], y.shape[-1]) if self.flat else y
+        return y.view(*x.shape[:-1], y.shape[-1]) if flat else y
+
+
+def _is_kept_by_autocast(x: Tensor) -> bool:
+    """Whether autocast casts it once for all operators, whose gradients then add up in the half precision."""
+    return x.requires_grad and x.is_leaf and not x._is_view() and torch.is_autocast_cache_enabled()
 
 
 def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
@@ -143,7 +154,7 @@ def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:
         if through:
             norms.exclude(entries_of(*through), "the tensor that is used is computed from it, under torch.compile")
         return not through
-    if is_recomputed_unwatched():
+    if norms.interception.regions.is_unwatched():
         norms.exclude(entries_of(*sources), "it is used in a checkpointed function that is not a module")
         return False
     return True

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
-from .inputs import Inputs, Recalled
+from .inputs import Inputs
 from .interception import Interception
 from .layers import Layer
 from .ledger import Entry, Ledger
-from .marks import ENTRY, tensors_in
+from .marks import ENTRY
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
@@ -103,6 +103,7 @@ class PerSampleNorms:
                 "or call PerSampleNorms.detach_all(model)"
             )
         self.ledger = Ledger()
+        self.ledger.exclude = self.exclude
         self.untracked, self._unwarned = {}, {}
         self._attached = True
         self._members = list(self.model.modules())
@@ -189,14 +190,13 @@ class PerSampleNorms:
         if self.ledger.follows_gradient and self.mode != "micro_batch" and not torch.compiler.is_compiling():
             self.ledger.check.begin_pass(self.ledger.entries)
 
-    def enter(self, module: nn.Module, tensors: list[Tensor], recalled: Recalled) -> None:
+    def enter(self, module: nn.Module, tensors: list[Tensor]) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            recalled.recall(tensors)  # checkpointing calls it again, in the middle of the backward pass
-            return
         if module is self.model or not self.inputs.go_on(tensors):
             self.begin_pass()
-            self.batch = self.inputs.begin(tensors, whole=len(self._watched) == 1 and self._watched[0].takes_one(tensors))
+            self.batch = self.inputs.begin(
+                tensors, whole=len(self._watched) == 1 and self._watched[0].takes_one(tensors)
+            )
 
     # --- what was measured -------------------------------------------------------------------------------------
 

@@ -106,7 +106,9 @@ class Use:
             else:
                 entry.close(self, _through(part, source, entry))
             if entry.ledger.check.active:
-                entry.ledger.check.claim(entry, _through(whole, source, entry).total() if gradient is None else gradient)
+                entry.ledger.check.claim(
+                    entry, _through(whole, source, entry).total() if gradient is None else gradient
+                )
         return gradient
 
 
@@ -133,6 +135,8 @@ class Tap(torch.autograd.Function):
         ctx.use = use
         if torch.compiler.is_compiling():  # of what is dirty, torch 2.11's compiler says that it is a view
             return y.clone() if in_place else y.view_as(y)
+        if in_place and torch._C._len_torch_dispatch_stack():
+            return y.clone()  # selective checkpointing keeps results, and none may be dirty when it brings them back
         if not in_place:
             return y.view_as(y)
         ctx.mark_dirty(y)

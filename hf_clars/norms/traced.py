@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
     from .tap import Use
 
+
 def show_padding() -> None:
     """Have dynamo tell modes of `F.pad`, which ends in the one function that it does not think to be overridable.
 

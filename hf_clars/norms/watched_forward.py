@@ -6,13 +6,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .ledger import Entry
-from .inputs import Recalled
 from .marks import ENTRY, tensors_in
+from .recomputation import Region, Regions, pages_of
 
 if TYPE_CHECKING:
     from .layers import Layer
@@ -38,7 +37,6 @@ class WatchedForward:
         self.parts = [part for part in module.modules() if part is not module] if self.plain else []
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
         self.layer = layer if self.own is None else None
-        self.recalled = Recalled()
         self.forward = module.forward
         self.__signature__ = inspect.signature(self.forward)  # Trainer reads which columns a model wants
 
@@ -55,9 +53,11 @@ class WatchedForward:
             if parameter is not None and getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
                 entry.belongs_to(parameter)
         interception = norms.interception
+        if not torch.compiler.is_compiling():
+            region = interception.regions.entered(_CODE, interception.may_be_reentrant())
+            if region is not None:
+                return self._in_region(norms, region, args, kwargs)
         if interception.active:
-            if not torch.compiler.is_compiling() and _may_be_called_again():
-                self.recalled.remember(tensors_in((*args, *kwargs.values())))
             if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():
                 if self.plain:
                     return interception.pass_by(self.forward, args, kwargs, self.pools)
@@ -66,18 +66,46 @@ class WatchedForward:
                     if y is not None:
                         return y
             return self.forward(*args, **kwargs)
-        tensors = tensors_in((*args, *kwargs.values()))
-        norms.enter(self.module, tensors, self.recalled)
-        if not torch.compiler.is_compiling() and _may_be_called_again():
-            self.recalled.remember(tensors)
+        if not interception.repeats():
+            self._enter(norms, args, kwargs)
         if norms.batch == 0:  # no samples, no contributions
             return self.forward(*args, **kwargs)
-        interception.active = True
+        interception.begin()
         try:
             with interception:
                 return self.forward(*args, **kwargs)
         finally:
             interception.leave()
+
+    def _enter(self, norms: PerSampleNorms, args: Any, kwargs: Any) -> None:
+        norms.enter(self.module, tensors_in((*args, *kwargs.values())))
+
+    def _in_region(self, norms: PerSampleNorms, region: Region, args: Any, kwargs: Any) -> Any:
+        """A checkpointed function calls it, outside of any other: so it does once more in the backward pass."""
+        interception, given = norms.interception, (*args, *kwargs.values())
+        regions, batch = interception.regions, norms.batch
+        outer, regions.current = regions.current, region
+        try:
+            if region.run is None:
+                if not interception.active:
+                    self._enter(norms, args, kwargs)
+                regions.note(region, self.module, norms.batch, given)
+                out = self(*args, **kwargs)
+                if region.reentrant:
+                    cut = pages_of(tensors_in(given)) + pages_of(tensors_in((out,)))
+                    norms.exclude(cut, "what is computed from it crosses the border of reentrant checkpointing")
+                return out
+            if region.reentrant:
+                norms.ledger.holds_other_passes()
+            known = regions.given(region, self.module, given)
+            if known is None:  # measuring began after the first run
+                return interception.look_away(self.forward, args, kwargs)
+            norms.batch = known.batch
+            return self(*args, **kwargs)
+        finally:
+            regions.current = outer
+            if region.run is not None:
+                norms.batch = batch
 
     def takes_one(self, tensors: list[Tensor]) -> bool:
         """Whether the module is one layer and its input has no batch dimension, but is one sample."""
@@ -101,26 +129,12 @@ class WatchedForward:
             self.module.forward = self.own
 
 
-def _may_be_called_again() -> bool:
-    """Whether activation checkpointing may call a module again: reentrant, it first calls without gradients."""
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+_CODE = WatchedForward.__call__.__code__
 
 
-def is_recomputed_unwatched() -> bool:
-    """Whether the innermost function that activation checkpointing will call again is not a module's forward.
-
-    Nothing can be measured in its second call, and what is saved in the first must be what is saved in the second.
-    Reentrant checkpointing does not keep the first call's graph and is not of interest.
-    """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is None or getattr(hooks[0], "__module__", "") != torch.utils.checkpoint.__name__:
-        return False
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not WatchedForward.__call__.__code__:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False
+def is_unwatched_in_reentrant(regions: Regions) -> bool:
+    """Whether the innermost function that reentrant checkpointing will call again is not a module's forward."""
+    return regions.is_unwatched(_CODE)
 
 
 _PLAIN = {f"torch.nn.modules.{name}" for name in ("activation", "dropout", "batchnorm", "instancenorm", "normalization",
