@@ -11,7 +11,7 @@ from .linear_rules import PositionsRule
 from .marks import Source, source_of
 from .measured import tap
 from .rule import RowsRule, Rule, Saved, SpreadRule
-from .sample_axis import SampleAxis
+from .sample_axis.axis import SampleAxis
 from .tap import Use
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def own_copies(norms: PerSampleNorms, u: Tensor, axis: SampleAxis, ndim: int, si
     """`u`, once for each sample, with `ndim` dimensions of which `axis.dim` has `size` entries; there `u` has one."""
     source = source_of(u)
     assert source is not None
-    batch = axis.count
+    batch = axis.batch
     rule: Rule = SpreadRule(tuple(u.shape))
     saved: Saved = ()
     if source.lookup is not None:
@@ -43,5 +43,5 @@ def own_copies(norms: PerSampleNorms, u: Tensor, axis: SampleAxis, ndim: int, si
 
 def shared_copies(norms: PerSampleNorms, u: Tensor, axis: SampleAxis) -> Tensor:
     """`u`, of which each sample uses some entries of dimension `axis.dim`, its own ones."""
-    use = Use(RowsRule(tuple(u.shape), axis.dim, axis.inner), source_of(u), None, axis.count, fused=False, axis=axis)
-    return tap(norms, u.view_as(u), use, (torch.arange(axis.count, device=u.device),), in_place=False)
+    use = Use(RowsRule(tuple(u.shape), axis.dim, axis.inner), source_of(u), None, axis.batch, fused=False, axis=axis)
+    return tap(norms, u.view_as(u), use, (torch.arange(axis.batch, device=u.device),), in_place=False)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .axis_rules import functions_named
 from .marks import axis_of
 from .rule import Rule, Saved
-from .sample_axis import SampleAxis, by_sample
+from .sample_axis.axis import SampleAxis, by_sample
+from .sample_axis.call import functions_named
 
 _VMAPPED = {
     function
-    for name in ["prelu", "einsum", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "linear"]
+    for name in ("prelu", "einsum", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "linear")
     for function in functions_named(name)
 }
 
@@ -78,7 +78,7 @@ def function_rule(func: Any, args: Any, kwargs: Any, u: Tensor, out_axis: Sample
     leaves = [leaf.detach() if isinstance(leaf, Tensor) and leaf is not u else leaf for leaf in leaves]
     originals = pytree.tree_leaves((args, kwargs))
     where_samples = [i for i, leaf in enumerate(originals) if axis_of(leaf) is not None]
-    axes = tuple(axis_of(originals[i]) for i in where_samples)
+    axes = tuple([axis for axis in map(axis_of, originals) if axis is not None])
     where_u = [i for i, leaf in enumerate(originals) if leaf is u]
     saved = tuple(leaves[i] for i in where_samples)
     constants = [None if i in where_samples or i in where_u else leaf for i, leaf in enumerate(leaves)]

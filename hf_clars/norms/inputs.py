@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .marks import PLACE, is_source, place_of
-from .sample_axis import Assumption, Lost, SampleAxis
+from .sample_axis.axis import Assumption, Lost, SampleAxis
 
 
 class Inputs:
@@ -25,14 +25,12 @@ class Inputs:
         self.dim, self.size = dim, size
         self._told = False
 
-    def begin(self, tensors: list[Tensor], whole: bool) -> int | None:
+    def begin(self, tensors: list[Tensor], unbatched: bool) -> int | None:
         """A pass over new inputs; the number of its samples, None where no argument has any."""
         candidates = [t for t in tensors if t.ndim > self.dim and not is_source(t)]
-        if whole and self.size is None:
-            batch: int | None = 1
-            candidates[0].__dict__.pop(PLACE, None)
+        if unbatched and self.size is None:
             setattr(candidates[0], PLACE, SampleAxis(0, candidates[0].shape[0], 1))
-            return batch
+            return 1
         batch = self._number(candidates)
         known = False
         for tensor in candidates:

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .axis_rules import FRESH, OF_FIRST, RULES, Call, broadcast_axis, name_of, place_after
 from .copies import own_copies, shared_copies
 from .fallback import function_rule
-from .index_rules import index_after
 from .marks import (
     CUT,
     ENTRIES,
@@ -33,7 +31,11 @@ from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
 from .recomputation import Regions, pages_of
-from .sample_axis import Assumption, Lost, SampleAxis
+from .sample_axis.axis import Assumption, Lost, SampleAxis
+from .sample_axis.call import Call, name_of
+from .sample_axis.indices import index_after
+from .sample_axis.operands import broadcast_axis
+from .sample_axis.table import FRESH, OF_FIRST, RULES, place_after
 from .tap import Use
 from .watched_forward import is_unwatched_in_reentrant
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 class Interception(TorchFunctionMode):
     """Is asked about each torch function call of a forward pass.
 
-    It keeps track of what depends on samples, and of where they stand in it (`axis_rules.py`); and of what depends on
+    It keeps track of what depends on samples, and of where they stand in it (`sample_axis/`); and of what depends on
     parameters alone (`u = g(w)`: a standardised weight, a table of relative positions). Where the two meet, sample i
     uses its own copy of `u`, and there the norms are read off:
 
@@ -197,7 +199,7 @@ class Interception(TorchFunctionMode):
     def _compute(self, func: Any, args: Any, kwargs: Any, sources: list[Source]) -> Any:
         """A function of parameters and constants."""
         if func in COPYING and self.norms.batch:
-            copies = self._copies(func, args, kwargs)
+            copies = self._copies(func, args, kwargs, self.norms.batch)
             if copies is not None:
                 return copies
         entries: list[Any] = []
@@ -220,10 +222,10 @@ class Interception(TorchFunctionMode):
             marked(out, LOOKUP, sources[0].lookup)
         return out
 
-    def _copies(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    def _copies(self, func: Any, args: Any, kwargs: Any, batch: int) -> Tensor | None:
         """`u.expand(B, …)` and its like, where one dimension is as long as the batch: taken for one copy a sample,
         until it meets samples."""
-        u, batch = args[0], self.norms.batch
+        u = args[0]
         out = func(*args, **kwargs)
         before = [1] * (out.ndim - u.ndim) + list(u.shape)
         dims = [d for d in range(out.ndim) if before[d] == 1 and out.shape[d] == batch]
@@ -294,35 +296,37 @@ class Interception(TorchFunctionMode):
     def _function(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         out = func(*args, **kwargs)
         sources = [t for t in tensors if is_source(t)]
-        places = [place_of(t) for t in tensors]
-        place = (
-            place_after(Call(func, args, kwargs, tensors, out), RULES.get(func)) if isinstance(out, Tensor) else None
-        )
-        axes = [p for p in (place, *places) if type(p) is SampleAxis and p.pick is None]
-        reason = f"it is used by {name_of(func)}, for which there is no rule"
-        lost = [p for p in places if type(p) is Lost]
-        if lost:
-            reason = lost[0].reason
-        if func is torch.embedding:
-            place, reason = None, "its embedding has sparse gradients, or scales them by frequency in the batch"
-        known = type(place) is SampleAxis and len(axes) == 1 + len([p for p in places if p is not None])
-        if (
-            not known
-            or torch.compiler.is_compiling()
-            or self.regions.is_unwatched()
-            or True in [out is t for t in tensors]
-        ):
-            self.norms.exclude(entries_of(*(source_of(t) for t in sources)), reason)
+        entries = entries_of(*(source_of(t) for t in sources))
+        places = [place for place in map(place_of, tensors) if place is not None]
+        axis, reason = self._axis_of_result(func, args, kwargs, tensors, out)
+        lost = [place for place in places if type(place) is Lost]
+        picked = [place for place in places if type(place) is SampleAxis and place.pick is not None]
+        if axis is None or axis.pick is not None or lost or picked or True in [out is t for t in tensors]:
+            self.norms.exclude(entries, lost[0].reason if lost else reason)
             return out
-        rules = [function_rule(func, args, kwargs, u, place) for u in sources]
+        if torch.compiler.is_compiling() or self.regions.is_unwatched():
+            self.norms.exclude(entries, reason)
+            return out
+        rules = [function_rule(func, args, kwargs, u, axis) for u in sources]
         if False in [rule.is_samplewise(saved, out) for rule, saved in rules]:
-            reason = f"{name_of(func)} does not treat it sample by sample"
-            self.norms.exclude(entries_of(*(source_of(t) for t in sources)), reason)
+            self.norms.exclude(entries, f"{name_of(func)} does not treat it sample by sample")
             return out
         for u, (rule, saved) in zip(sources, rules, strict=True):
-            use = Use(rule, source_of(u), None, place.count, fused=False, axis=place)
+            use = Use(rule, source_of(u), None, axis.batch, fused=False, axis=axis)
             out = tap(self.norms, out.clone(), use, saved)  # as functions keep their results for the backward pass
         return out
+
+    def _axis_of_result(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any
+    ) -> tuple[SampleAxis | None, str]:
+        """Where samples stand in a function's result; and what to say where that does not help."""
+        if func is torch.embedding:
+            return None, "its embedding has sparse gradients, or scales them by frequency in the batch"
+        reason = f"it is used by {name_of(func)}, for which there is no rule"
+        if not isinstance(out, Tensor):
+            return None, reason
+        place = place_after(Call(func, args, kwargs, tensors, out), RULES.get(func))
+        return (place if type(place) is SampleAxis else None), reason
 
 
 _SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}

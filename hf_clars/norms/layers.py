@@ -18,7 +18,7 @@ from torch.nn.modules import conv, linear
 from .marks import PLACE, axis_of, is_source
 from .measured import Measured, decide
 from .operators import OPERATORS, Operator
-from .sample_axis import SampleAxis
+from .sample_axis.axis import SampleAxis
 
 if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
@@ -67,7 +67,7 @@ class Layer:
             return y
 
     def _measured(self, norms: PerSampleNorms, x: Tensor, axis: SampleAxis) -> Measured | None:
-        kind = axis.dim, axis.inner, axis.count, _kind(self._module, x)
+        kind = axis.dim, axis.inner, axis.batch, _kind(self._module, x)
         try:
             measured = self._kinds.get(kind)
         except TypeError:  # strides in a list

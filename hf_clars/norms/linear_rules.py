@@ -10,7 +10,7 @@ from torch import Tensor
 from . import costs, forms, kernels, products
 from .reductions import norm_dtype
 from .rule import Rule, Saved
-from .sample_axis import SampleAxis, samples_first
+from .sample_axis.axis import SampleAxis, samples_first
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .sample_axis import Lost, Place, SampleAxis
+from .sample_axis.axis import Lost, Place, SampleAxis
 
 if TYPE_CHECKING:
     from .ledger import Entry

@@ -14,7 +14,7 @@ from .linear_rules import LinearRule
 from .marks import Source, place_of, source_of
 from .operators import Operator
 from .rule import Rule, Saved
-from .sample_axis import Lost, SampleAxis, is_ordinary, samples_first
+from .sample_axis.axis import Lost, SampleAxis, is_ordinary, samples_first
 from .tap import Tap, Use
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
     for assumption in axis.assumed:
         if assumption.entries:  # what is measured here is right if the assumption is
             assumption.entries += entries_of(weight, bias)
-    batch = axis.count
+    batch = axis.batch
     unbatched = x.ndim == rule.unbatched_ndim
     ordinary = unbatched or is_ordinary(axis, x.shape)
     half = None
@@ -115,7 +115,7 @@ def _axis_of_input(norms: PerSampleNorms, rule: Rule, x: Tensor, entries: list[A
         return None
     if x.numel() == 0:
         return None  # no samples, no contributions
-    if x.ndim == rule.unbatched_ndim and place.count == 1:
+    if x.ndim == rule.unbatched_ndim and place.batch == 1:
         return place
     if place.dim >= rule.sample_dims(x.ndim) or x.ndim == rule.unbatched_ndim:
         norms.exclude(entries, f"its layer works along dimension {place.dim} of its input, in which samples stand")

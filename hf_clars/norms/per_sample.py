@@ -194,9 +194,8 @@ class PerSampleNorms:
         """A watched module is called from outside any other: its arguments are where samples come in."""
         if module is self.model or not self.inputs.go_on(tensors):
             self.begin_pass()
-            self.batch = self.inputs.begin(
-                tensors, whole=len(self._watched) == 1 and self._watched[0].takes_one(tensors)
-            )
+            unbatched = len(self._watched) == 1 and self._watched[0].takes_one(tensors)
+            self.batch = self.inputs.begin(tensors, unbatched)
 
     # --- what was measured -------------------------------------------------------------------------------------
 

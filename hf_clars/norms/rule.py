@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .kernels import Convolution
 from .reductions import add_samples_, norm_dtype, squared_norms
-from .sample_axis import SampleAxis, samples_first
+from .sample_axis.axis import SampleAxis, samples_first
 
 Saved = tuple[Tensor, ...]
 
@@ -132,19 +132,19 @@ class RowsRule(CopiesRule):
     What is kept is each sample's number.
 
     Args:
-        dim, inner: where samples stand in it, see `SampleAxis`.
+        dim, together: where samples stand in it, `dim` and `inner` of `SampleAxis`.
     """
 
     dim: int
-    inner: int
+    together: int
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
         return squared_norms(d.unflatten(0, (batch, -1)))
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         (numbers,) = xs
-        own = d.unflatten(0, (batch, -1, self.inner))
+        own = d.unflatten(0, (batch, -1, self.together))
         size = self.shape[self.dim]
-        each = own.new_zeros(batch, size // (own.shape[1] * self.inner), *own.shape[1:])
+        each = own.new_zeros(batch, size // (own.shape[1] * self.together), *own.shape[1:])
         each[torch.arange(batch, device=d.device), numbers] = own
         return each.transpose(1, 2).flatten(1, 3).movedim(1, self.dim + 1)

@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from . import traced
 from .linear_rules import LinearRule
 from .part import FixedPart, LayerPart, Part, RecipePart, ThroughPart
-from .sample_axis import SampleAxis
+from .sample_axis.axis import SampleAxis
 
 if TYPE_CHECKING:
     from .gradient_check import GradientCheck
@@ -90,8 +90,8 @@ class Use:
             gradient = self._close(self.weight, part, whole)
         if self.bias is not None:
             samples = self.rule.bias_samples(d, self.batch)
-            part = FixedPart(samples if self.subset is None else samples[self.subset])
-            self._close(self.bias, part, FixedPart(samples))
+            measured = samples if self.subset is None else samples[self.subset]
+            self._close(self.bias, FixedPart(measured), FixedPart(samples))
         return gradient
 
     def _close(self, source: Source, part: Part, whole: Part) -> Tensor | None:

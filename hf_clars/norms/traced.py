@@ -15,7 +15,7 @@ from torch import Tensor, library
 
 from .marks import Source
 from .recipes import Recipe
-from .sample_axis import SampleAxis
+from .sample_axis.axis import SampleAxis
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -103,7 +103,7 @@ def _use(number: int, ledger: Ledger, batch: int, saved: list[Tensor]) -> tuple[
     constants = saved[of_rule:]
     of_weight, of_bias = _source(weight, ledger, constants), _source(bias, ledger, constants)
     fused, unbatched, where = layout
-    axis = None if where is None else SampleAxis(*where, batch)
+    axis = None if where is None else SampleAxis(where[0], where[1], batch)
     which = None if subset is None else slice(*subset)
     use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, axis, which, dtype, memory_format)
     use.number = number

@@ -35,12 +35,12 @@ class Pick(NamedTuple):
     Args:
         source: where samples stood in that tensor.
         size: of its dimension `source.dim`.
-        index: what picked, compared by identity.
+        which: what picked, compared by identity.
     """
 
     source: SampleAxis
     size: int
-    index: tuple[Any, ...]
+    which: tuple[Any, ...]
 
 
 def same_objects(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
@@ -48,28 +48,28 @@ def same_objects(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 
 class SampleAxis(NamedTuple):
-    """Index j of dimension `dim` belongs to sample `(j // inner) % count`.
+    """Index j of dimension `dim` belongs to sample `(j // inner) % batch`.
 
     Args:
-        count: the number of samples B; of picked rows, their number.
+        batch: the number of samples B; of picked rows, their number.
         assumed: what it rests on, if not on the model's input alone.
         pick: which rows these are, if they are no longer all samples in order; they cannot be measured then.
     """
 
     dim: int
     inner: int
-    count: int
+    batch: int
     assumed: tuple[Assumption, ...] = ()
     pick: Pick | None = None
 
     def at(self, dim: int, inner: int | None = None) -> SampleAxis:
-        return SampleAxis(dim, self.inner if inner is None else inner, self.count, self.assumed, self.pick)
+        return SampleAxis(dim, self.inner if inner is None else inner, self.batch, self.assumed, self.pick)
 
     def same_as(self, other: SampleAxis) -> bool:
-        if self.dim != other.dim or self.inner != other.inner or self.count != other.count:
+        if self.dim != other.dim or self.inner != other.inner or self.batch != other.batch:
             return False
         mine, its = self.pick, other.pick
-        return mine is its or (mine is not None and its is not None and same_objects(mine.index, its.index))
+        return mine is its or (mine is not None and its is not None and same_objects(mine.which, its.which))
 
 
 class Lost(NamedTuple):
@@ -83,7 +83,7 @@ Place = SampleAxis | Lost
 
 def fits(axis: SampleAxis, shape: Sequence[int]) -> bool:
     """Whether a tensor of this shape can have its samples there."""
-    return axis.dim < len(shape) and shape[axis.dim] % (axis.count * axis.inner) == 0
+    return axis.dim < len(shape) and shape[axis.dim] % (axis.batch * axis.inner) == 0
 
 
 def reshaped(axis: SampleAxis, old: Sequence[int], new: Sequence[int]) -> SampleAxis | None:
@@ -91,7 +91,7 @@ def reshaped(axis: SampleAxis, old: Sequence[int], new: Sequence[int]) -> Sample
     stride = axis.inner
     for size in old[axis.dim + 1 :]:
         stride = stride * size
-    period = stride * axis.count
+    period = stride * axis.batch
     below = 1
     for dim in range(len(new) - 1, -1, -1):
         above = below * new[dim]
@@ -119,7 +119,7 @@ def sliced(axis: SampleAxis, size: int, start: int, stop: int, step: int) -> Sam
     """After `start:stop:step` of the samples' own dimension, of that size: whole runs of all samples, or None."""
     if step == 1 and start == 0 and stop == size:
         return axis
-    period = axis.count * axis.inner
+    period = axis.batch * axis.inner
     if start == 0 and stop == size and step > 0 and axis.inner % step == 0:
         return axis.at(axis.dim, axis.inner // step)
     if step == 1 and start % period == 0 and (stop - start) % period == 0 and stop > start:
@@ -131,17 +131,17 @@ def samples_first(tensor: Tensor, axis: SampleAxis) -> Tensor:
     """`[B·k, …]` with k rows in a row for each sample: the samples' dimension moved to the front, repeats beside it."""
     if axis.dim:
         tensor = tensor.movedim(axis.dim, 0)
-    if tensor.shape[0] == axis.count * axis.inner:
+    if tensor.shape[0] == axis.batch * axis.inner:
         return tensor
-    return tensor.unflatten(0, (-1, axis.count, axis.inner)).transpose(0, 1).flatten(0, 2)
+    return tensor.unflatten(0, (-1, axis.batch, axis.inner)).transpose(0, 1).flatten(0, 2)
 
 
 def by_sample(tensor: Tensor, axis: SampleAxis) -> Tensor:
     """`[B, …]`: sample i's part of the tensor, with all its dimensions."""
-    apart = tensor.unflatten(axis.dim, (-1, axis.count, axis.inner)).movedim(axis.dim + 1, 0)
+    apart = tensor.unflatten(axis.dim, (-1, axis.batch, axis.inner)).movedim(axis.dim + 1, 0)
     return apart.flatten(axis.dim + 1, axis.dim + 2)
 
 
 def is_ordinary(axis: SampleAxis, shape: Sequence[int]) -> bool:
     """Whether rows `k·i … k·(i+1)−1` of the first dimension are sample i's."""
-    return axis.dim == 0 and shape[0] == axis.count * axis.inner
+    return axis.dim == 0 and shape[0] == axis.batch * axis.inner

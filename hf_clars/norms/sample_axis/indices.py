@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .axis_rules import RULES, Call, Rule, along, broadcast_axis, functions_named, name_of
-from .marks import INDEX, axis_of, place_of
-from .sample_axis import Pick, SampleAxis, same_objects, sliced
+from ..marks import INDEX, axis_of, place_of
+from .axis import Pick, SampleAxis, same_objects, sliced
+from .call import Call, name_of
+from .operands import broadcast_axis
+from .shapes import along
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,9 @@ def read(ndim: int, index: Any) -> Reading | None:
     if items is None:
         return None
     reading = Reading({}, {}, [], [], [], 0, 0)
-    dim, order, apart, last = 0, [], False, None
+    dim, apart = 0, False
+    order: list[int | None] = []
+    last: int | None = None
     for item in items:
         if item is None:
             order.append(None)
@@ -195,7 +199,7 @@ def _picked(axis: SampleAxis, size: int, reading: Reading, rows: int) -> SampleA
 
 def _put_back(axis: SampleAxis, index: tuple[Any, ...], dim: int) -> SampleAxis | None:
     """Where samples stand once the index that picked rows has brought them back."""
-    return axis.pick.source.at(dim) if axis.pick is not None and same_objects(axis.pick.index, index) else None
+    return axis.pick.source.at(dim) if axis.pick is not None and same_objects(axis.pick.which, index) else None
 
 
 def _written(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
@@ -220,7 +224,7 @@ def _written(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
         return None
     dim = axis.pick.source.dim
     for which in (tuple(reading.tensors), *((t,) for t in reading.tensors)):
-        if same_objects(axis.pick.index, which):
+        if same_objects(axis.pick.which, which):
             back = axis.pick.source
             return back if dim in reading.picked and target.shape[dim] == axis.pick.size else None
     return None
@@ -291,18 +295,3 @@ def selecting_rows(call: Call) -> SampleAxis | None:
     dim = call.argument(1, ("dim",)) % call.x.ndim
     index = (slice(None),) * dim + (call.argument(2, ("index",)),)
     return getting(Call(call.func, (call.x, index), {}, call.tensors, call.out))
-
-
-INDEX_RULES: dict[str, Rule] = {
-    "__getitem__": getting,
-    "__setitem__": setting,
-    "index_put": putting,
-    "index_select": selecting_rows,
-    "gather": gathering,
-    **dict.fromkeys(["index_add", "index_copy"], adding_rows),
-    **dict.fromkeys(["scatter", "scatter_add", "scatter_reduce"], scattering),
-    "masked_scatter": filling,
-    "copy": copying,
-}
-for _name, _rule in INDEX_RULES.items():
-    RULES.update(dict.fromkeys(functions_named(_name), _rule))

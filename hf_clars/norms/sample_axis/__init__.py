@@ -1,0 +1,1 @@
+"""Where samples stand in the tensors of a forward pass: `axis.py` says what is known, `table.py` what functions change."""

@@ -1,0 +1,68 @@
+"""Where several operands meet: the one place that all of them say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from ..marks import place_of
+from .axis import SampleAxis
+from .call import Call
+
+
+def agreed(axes: Iterable[SampleAxis]) -> SampleAxis | None:
+    """The one place that all say, in a result's dimensions; None where they differ.
+
+    A place that was assumed yields to one that is known, and is confirmed by it.
+    """
+    found: SampleAxis | None = None
+    for axis in axes:
+        if found is None:
+            found = axis
+        elif found.same_as(axis):
+            if found.assumed and axis.assumed:
+                found = SampleAxis(found.dim, found.inner, found.batch, found.assumed + axis.assumed, found.pick)
+            else:
+                for assumption in found.assumed + axis.assumed:
+                    assumption.confirmed = True
+                found = axis if found.assumed else found
+        elif axis.assumed and not found.assumed:
+            _refute(axis)
+        elif found.assumed and not axis.assumed:
+            _refute(found)
+            found = axis
+        else:
+            return None
+    return found
+
+
+def _refute(axis: SampleAxis) -> None:
+    for assumption in axis.assumed:
+        assumption.refuted = True
+
+
+def aligned(call: Call) -> SampleAxis | None:
+    """Operands that broadcast: their dimensions are counted from the last."""
+    return broadcast_axis(call.tensors, call.out.ndim)
+
+
+def broadcast_axis(tensors: Iterable[Tensor], ndim: int, last: int = 0) -> SampleAxis | None:
+    """Where samples stand in a result with `ndim` dimensions, of operands that broadcast but for the `last` ones."""
+    axes, lost = [], []
+    for tensor in tensors:
+        place = place_of(tensor)
+        if type(place) is SampleAxis:
+            if place.dim >= tensor.ndim - last:
+                return None
+            axes.append(place.at(ndim - tensor.ndim + place.dim))
+        elif place is not None:
+            lost.append(tensor)
+    found = agreed(axes)
+    if found is None:
+        return None
+    for tensor in lost:  # as statistics of the whole batch are, whose rows are no samples'
+        dim = found.dim - (ndim - tensor.ndim)
+        if dim >= 0 and tensor.shape[dim] != 1:
+            return None
+    return found

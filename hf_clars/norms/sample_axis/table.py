@@ -1,0 +1,192 @@
+"""The table from torch function to where samples stand in its result. A new function is one entry of `RULES`.
+
+A rule sees the call and its result, and answers from shapes and arguments alone. `None` stands for "not known": what
+comes after is named, never guessed. A function that is not in the table has no rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..marks import place_of
+from .axis import Lost, Place, SampleAxis, fits
+from .call import SPACES, Call, Rule, functions_named, name_of
+from .indices import (
+    adding_rows,
+    copying,
+    filling,
+    gathering,
+    getting,
+    putting,
+    scattering,
+    selecting_rows,
+    setting,
+)
+from .operands import aligned
+from .parts import concatenating, hstacking, narrowing, selecting, splitting, stacking
+from .products import (
+    added_product,
+    attending,
+    cell,
+    convolving,
+    distances,
+    einstein,
+    embedding_rows,
+    linear_map,
+    product,
+    recurrent,
+    reversed_product,
+    searched,
+)
+from .shapes import (
+    along,
+    appending,
+    diagonal,
+    expanding,
+    first,
+    interleaving,
+    keeping,
+    leading,
+    padding,
+    permuting,
+    reducing,
+    repeating,
+    reshaping,
+    unfolding,
+)
+
+
+def place_after(call: Call, rule: Rule | None) -> Place:
+    """Where samples stand in the result of a function that was given some."""
+    lost = None
+    count = -1
+    for tensor in call.tensors:
+        place = place_of(tensor)
+        if place is None:
+            continue
+        if type(place) is SampleAxis:
+            count = place.batch if place.pick is None else place.pick.source.batch
+        elif lost is None:
+            lost = place
+    if count == 1 and call.out.ndim:  # whatever there is belongs to the only sample
+        return SampleAxis(0, call.out.shape[0], 1)
+    axis = None if rule is None else rule(call)
+    if axis is not None and fits(axis, call.out.shape):
+        return axis
+    if lost is not None:
+        return lost
+    return Lost(f"which samples its input holds is not known after {name_of(call.func)}")
+
+
+_BY_NAME: list[tuple[str, Rule]] = [
+    ("""
+     floor_divide fmod rsub xlog1py erfcx expit log_ndtr ndtri entr logsigmoid tanhshrink softsign multiply subtract
+     divide negative absolute arcsin arccos arctan arctan2 arcsinh arccosh arctanh greater greater_equal less less_equal
+     not_equal logical_and fix bernoulli
+     """, aligned),
+    ("""
+     softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize dropout dropout1d
+     dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout layer_norm rms_norm
+     group_norm instance_norm batch_norm local_response_norm renorm clone contiguous detach to type type_as float half
+     bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag view_as_real zero fill
+     masked_fill clamp tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+     fft ifft hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
+     """, keeping),
+    ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel view_as_complex", reshaping),
+    ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
+    ("expand expand_as broadcast_to", expanding),
+    ("repeat tile", repeating),
+    ("repeat_interleave", interleaving),
+    ("""
+     sum mean amax amin max min prod var std var_mean std_mean logsumexp argmax argmin all any nansum nanmean median
+     nanmedian mode count_nonzero
+     """, reducing(1)),
+    ("norm vector_norm kthvalue cosine_similarity", reducing(2)),
+    ("glu sort argsort", along(1, -1)),
+    ("topk diff", along(2, -1)),
+    ("flip", along(1)),
+    ("roll take_along_dim", along(2)),
+    ("pad", padding),
+    *[
+        (f"avg_pool{n}d max_pool{n}d adaptive_avg_pool{n}d lp_pool{n}d adaptive_max_pool{n}d max_pool{n}d_with_indices",
+         leading(n)) for n in (1, 2, 3)
+    ],
+    ("""
+     interpolate upsample upsample_bilinear upsample_nearest grid_sample fold pixel_shuffle pixel_unshuffle
+     channel_shuffle affine_grid im2col
+     """, first),
+    ("one_hot diag_embed", appending),
+    ("diagonal", diagonal),
+    ("select unbind", selecting),
+    ("narrow", narrowing),
+    ("split chunk tensor_split split_with_sizes unsafe_chunk unsafe_split", splitting),
+    ("cat concat concatenate", concatenating),
+    ("stack", stacking),
+    ("hstack", hstacking),
+    ("matmul mm bmm __matmul__ mv", product),
+    ("__rmatmul__", reversed_product),
+    ("addmm baddbmm addmv", added_product),
+    ("linear", linear_map),
+    ("scaled_dot_product_attention", attending),
+    ("einsum", einstein),
+    *[(f"conv{n}d conv_transpose{n}d", convolving(n)) for n in (1, 2, 3)],
+    ("lstm gru rnn_tanh rnn_relu", recurrent),
+    ("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", cell),
+    ("embedding", embedding_rows),
+    ("cdist", distances),
+    ("bucketize searchsorted", searched),
+    ("__getitem__", getting),
+    ("__setitem__", setting),
+    ("index_put", putting),
+    ("index_select", selecting_rows),
+    ("gather", gathering),
+    ("index_add index_copy", adding_rows),
+    ("scatter scatter_add scatter_reduce", scattering),
+    ("masked_scatter", filling),
+    ("copy", copying),
+]  # fmt: skip
+
+_OF_PYTHON = """
+    add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv floordiv rfloordiv ifloordiv mod rmod imod
+    pow rpow ipow neg pos abs invert and rand iand or ror ior xor rxor ixor eq ne lt le gt ge
+"""
+
+
+def _pointwise() -> dict[Any, Rule]:
+    """What torch itself tags as pointwise, and Python's operators."""
+    table: dict[Any, Rule] = {}
+    for name in {name for space in SPACES[:5] for name in dir(space) if not name.startswith("__")}:
+        packet: Any = getattr(torch.ops.aten, name, None)
+        overloads = packet.overloads() if hasattr(packet, "overloads") else ()
+        if any(torch.Tag.pointwise in getattr(packet, each).tags for each in overloads):
+            table.update(dict.fromkeys(functions_named(name), aligned))
+    methods = [getattr(Tensor, f"__{name}__", None) for name in _OF_PYTHON.split()]
+    return table | dict.fromkeys([method for method in methods if method is not None], aligned)
+
+
+def _table() -> dict[Any, Rule]:
+    table = _pointwise()
+    for names, rule in _BY_NAME:
+        for name in names.split():
+            table.update(dict.fromkeys(functions_named(name), rule))
+    # Of the same name, but other functions: im2col; and the one that takes the ids first and calls torch.embedding.
+    table |= {F.unfold: first, Tensor.unfold: unfolding}
+    table.pop(F.embedding, None)
+    return table
+
+
+def _all(names: str) -> set[Any]:
+    return {function for name in names.split() for function in functions_named(name)}
+
+
+RULES: dict[Any, Rule] = _table()
+
+# Functions to which operands other than the first tell a type or a shape alone.
+OF_FIRST = _all("to type_as view_as reshape_as expand_as")
+
+# Functions whose result has nothing of their operand's values.
+FRESH = _all("new_zeros new_ones new_empty new_full new_tensor new_empty_strided")
