@@ -83,7 +83,7 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         self._norms: PerSampleNorms | None = None
         self._stays_attached = True
         self._stop: Callable[[], None] | None = None  # while a step is measured
-        self._pending: tuple[dict[str, bool], int, Tensor] | None = None
+        self._pending: tuple[dict[str, bool], Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -127,8 +127,14 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._pending is None or self._trainer is None:
             return
-        (names, samples, squares), self._pending = self._pending, None
-        squares = squares.to("cpu", torch.float64)  # the only wait for the device
+        (names, values), self._pending = self._pending, None
+        values = values.to("cpu", torch.float64)  # the only wait for the device
+        # Another process may not have been able to measure a parameter, which the device alone knew.
+        kept = ~values[0].isnan() | values[1].isnan()
+        names = {name: is_layer for (name, is_layer), keep in zip(names.items(), kept.tolist(), strict=True) if keep}
+        squares, samples = values[:2, kept], int(values[2, kept].max()) if names else 0
+        if samples < 2:  # the last batch of an epoch may have one
+            return
         whole, layers = noise_statistics(squares, samples, names, self.averages, self.smoothing)
         if not whole:
             return
@@ -183,14 +189,14 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         measured = self._norms.gradient_statistics()
         parameters = dict(self._norms.model.named_parameters(remove_duplicate=False))
         gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
-        samples = max((measured[name][2] for name in gradients), default=0)
-        if samples < 2:  # the last batch of an epoch may have one
+        if not gradients:
             return
         squares = torch.stack([measured[name][1] for name in gradients])
+        samples = torch.stack([torch.full_like(squares[0], 1) * measured[name][2] for name in gradients])
         scale = loss_scale(self._trainer.accelerator.scaler, squares.device)
         norms = _norms(list(gradients.values())).to(squares)
         names = {name: parameters[name].ndim >= 2 for name in gradients}
-        self._pending = names, samples, torch.stack((squares / scale**2, (norms / scale).square()))
+        self._pending = names, torch.stack((squares / scale**2, (norms / scale).square(), samples))
 
 
 class _OwnNorms(PerSampleNorms):
