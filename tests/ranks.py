@@ -12,8 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from hf_clars import CLARS, PerSampleNorms
+from hf_clars.norms.ledger import Ledger
 
 from .processes import free_port
 
@@ -84,18 +88,26 @@ def steps(case: str) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def train(case: str, rank: int, world: int, **options: Any) -> dict[str, Any]:
-    """Weights, what was measured in each step, the last rates by name, and what is untracked."""
+def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any) -> dict[str, Any]:
+    """Weights; of each step what was measured and the rates; what is untracked, and what was said of it.
+
+    Args:
+        layout: DDP; FSDP2; or DDP as on devices, whose host does not wait to know what is measured.
+    """
     torch.manual_seed(0)
     model = Network(case).double()
     forward: Any = model
-    if world > 1:
+    if world > 1 and layout == "FSDP2":
+        fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    elif world > 1:
         forward = nn.parallel.DistributedDataParallel(model, find_unused_parameters="outside" not in case)
+        if layout == "devices":
+            Ledger.settled = lambda ledger: False  # type: ignore[method-assign]
     vectors = options.pop("vectors", "eta")
     norms = PerSampleNorms(model, vectors=vectors == "paper", **options)
     optimizer = CLARS(model.parameters(), 0.5, eta=0.1, weight_decay=1e-3, norms=norms, vectors=vectors)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    measured, rates, said = [], [], []
+    measured, rates = [], []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for x, mark in steps(case):
@@ -111,7 +123,7 @@ def train(case: str, rank: int, world: int, **options: Any) -> dict[str, Any]:
             rates.append({names[p]: rate.item() for p, rate in optimizer.layer_rates().items()})
             optimizer.zero_grad()
     said = [str(w.message) for w in caught if "PerSampleNorms" in str(w.message)]
-    weights = {name: p.detach() for name, p in model.named_parameters()}
+    weights = {name: p.full_tensor() if isinstance(p, DTensor) else p.detach() for name, p in model.named_parameters()}
     return {"weights": weights, "measured": measured, "rates": rates, "untracked": dict(norms.untracked), "said": said}
 
 

@@ -1,5 +1,7 @@
 """Ranks decide together what is measured: their weights never differ, and two of them are one process."""
 
+import math
+
 import pytest
 import torch
 
@@ -30,6 +32,22 @@ def test_two_processes_are_one(tmp_path, case, vectors):
         assert len(result["said"]) == (case in NAMED)
     assert ("special.weight" in one["untracked"]) == (case in NAMED)
     assert all(("special.weight" in found) == (case not in NAMED | {"frozen"}) for found in one["measured"])
+
+
+@pytest.mark.parametrize("layout", ["FSDP2", "devices"])
+@pytest.mark.parametrize("case", ["expert without rows", "custom function", "excluded"])
+def test_shards_and_devices_are_one_process(tmp_path, layout, case):
+    """On devices NaN stands for what is not measured, until the host knows."""
+    one = ranks.train(case, 0, 1)
+    two = ranks.by_two(tmp_path, case, layout=layout)
+    for result in two:
+        assert "error" not in result, result["error"]
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-6, atol=1e-12)
+            assert torch.equal(result["weights"][name], two[0]["weights"][name])
+        for found, expected in zip(result["measured"], one["measured"], strict=True):
+            assert {name: d for name, d in found.items() if not math.isnan(d)} == pytest.approx(expected, rel=1e-9)
+        assert result["untracked"].keys() == one["untracked"].keys()
 
 
 def test_a_part_that_came_past_one_rank_excludes_the_parameter_on_all(tmp_path):
