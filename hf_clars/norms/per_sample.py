@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -248,14 +248,16 @@ class PerSampleNorms:
         it. What is not measured is absent, or NaN, as in `denominators()`.
         """
         values, present = self.ledger.of_gradient()
-        alone = values.shape[0] == EXCLUDED  # rows of one process
+        samples: Sequence[int | Tensor]
+        if values.device.type == "cpu":
+            counts = values[COUNT].tolist()
+            samples = [int(counts[e.index]) for e in present]
+        elif values.shape[0] == EXCLUDED and not any(e.zeroed for e in present):  # of one process, which counted
+            samples = [e.samples for e in present]
+        else:
+            samples = [values[COUNT, e.index] for e in present]
         return {
-            e.name: (
-                values[NORMS, e.index],
-                values[SQUARES, e.index],
-                e.samples if alone and not e.zeroed else values[COUNT, e.index],
-            )
-            for e in present
+            e.name: (values[NORMS, e.index], values[SQUARES, e.index], n) for e, n in zip(present, samples, strict=True)
         }
 
     @property
