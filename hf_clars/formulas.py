@@ -43,6 +43,35 @@ def capped_layer_learning_rates(
     return (trust_ratio(weight_norm, denominator) * eta).clamp(max=cap) * gamma_scale
 
 
+LARS_ETA = 1e-3  # You et al. (2017)
+
+
+def stand_in_denominators(gradient_norm: Tensor, denominator: Tensor, eta: float | Tensor) -> Tensor:
+    """Denominators for layers of which `Σ_i ‖c_i‖` is not measured, in the units of those that are.
+
+    `‖g‖ / Σ_i ‖c_i‖` tells how far samples agree: 1 where all do, and about `1/√B` where none does. An unmeasured layer
+    is taken to be like the median of the others,
+
+        D_k = ‖g_k‖ / median_m (‖g_m‖ / D_m)        over measured layers m
+
+    A common factor of all gradients (clipping, a loss scale) cancels, so D_k is what it was before, as every D_m is.
+    Where no layer is measured, `D_k = ‖g_k‖ · η / 1e-3`, with which Eq. 5 is Eq. 3 with LARS's own η, 1e-3 of You et
+    al. (2017). Layers whose ratio is zero or not finite tell nothing and are left out of the median.
+
+    Args:
+        gradient_norm: `‖g_k‖`, shape `[K]`.
+        denominator: `D_k = Σ_i ‖c_i‖`, shape `[K]`; NaN where it is not measured.
+        eta: η of Eq. 5; a tensor of shape `[K]` where it differs.
+
+    Returns:
+        `D_k`, shape `[K]`: `denominator` where it is a number, the stand-in where it is NaN.
+    """
+    ratios = gradient_norm / denominator
+    median = torch.nanquantile(torch.where((ratios > 0) & ratios.isfinite(), ratios, torch.nan), 0.5)
+    stand_in = torch.where(median.isnan(), gradient_norm * (eta / LARS_ETA), gradient_norm / median)
+    return torch.where(denominator.isnan(), stand_in, denominator)
+
+
 def nesterov_update_(
     weight: Tensor,
     gradient: Tensor,

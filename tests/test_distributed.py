@@ -88,7 +88,7 @@ def test_what_clars_communicates(tmp_path):
     train(tmp_path / "two", 2, "clars", 4)  # 64 = 4 × 8 × 2
     calls = json.loads((tmp_path / "two" / "all_reduces.json").read_text())
     layers = 2  # weights of two or more dimensions
-    assert calls == [[2 * layers], [7]] * 5  # Σ‖c‖ and Σ‖c‖² of each layer; StepHealth's numbers
+    assert calls == [[4 * layers], [7]] * 5  # Σ‖c‖, Σ‖c‖², samples, exclusions of each layer; StepHealth's numbers
 
 
 def test_two_fsdp2_shards_are_one_model(tmp_path):

@@ -295,7 +295,7 @@ def test_layers_that_join_later_are_named():
     model(torch.randn(5, 4)).sum().backward()
     with pytest.warns(UserWarning, match=r"1\.weight: it joined the model after"):
         norms.denominators()
-    assert set(norms.untracked) == {"1.weight"}
+    assert set(norms.untracked) == {"1.weight", "1.bias"}
     assert set(norms.sums()) == {"0.weight", "0.bias"}
 
 
@@ -414,7 +414,7 @@ def test_rows_that_were_routed_belong_to_no_known_sample():
     with PerSampleNorms(model) as norms:
         with pytest.warns(UserWarning, match=r"expert\.weight: it sees rows that were picked by an index"):
             model(x).square().sum().backward()
-        assert set(norms.untracked) == {"expert.weight"}
+        assert set(norms.untracked) == {"expert.weight", "expert.bias"}
         measured = norms.per_sample()["head.weight"]
     for i in range(4):
         model.zero_grad()

@@ -314,17 +314,6 @@ def test_norms_may_be_a_mapping_a_function_or_named():
         CLARS([w], 1.0, norms={"layer": torch.tensor(3.0)}).step()
 
 
-def test_a_layer_without_norms_takes_the_lars_rate():
-    measured, other = weights((3, 3), (3, 2))
-    twin = nn.Parameter(other.detach().clone())
-    for p in (measured, other):
-        p.grad = torch.randn_like(p)
-    twin.grad = other.grad.clone()
-    CLARS([measured, other], 1.0, eta=0.01, norms={measured: torch.tensor(1.0)}).step()
-    LARS([twin], 1.0, eta=0.01).step()
-    torch.testing.assert_close(other, twin)
-
-
 def test_step_without_norms_is_an_error():
     model = network()
     norms = PerSampleNorms(model)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .reductions import norm_dtype
 
 if TYPE_CHECKING:
-    from .ledger import Entry
+    from .entry import Entry
 
 # Of a parameter's own size, ‖g‖ + Σ‖c_i‖, and of the largest in the model: rounding is relative to either. Half
 # precision has the weight gradient rounded once more, by autocast.
@@ -36,7 +36,6 @@ class GradientCheck:
         self._received: dict[Entry, list[Tensor]] = {}
         self._claimed: dict[Entry, list[Tensor]] = {}
         self._half = False
-        self._pending: tuple[list[Entry], Tensor, Any] | None = None
 
     def begin_pass(self, entries: list[Entry]) -> None:
         """A forward pass begins, whose gradients are checked if it is its turn."""
@@ -62,44 +61,24 @@ class GradientCheck:
         self._claimed.setdefault(entry, []).append(_measures(entry, total))
 
     @torch.no_grad()
-    def settle(self) -> list[Entry]:
-        """End the check of the passes before; the parameters whose gradient has more than what was measured.
-
-        On an accelerator the answer comes with a later call, once it has arrived without waiting.
-        """
+    def settle(self) -> dict[Entry, Tensor]:
+        """End the check of the passes before: whether a parameter's gradient has more than what was measured, 0-dim."""
         for handle in self._handles:
             handle.remove()
         self._handles, self.active = [], False
-        if self._received:
-            self._compare()
-        received, self._received, self._claimed = self._received, {}, {}
-        if self._pending is None:
-            return []
-        entries, flags, event = self._pending
-        if event is not None and not event.query():
-            return []
-        self._pending = None
-        del received
-        return [entry for entry, flag in zip(entries, flags.tolist(), strict=True) if flag]
-
-    def _compare(self) -> None:
-        entries = list(self._received)
-        got = torch.stack([_sum(self._received[e]) for e in entries])
-        zero = got.new_zeros(2)
-        want = torch.stack([_sum(self._claimed[e]).to(got) if e in self._claimed else zero for e in entries])
-        own, largest = _TOLERANCE.get(entries[0].parameter.dtype, _TOLERANCE_OF_HALF)
-        if self._half:
-            own, largest = _TOLERANCE_OF_HALF
+        received, self._received = self._received, {}
+        claimed, self._claimed = self._claimed, {}
+        if not received:
+            return {}
+        entries = list(received)
+        got = torch.stack([_sum(received[entry]) for entry in entries])
+        nothing = [got.new_zeros(2)]
+        want = torch.stack([_sum(claimed.get(entry, nothing)).to(got) for entry in entries])
+        half, self._half = self._half, False
+        of_own, of_largest = _TOLERANCE_OF_HALF if half else _TOLERANCE.get(got.dtype, _TOLERANCE_OF_HALF)
         sizes = got[:, 1] + want[:, 1]
-        bound = own * sizes + largest * sizes.max()
-        flags = (got[:, 0] - want[:, 0]).abs() > bound
-        self._half = False
-        event = None
-        if flags.is_cuda:
-            flags = flags.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending = entries, flags, event
+        flags = (got[:, 0] - want[:, 0]).abs() > of_own * sizes + of_largest * sizes.max()
+        return dict(zip(entries, flags.unbind(), strict=True))
 
 
 def _measures(entry: Entry, gradient: Tensor) -> Tensor:

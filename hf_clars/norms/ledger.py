@@ -2,14 +2,16 @@
 
 A denominator belongs to a gradient and lives as long: micro-batches add to both, and clearing the one clears the
 other. Whoever clears gradients (`model.zero_grad()`, after a step that a GradScaler skipped too) tells us nothing, so
-an entry looks: a backward pass that finds `parameter.grad` empty begins a new gradient.
+an entry looks: a backward pass that finds `parameter.grad` empty, or zero, begins a new gradient.
+
+With several processes all of them decide together what is measured, in the all-reduce that averages the sums: what one
+excludes is excluded on all, and what none has measured is not taken for zero.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,134 +19,28 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from . import traced
+from .accumulator import COUNT, EXCLUDED, Accumulator
+from .entry import Entry as Entry
+from .flags import FlagsToHost
 from .gradient_check import GradientCheck
-from .marks import ENTRY
-from .part import Part, squares_together
-
-if TYPE_CHECKING:
-    from .tap import Use
-
-
-_INDICES = 64  # kept; a model that drops layers at random asks for ever others
-
-
-_NONE = nn.Parameter(torch.empty(0), requires_grad=False)
-
-
-class Entry:
-    """One parameter's page in the ledger."""
-
-    def __init__(self, ledger: Ledger, module: nn.Module, attribute: str, name: str, index: int) -> None:
-        self.ledger = ledger
-        self.module = module
-        self.attribute = attribute
-        self._known = weakref.ref(self.parameter)  # once it has left the module
-        self.name = name
-        self.index = index
-        self.seen = False  # whether anything was ever recorded
-        self.incomplete = False  # part of the gradient cannot be measured, so none of the measured counts
-        self.last: Tensor | None = None
-        self.samples = 0  # of the gradient at hand
-        self.past_samples = 0
-        self.traced_uses = 0  # by compiled code, in the current forward pass
-        self._recorded_in = -1  # the last backward pass that used it
-        self._open: list[weakref.ref[Use]] = []  # forward passes that nothing holds on to any more leave no use
-        self._parts: list[Part] = []
-        self._first: tuple[Use, int, bool] | None = None  # of the uses that share this backward pass
-
-    def __reduce__(self) -> Any:
-        return type(None), ()  # parameters carry their entry; a pickled one has none
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """Looked up each time: FSDP exchanges a module's parameters. One that left the module may live on elsewhere, as
-        pruning and parametrizations have it; of one that does not, an empty one is left."""
-        parameter = self.module._parameters.get(self.attribute)
-        if parameter is not None:
-            return parameter
-        parameter = self._known()
-        return _NONE if parameter is None else parameter
-
-    def belongs_to(self, parameter: nn.Parameter) -> None:
-        """Note whose page it is, on the parameter as well."""
-        setattr(parameter, ENTRY, self)
-        if not torch.compiler.is_compiling():
-            self._known = weakref.ref(parameter)
-
-    def open(self, use: Use) -> None:
-        """A forward pass uses the parameter."""
-        if torch.compiler.is_compiling():
-            self.traced_uses += 1
-        else:
-            self._open = [*self._others(use), weakref.ref(use)]
-
-    def in_use(self) -> bool:
-        """Whether a forward pass whose backward is still to come uses the parameter."""
-        return self.traced_uses > 0 or any(ref() is not None for ref in self._open)
-
-    def _others(self, use: Use) -> list[weakref.ref[Use]]:
-        return [ref for ref in self._open if (other := ref()) is not None and other is not use]
-
-    def close(self, use: Use, part: Part, squares: Tensor | None = None) -> None:
-        """The backward pass reached `use`; `squares` are the part's, if they are known already."""
-        if not self._is_shared(use):
-            self.record(part.squares() if squares is None else squares, use.batch, self._gradient_is_new())
-            return
-        if self._first is None:
-            self._first = (use, part.batch, self._gradient_is_new())
-            self.ledger.at_end_of_backward(self._close_shared)
-        elif self._first[1] != part.batch:
-            raise RuntimeError(
-                f"{self.name} was used with batches of {self._first[1]} and {part.batch} samples in one backward "
-                "pass, so its uses do not belong to the same samples: call backward() for each batch"
-            )
-        self._parts.append(part.kept())
-
-    def _is_shared(self, use: Use) -> bool:
-        """Whether other uses in the same pass have a part in the gradient too, so that `c_i` is a sum over uses."""
-        self._open = self._others(use)
-        shared_before = use.shared.get(self, False)
-        use.shared[self] = shared_before or bool(self._open) or self._first is not None
-        return use.shared[self]
-
-    def abandon(self) -> None:
-        """Forget uses of a backward pass that never came to its end."""
-        self._parts, self._first = [], None
-
-    def _close_shared(self) -> None:
-        assert self._first is not None
-        use, _, new = self._first
-        parts = self._parts
-        self.abandon()
-        self.record(squares_together(parts), use.batch, new)
-
-    def _gradient_is_new(self) -> bool:
-        return self.ledger.follows_gradient and self.parameter.grad is None
-
-    def record(self, squares: Tensor, batch: int, new_gradient: bool) -> None:
-        """Add one backward pass: `squares [m]` are `‖c_i‖²` of m of its `batch` samples."""
-        backward = self.ledger.outermost_backward()
-        if backward == self._recorded_in and backward == self.ledger.held_others:
-            reason = "it is used both inside and outside of reentrant checkpointing, or in several parts of that"
-            self.ledger.exclude([self], reason)
-        self._recorded_in = backward
-        self.ledger.note(self, squares, batch, turn=new_gradient and self.samples > 0)
-        self.seen = True
-        self.samples += batch
 
 
 class Ledger:
-    """All entries, and their sums as two rows of one matrix each, so that a reduction over ranks is one call."""
+    """All entries, their sums, and what the processes decide of them together."""
 
-    def __init__(self) -> None:
+    def __init__(self, looks_at_shares: bool = True) -> None:
         self.entries: list[Entry] = []
         self.follows_gradient = True
-        self._current: Tensor | None = None  # [2, K]: of the gradient at hand
-        self._past: Tensor | None = None  # [2, K]: the rest, since reset()
+        self.watched = False  # whether a forward pass was
+        self.watches_shares = False
+        self._looks_at_shares = looks_at_shares
+        self.handles: list[Any] = []
+        self._sums: Accumulator | None = None
         self._reduced: Tensor | None = None
         self._noted: dict[Entry, tuple[Tensor, int]] = {}  # not summed up yet: squares, and of how many samples
-        self._turned: list[Entry] = []  # not done yet: their gradient began anew
-        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._turned: dict[Entry, bool | Tensor] = {}  # not done yet: whether their gradient began anew
+        self._unwatched: dict[Entry, Tensor] = {}  # whether a part of the gradient was never watched, 0-dim
+        self._news: list[tuple[Sequence[Entry], FlagsToHost]] = []
         self._closing: list = []
         self._holder: int | None = None  # the backward pass in which others run, those of reentrant checkpointing
         self.held_others = -1  # the last one that was such
@@ -160,6 +56,8 @@ class Ledger:
         entry = Entry(self, module, attribute, name, len(self.entries))
         self.entries.append(entry)
         return entry
+
+    # --- passes ------------------------------------------------------------------------------------------------
 
     def at_end_of_backward(self, close) -> None:
         if not self._closing:
@@ -183,7 +81,16 @@ class Ledger:
 
     def begin_pass(self) -> None:
         """A forward pass begins: drop what a backward pass that failed left behind."""
+        self.watched = True
         self._holder = None
+        if torch.is_grad_enabled():
+            # Whatever the pass brings to this rank, it brings to others: all of them reduce again.
+            self._reduced = None
+        self._drop_unfinished()
+        if not torch.compiler.is_compiling():
+            self.watch_shares()
+
+    def _drop_unfinished(self) -> None:
         for entry in self.entries:
             entry.traced_uses = 0
         if self._closing:
@@ -201,15 +108,37 @@ class Ledger:
         finally:
             self.check.measuring = False
 
-    def _sums(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self._current is None or self._past is None:
+    def complete(self, parameters: Iterable[Tensor]) -> None:
+        """Record what these parameters' uses add up to, though the backward pass goes on: their gradient is whole."""
+        for entry in self.entries_of(parameters):
+            entry.close_shared()
+
+    def entries_of(self, parameters: Iterable[Tensor]) -> list[Entry]:
+        wanted = {id(parameter) for parameter in parameters}
+        return [entry for entry in self.entries if id(entry.parameter) in wanted]
+
+    def watch_shares(self) -> None:
+        """With several processes: whose part of a gradient never came through a watched pass, each alone can tell."""
+        if self._looks_at_shares and self.entries and is_distributed():
+            self.watches_shares = True
+            for entry in self.entries:
+                entry.watch_share(entry.parameter)
+
+    def note_unwatched(self, entry: Entry, flag: Tensor) -> None:
+        earlier = self._unwatched.get(entry)
+        self._unwatched[entry] = flag if earlier is None else earlier | flag
+        self._reduced = None
+
+    # --- sums --------------------------------------------------------------------------------------------------
+
+    def _sums_for(self, like: Tensor) -> Accumulator:
+        if self._sums is None:
             dtypes = {e.parameter.dtype for e in self.entries}
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-            self._current = torch.zeros(2, len(self.entries), dtype=dtype, device=like.device)
-            self._past = torch.zeros_like(self._current)
-        return self._current, self._past
+            self._sums = Accumulator(len(self.entries), dtype, like.device)
+        return self._sums
 
-    def note(self, entry: Entry, squares: Tensor, batch: int, turn: bool) -> None:
+    def note(self, entry: Entry, squares: Tensor, batch: int, turn: bool | Tensor) -> None:
         """Note `squares`, of `batch` samples, and whether a new gradient begins with them.
 
         Notes are summed up for all entries together, when sums are asked for or the next pass brings more.
@@ -217,114 +146,163 @@ class Ledger:
         if entry in self._noted:
             self._sum_up()
         self._noted[entry] = squares, batch
-        if turn:
-            self._turned.append(entry)
-            entry.past_samples += entry.samples
-            entry.samples = 0
+        if turn is not False:
+            self._turned[entry] = turn
+            if turn is True:
+                entry.samples, entry.zeroed = 0, False
 
     # Whoever asks in inference mode, the sums are changed outside of it, too.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _sum_up(self) -> None:
         noted, self._noted = self._noted, {}
-        turned, self._turned = self._turned, []
-        if turned and self._current is not None and self._past is not None:
-            index = self._index(turned, self._current)
-            self._past.index_add_(1, index, self._current.index_select(1, index))
-            self._current.index_fill_(1, index, 0)
+        turned, self._turned = self._turned, {}
+        if self._sums is not None:
+            surely = [entry.index for entry, turn in turned.items() if turn is True]
+            if surely:
+                self._sums.turn(surely)
+            flagged = {entry.index: turn for entry, turn in turned.items() if isinstance(turn, Tensor)}
+            if flagged:
+                device = self._sums.current.device
+                where = torch.stack([flag.to(device, non_blocking=True) for flag in flagged.values()])
+                self._sums.turn(list(flagged), where)
         alike: dict[Any, list[Entry]] = {}
         for entry, (squares, batch) in noted.items():
             alike.setdefault((squares.shape[0], squares.dtype, squares.device, batch), []).append(entry)
-        for (measured, _, _, batch), entries in alike.items():
+        for (*_, batch), entries in alike.items():
             squares = torch.stack([noted[entry][0] for entry in entries])
-            norms = squares.sqrt()
-            sums = torch.stack((norms.sum(1), squares.sum(1)))
-            if batch != measured:
-                sums *= batch / measured
-            current, _ = self._sums(squares)
-            sums = sums.to(current.device, current.dtype, non_blocking=True)
-            current.index_add_(1, self._index(entries, current), sums)
+            norms = self._sums_for(squares).add([entry.index for entry in entries], squares, batch)
             for entry, last in zip(entries, norms.unbind(), strict=True):
                 entry.last = last
         if noted:
             self._reduced = None
-
-    def _index(self, entries: list[Entry], like: Tensor) -> Tensor:
-        """Columns of the entries. Kept on the device, because bringing them there makes the host wait."""
-        columns = tuple(entry.index for entry in entries)
-        if columns not in self._indices:
-            if len(self._indices) >= _INDICES:
-                self._indices.clear()
-            self._indices[columns] = torch.tensor(columns, device=like.device)
-        return self._indices[columns]
 
     def last(self) -> dict[str, Tensor]:
         """Name → norms of the last pass, of those samples that are measured."""
         self._sum_up()
         return {e.name: e.last for e in self.entries if e.last is not None and not e.incomplete}
 
-    def turn_all(self) -> None:
-        """All gradients were used or cleared: what was measured of them is past."""
+    def turn(self, parameters: Iterable[Tensor] | None) -> None:
+        """These gradients, by default all, were used or cleared: what was measured of them is past."""
         self._sum_up()
-        if self._current is not None and self._past is not None:
-            self._past += self._current
-            self._current.zero_()
-            self._reduced = None
-        for entry in self.entries:
-            entry.past_samples += entry.samples
-            entry.samples = 0
+        entries = self.entries if parameters is None else self.entries_of(parameters)
+        for entry in entries:
+            entry.turn()
+        if self._sums is not None and entries:
+            if len(entries) == len(self.entries):
+                self._sums.turn_all()
+            else:
+                self._sums.turn([entry.index for entry in entries])
+        self._reduced = None
 
     def reset(self) -> None:
-        self.begin_pass()
-        self._noted, self._turned = {}, []
-        self._current = self._past = self._reduced = None
+        self._drop_unfinished()
+        self._noted, self._turned = {}, {}
+        self._sums = self._reduced = None
         for entry in self.entries:
-            entry.samples = entry.past_samples = 0
+            entry.turn()
+            entry.recorded = False
             entry.last = None
-
-    def take_over(self, other: Ledger) -> None:
-        """Go on from where `other`, an earlier ledger of the same parameters, was."""
-        other._sum_up()
-        known = {entry.name: entry for entry in other.entries}
-        pairs = [(entry, known[entry.name]) for entry in self.entries if entry.name in known]
-        for new, old in pairs:
-            new.seen, new.incomplete, new.last = old.seen, old.incomplete, old.last
-            new.samples, new.past_samples = old.samples, old.past_samples
-        self.follows_gradient = other.follows_gradient
-        if other._current is not None and other._past is not None:
-            columns = self._index([new for new, _ in pairs], other._current)
-            old_columns = other._index([old for _, old in pairs], other._current)
-            for mine, theirs in zip(self._sums(other._current), (other._current, other._past), strict=True):
-                mine.index_copy_(1, columns, theirs.index_select(1, old_columns).to(mine.dtype))
 
     def totals(self, row: int) -> dict[str, Tensor]:
         """Name → sum since reset, of this process alone."""
         self._sum_up()
-        if self._current is None or self._past is None:
+        if self._sums is None:
             return {}
-        total = self._past[row] + self._current[row]
-        return {e.name: total[e.index] for e in self.entries if e.samples + e.past_samples and not e.incomplete}
+        total = self._sums.total(row)
+        return {e.name: total[e.index] for e in self.entries if e.recorded and not e.incomplete}
+
+    # --- what all processes decide -----------------------------------------------------------------------------
+
+    def settled(self) -> bool:
+        """Whether the host knows what is measured; not so where several processes decide it on devices, or where what
+        the gradient's check has found is still on its way."""
+        if self._sums is None or self._sums.current.device.type == "cpu":
+            return True
+        return not is_distributed() and not self._unwatched
 
     def of_gradient(self) -> tuple[Tensor, list[Entry]]:
-        """`[2, K]`, averaged over data-parallel ranks as the gradient is, and the entries that have a value.
+        """`[3 or 4, K]`: `Σ‖c‖`, `Σ‖c‖²`, averaged over data-parallel ranks as the gradient is, and the number of
+        samples; and the entries that have a value.
 
-        A collective operation when `torch.distributed` runs: one all-reduce of 2K numbers, once per gradient.
+        A collective operation when `torch.distributed` runs: one all-reduce of 4K numbers, once per gradient. Where
+        these are on a device, the host does not wait to know which are measured: those that are not have NaN.
         """
         self._sum_up()
-        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if distributed:
-            # A layer that this rank did not reach may still have a gradient, from the others.
-            present = [e for e in self.entries if e.parameter.requires_grad and not e.incomplete]
-            if not present:
-                return torch.zeros(2, 0), []
-            current, _ = self._sums(present[0].parameter)
-            if self._reduced is None:
-                self._reduced = current.clone()
-                dist.all_reduce(self._reduced)
-                world = dist.get_world_size()
-                # Ranks average their gradients: each contribution is divided by the world size, its square twice.
-                self._reduced[0] /= world
-                self._reduced[1] /= world**2
-            return self._reduced, present
-        present = [e for e in self.entries if e.samples and not e.incomplete]
-        return (torch.zeros(2, 0) if self._current is None else self._current), present
+        if not is_distributed() or not self.entries:
+            present = [e for e in self.entries if e.samples and not e.incomplete]
+            if self._sums is None or not self._unwatched:
+                return (torch.zeros(3, 0) if self._sums is None else self._sums.current), present
+            excluded = self._excluded(self._sums)
+            if self.settled():
+                flags = excluded.tolist()
+                return self._sums.current, [e for e in present if not flags[e.index]]
+            values = self._sums.current.clone()
+            values[:COUNT].masked_fill_(excluded, torch.nan)
+            return values, present
+        self.watch_shares()
+        sums = self._sums_for(self.entries[0].parameter)
+        if self._reduced is None:
+            mine = self._excluded(sums)
+            self._reduced = sums.reduced(mine)
+            is_measured = (self._reduced[COUNT] > 0) & (self._reduced[EXCLUDED] == 0)
+            self._announce(self.entries, torch.stack((mine, self._reduced[EXCLUDED] > 0)))
+            self._reduced[:COUNT].masked_fill_(~is_measured, torch.nan)
+        if not self.settled():
+            return self._reduced, [e for e in self.entries if not e.incomplete]
+        samples, excluded = self._reduced[COUNT:].tolist()
+        return self._reduced, [e for e in self.entries if samples[e.index] and not excluded[e.index]]
+
+    def _excluded(self, sums: Accumulator) -> Tensor:
+        """Which columns this process excludes, `[K]`."""
+        excluded = torch.zeros(len(self.entries), dtype=torch.bool, device=sums.current.device)
+        incomplete = [entry.index for entry in self.entries if entry.incomplete]
+        if incomplete:
+            excluded.index_fill_(0, sums.index(incomplete), True)
+        if self._unwatched:
+            flags = torch.stack([flag.to(excluded.device, non_blocking=True) for flag in self._unwatched.values()])
+            index = sums.index([entry.index for entry in self._unwatched])
+            excluded.index_copy_(0, index, excluded.index_select(0, index) | flags)
+        return excluded
+
+    def look_for_unwatched(self) -> None:
+        """In a single process: which gradients came past what was watched."""
+        found = [(entry, g) for entry in self.entries if (g := entry.unwatched_gradient()) is not None]
+        if found:
+            flags = [((g._values() if g.is_sparse else g) != 0).any() for _, g in found]
+            mine = torch.stack([flag.to(flags[0].device, non_blocking=True) for flag in flags])
+            self._announce([entry for entry, _ in found], torch.stack((mine, mine)))
+
+    def settle_check(self) -> None:
+        """Exclude what the gradient's check has found since it was last asked."""
+        found = self.check.settle()
+        for entry, flag in found.items():
+            self.note_unwatched(entry, flag)
+        if found and not is_distributed():
+            flags = torch.stack(list(found.values()))
+            self._announce(list(found), torch.stack((flags, flags)))
+
+    def _announce(self, entries: Sequence[Entry], flags: Tensor) -> None:
+        """Let the host know, when it may, of which entries this process, and any, has unwatched gradients."""
+        self._news.append((entries, FlagsToHost(flags)))
+
+    def news(self, wait: bool) -> tuple[list[Entry], list[Entry]]:
+        """Entries found to be excluded by this process, and by others alone, that were not known to be.
+
+        Args:
+            wait: for the device, if need be.
+        """
+        mine: dict[Entry, bool] = {}
+        while self._news and (wait or self._news[0][1].have_arrived()):
+            entries, flags = self._news.pop(0)
+            for entry, (here, anywhere) in zip(entries, flags.values().T.tolist(), strict=True):
+                if anywhere and not entry.incomplete:
+                    mine[entry] = mine.get(entry, False) or here
+        if not self._news and not is_distributed():
+            self._unwatched = {}
+        return [e for e, here in mine.items() if here], [e for e, here in mine.items() if not here]
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

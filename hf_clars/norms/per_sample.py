@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
+from .accumulator import COUNT, EXCLUDED, NORMS, SQUARES
 from .inputs import Inputs
 from .interception import Interception
 from .layers import Layer
-from .ledger import Entry, Ledger
+from .ledger import Entry, Ledger, is_distributed
 from .marks import ENTRY
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
+UNTRACKED = ("stand_in", "error")
 
 
 class PerSampleNorms:
@@ -42,15 +44,24 @@ class PerSampleNorms:
         total_batch_size: B of an optimizer step over all micro-batches and ranks, for `"subset"`; None stands for
             the batch of one backward pass.
         vectors: also measure biases and norm weights.
+        untracked: what happens when a parameter cannot be measured. `"stand_in"`: it is warned about once, and CLARS
+            gives it a denominator by the median of the measured layers, see there. `"error"`: the first parameter of
+            two or more dimensions ends the training, on all ranks in the same step; this waits for the device.
         batch_size: the number of samples of a forward pass, where its arguments leave a doubt; see above.
         batch_dim: the dimension of the arguments in which samples stand.
 
     Attributes:
-        untracked: parameter name → why it cannot be measured, for trainable parameters of two or more dimensions.
-            Filled in as forward passes show it; warned about once. CLARS gives them LARS's learning rate.
+        untracked: parameter name → why it cannot be measured, for trainable parameters that are to be (with `vectors`
+            those of one dimension, too). Forward passes, gradients that came past them and other ranks fill it in.
+
+    With several processes all of them decide together what is measured, in the all-reduce of the sums: a parameter that
+    one cannot measure is measured on none. One that some did not use is measured by the others.
+
+    A gradient lives until `close_gradient()`, until it is None, or until it is zero when the next backward pass comes,
+    if it was zeroed in place since the last one (through `.data` that cannot be noticed).
 
     Raises:
-        UserError: unknown mode, or sizes below 1.
+        UserError: unknown mode or `untracked`, or sizes below 1.
     """
 
     def __init__(
@@ -61,12 +72,15 @@ class PerSampleNorms:
         *,
         total_batch_size: int | None = None,
         vectors: bool = True,
+        untracked: str = "stand_in",
         batch_size: int | None = None,
         batch_dim: int = 0,
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
             raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}{of_trainer}")
+        if untracked not in UNTRACKED:
+            raise UserError(f"untracked={untracked!r} is unknown: choose one of {', '.join(UNTRACKED)}")
         sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
         for name, size in sizes.items():
             if size is None and name != "norm_samples":
@@ -78,8 +92,10 @@ class PerSampleNorms:
         self.norm_samples = norm_samples
         self.total_batch_size = total_batch_size
         self.vectors = vectors
-        self.untracked: dict[str, str] = {}
+        self.on_untracked = untracked
+        self._untracked: dict[str, str] = {}
         self._unwarned: dict[str, str] = {}
+        self._matrices: list[str] = []  # that are untracked
         self.ledger = Ledger()
         self.inputs = Inputs(batch_dim, batch_size)
         self.interception = Interception(self)
@@ -95,16 +111,29 @@ class PerSampleNorms:
 
     def attach(self) -> PerSampleNorms:
         """Begin to measure; nothing happens if it already does. Returns itself."""
-        if self._attached:
-            return self
+        if not self._attached:
+            self._refuse_another()
+            self.ledger = Ledger(looks_at_shares=self.mode != "micro_batch")
+            self.ledger.exclude = self.exclude
+            self._untracked, self._unwarned, self._matrices = {}, {}, []
+            self._attach()
+        return self
+
+    def resume(self) -> PerSampleNorms:
+        """After `detach()`: measure again and go on with what was measured before. Returns itself."""
+        if not self._attached:
+            self._refuse_another()
+            self._attach()
+        return self
+
+    def _refuse_another(self) -> None:
         if attached_to(self.model):
             raise UserError(
                 "another PerSampleNorms is attached to this model: detach() it first, "
                 "or call PerSampleNorms.detach_all(model)"
             )
-        self.ledger = Ledger()
-        self.ledger.exclude = self.exclude
-        self.untracked, self._unwarned = {}, {}
+
+    def _attach(self) -> None:
         self._attached = True
         self._members = list(self.model.modules())
         self._checked = False  # whether layers joined since
@@ -114,7 +143,7 @@ class PerSampleNorms:
             self._attach_to_modules()
         if self.mode == "micro_batch":
             self._handles.append(self.model.register_forward_pre_hook(BeginPass(self)))
-        return self
+        self.ledger.watch_shares()
 
     def detach(self) -> None:
         """Stop measuring and leave the model as it was found. What was measured stays readable."""
@@ -123,9 +152,9 @@ class PerSampleNorms:
         self._watched, self._members = [], []
         for entry in self.ledger.entries:
             entry.parameter.__dict__.pop(ENTRY, None)
-        for handle in self._handles:
+        for handle in (*self._handles, *self.ledger.handles):
             handle.remove()
-        self._handles = []
+        self._handles, self.ledger.handles = [], []
         self._attached = False
 
     @staticmethod
@@ -141,7 +170,9 @@ class PerSampleNorms:
         self.detach()
 
     def _attach_to_modules(self) -> None:
-        entries: dict[int, Entry] = {}
+        entries: dict[int, Entry] = {id(entry.parameter): entry for entry in self.ledger.entries}
+        for entry in self.ledger.entries:
+            entry.belongs_to(entry.parameter)
         for prefix, module in self._modules():
             own = []
             for attribute, parameter in module._parameters.items():
@@ -157,6 +188,7 @@ class PerSampleNorms:
             self._watched.append(forward)
 
     def _attach_to_parameters(self) -> None:
+        known = {entry.name: entry for entry in self.ledger.entries}
         seen: set[int] = set()
         for prefix, module in self._modules():
             for attribute, parameter in module._parameters.items():
@@ -164,7 +196,8 @@ class PerSampleNorms:
                     continue
                 seen.add(id(parameter))
                 if parameter.ndim >= 2 or self.vectors:
-                    entry = self.ledger.open_entry(module, attribute, f"{prefix}{attribute}")
+                    name = f"{prefix}{attribute}"
+                    entry = known.get(name) or self.ledger.open_entry(module, attribute, name)
                     self._handles.append(parameter.register_hook(self._micro_batch_hook(entry)))
 
     def _micro_batch_hook(self, entry: Entry) -> Any:
@@ -201,94 +234,160 @@ class PerSampleNorms:
 
     def sums(self) -> dict[str, Tensor]:
         """Parameter name → `Σ_i ‖c_i‖` (0-dim) of everything since `reset()`, on this rank."""
-        self._settle_check()
-        return self.ledger.totals(0)
+        self._learn(wait=True)
+        return self.ledger.totals(NORMS)
 
     def square_sums(self) -> dict[str, Tensor]:
         """Parameter name → `Σ_i ‖c_i‖²` (0-dim) of everything since `reset()`, on this rank."""
-        self._settle_check()
-        return self.ledger.totals(1)
+        self._learn(wait=True)
+        return self.ledger.totals(SQUARES)
 
     def per_sample(self) -> dict[str, Tensor]:
         """Parameter name → `‖c_i‖` of the last backward pass, shape `[batch]` (of the measured ones in a subset)."""
-        self._settle_check()
+        self._learn(wait=True)
         return self.ledger.last()
 
     def reset(self) -> None:
         """Forget everything measured."""
         self.ledger.reset()
 
-    def _settle_check(self) -> None:
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
-            self.exclude(self.ledger.check.settle(), "its gradient has parts that came past what is watched")
-
     def denominators(self) -> dict[Tensor, Tensor]:
         """Parameter → `Σ_i ‖c_i‖` (0-dim) of the gradient it now holds, averaged over ranks as the gradient is.
 
+        A parameter that is not measured is absent, on all ranks alike. Where several processes decide that on devices
+        (`settled` is False), it may be there instead, with NaN, because the host does not wait to know.
+
         All ranks must call it, as they all must step.
+
+        Raises:
+            UserError: with `untracked="error"`, a parameter of two or more dimensions cannot be measured.
         """
         self._settle_check()
         values, present = self.ledger.of_gradient()
         self._notice_unmeasured()
-        return {e.parameter: values[0, e.index] for e in present}
+        return {e.parameter: values[NORMS, e.index] for e in present}
 
-    def gradient_statistics(self) -> dict[str, tuple[Tensor, Tensor, int]]:
-        """Name → (`Σ‖c_i‖`, `Σ‖c_i‖²`, samples n) of the gradient at hand, over all ranks; a collective call."""
+    def gradient_statistics(self) -> dict[str, tuple[Tensor, Tensor, int | Tensor]]:
+        """Name → (`Σ‖c_i‖`, `Σ‖c_i‖²`, samples n) of the gradient at hand, over all ranks; a collective call.
+
+        n counts the samples of those passes that used the parameter. It is a 0-dim tensor where the device alone knows
+        it. What is not measured is absent, or NaN, as in `denominators()`.
+        """
         self._settle_check()
         values, present = self.ledger.of_gradient()
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return {e.name: (values[0, e.index], values[1, e.index], e.samples * world) for e in present}
+        samples: Sequence[int | Tensor]
+        if values.device.type == "cpu":
+            counts = values[COUNT].tolist()
+            samples = [int(counts[e.index]) for e in present]
+        elif values.shape[0] == EXCLUDED and not any(e.zeroed for e in present):  # of one process, which counted
+            samples = [e.samples for e in present]
+        else:
+            samples = [values[COUNT, e.index] for e in present]
+        return {
+            e.name: (values[NORMS, e.index], values[SQUARES, e.index], n) for e, n in zip(present, samples, strict=True)
+        }
 
-    def close_gradient(self) -> None:
-        """The gradient was used or cleared; what is measured from now on belongs to the next."""
-        self.ledger.turn_all()
+    @property
+    def untracked(self) -> dict[str, str]:
+        """Parameter name → why it cannot be measured. Waits for the device."""
+        self._learn(wait=True)
+        return self._untracked
+
+    @property
+    def watched(self) -> bool:
+        """Whether it is attached and has seen a forward pass."""
+        return self._attached and self.ledger.watched
+
+    @property
+    def settled(self) -> bool:
+        """Whether the host knows what `denominators()` has measured; if not, NaN stands for what is not measured."""
+        return self.ledger.settled()
+
+    def close_gradient(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """The gradient was used or cleared; what is measured from now on belongs to the next.
+
+        Args:
+            parameters: whose gradient; None for all.
+        """
+        self.ledger.turn(parameters)
+
+    def gradient_is_complete(self, parameters: Iterable[Tensor]) -> None:
+        """Say that these parameters hold all of their gradient, though the backward pass may still go on to others.
+
+        An optimizer that steps in a `register_post_accumulate_grad_hook` needs it, for parameters that are used several
+        times: else their norms are known at the end of the pass. Outside of a backward pass nothing happens.
+        """
+        if torch._C._current_graph_task_id() != -1:
+            self.ledger.complete(parameters)
 
     def _notice_unmeasured(self) -> None:
-        """A parameter with a gradient and never a record gets its gradient past what was watched."""
+        """Name what has a gradient and no record, once it is known, and whatever joined the model."""
+        if self.watched:
+            if not self._checked:
+                self._checked = True
+                self._notice_newcomers()
+            if not is_distributed():
+                self.ledger.look_for_unwatched()
+        self._learn(wait=self.on_untracked == "error")
         self._warn_of_new()
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed or not any(e.samples for e in self.ledger.entries):
-            return  # another rank may have measured it; or nothing was measured at all
-        if not self._checked:
-            self._checked = True
-            self._notice_newcomers()
-        unmeasured = [e for e in self.ledger.entries if not e.seen and e.parameter.ndim >= 2]
-        reason = "its gradient did not come through a forward pass that was watched"
-        self.exclude([e for e in unmeasured if e.parameter.grad is not None], reason)
+        if self.on_untracked == "error":
+            self._refuse_untracked()
+
+    def _learn(self, wait: bool) -> None:
+        """Name what the device found to be unmeasured, here or by another process."""
+        self._settle_check()
+        mine, others = self.ledger.news(wait)
+        self.exclude(mine, "its gradient, or part of it, did not come through a forward pass that was watched")
+        self.exclude(others, "another process cannot measure all of it")
+
+    def _settle_check(self) -> None:
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            self.ledger.settle_check()
 
     def _notice_newcomers(self) -> None:
         known = {id(entry.parameter) for entry in self.ledger.entries}
-        late = [
-            n for n, p in self.model.named_parameters() if p.ndim >= 2 and p.grad is not None and id(p) not in known
-        ]
-        new = dict.fromkeys(late, "it joined the model after PerSampleNorms was attached")
-        self.untracked.update(new)
-        self._unwarned.update(new)
-        self._warn_of_new()
+        late = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if (parameter.ndim >= 2 or self.vectors) and parameter.grad is not None and id(parameter) not in known
+        }
+        self._name(late, "it joined the model after PerSampleNorms was attached")
 
     def exclude(self, entries: list[Entry], reason: str) -> None:
         """Part of the gradient of these cannot be measured, so none of what was measured counts."""
         for entry in entries:
             entry.incomplete = True
-        new = {e.name: reason for e in entries if e.name not in self.untracked}
-        self.untracked.update(new)
-        self._unwarned.update(new)
+        self._name({entry.name: entry.parameter for entry in entries}, reason)
         if not torch.compiler.is_compiling():
             self._warn_of_new()
 
+    def _name(self, parameters: Mapping[str, Tensor], reason: str) -> None:
+        for name, parameter in parameters.items():
+            if name not in self._untracked:
+                self._untracked[name] = self._unwarned[name] = reason
+                if parameter.ndim >= 2:
+                    self._matrices.append(name)
+
     def _warn_of_new(self) -> None:
-        if self._unwarned:
+        if self._unwarned and self.on_untracked != "error":
             reasons, self._unwarned = self._unwarned, {}
             self._warn(reasons)
 
     def _warn(self, reasons: dict[str, str]) -> None:
-        some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
-        more = f"; and {len(reasons) - 3} more, see .untracked" if len(reasons) > 3 else ""
         warnings.warn(
-            f"PerSampleNorms cannot measure {len(reasons)} parameter(s), CLARS gives them LARS's learning rate: "
-            f"{some}{more}",
+            f"PerSampleNorms cannot measure {len(reasons)} parameter(s), and CLARS takes stand-ins for what it "
+            f"adapts of them: {_listed(reasons)}. hf_clars.verify_norms(model, batch, loss_fn) checks the others on a "
+            "batch of yours",
             stacklevel=3,
         )
+
+    def _refuse_untracked(self) -> None:
+        if self._matrices:
+            reasons = {name: self._untracked[name] for name in self._matrices}
+            raise UserError(
+                f"PerSampleNorms cannot measure {len(reasons)} parameter(s), and untracked='error' ends the training: "
+                f"{_listed(reasons)}; untracked='stand_in' trains on"
+            )
 
     # --- for the interception ----------------------------------------------------------------------------------
 
@@ -297,5 +396,9 @@ class PerSampleNorms:
         if self.mode != "subset":
             return None
         wanted = min(batch, max(1, round(self.norm_samples * batch / max(self.total_batch_size or batch, batch))))
-        stride = batch // wanted
-        return None if wanted == batch else slice(0, wanted * stride, stride)
+        return None if wanted == batch else slice(0, wanted * (batch // wanted), batch // wanted)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+    return some + (f"; and {len(reasons) - 3} more, see .untracked" if len(reasons) > 3 else "")

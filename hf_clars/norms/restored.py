@@ -65,16 +65,14 @@ def _modes_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _others_detached(model: nn.Module) -> Iterator[None]:
-    others = [(norms, norms.ledger, norms.untracked, norms.batch) for norms in attached_to(model)]
-    for norms, *_ in others:
+    others = attached_to(model)
+    for norms in others:
         norms.detach()
     try:
         yield
     finally:
-        for norms, ledger, untracked, batch in others:
-            norms.attach()
-            norms.ledger.take_over(ledger)
-            norms.untracked, norms.batch = untracked, batch
+        for norms in others:
+            norms.resume()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .layerwise import LayerwiseOptimizer
 from .loss_scale import loss_scale
+from .stand_ins import with_stand_ins
 
 Norms = Mapping[Any, Tensor] | Callable[[], Mapping[Any, Tensor]] | Any
 
@@ -18,6 +19,14 @@ class CLARS(LayerwiseOptimizer):
     `c_{k,i}` is sample i's contribution to `weight.grad`, so the denominator is in the units of the gradient: it
     scales with the loss, adds up over micro-batches and averages over data-parallel ranks as the gradient does.
 
+    A layer that is not measured is taken to be like the others: its denominator is `‖g_k‖` divided by the median of
+    `‖g_m‖ / Σ_i ‖c_{m,i}‖` over the measured layers m that this optimizer adapts, the same on all ranks. Where none is
+    measured (an LSTM, say) it is `‖g_k‖ · η / 1e-3`, so that `γ_k` is what LARS takes with its own η of 1e-3.
+    `PerSampleNorms(untracked="error")` ends the training instead. See `formulas.stand_in_denominators`.
+
+    Several CLARS may share one `PerSampleNorms`: each uses up what was measured of its own parameters. One that steps
+    in a `register_post_accumulate_grad_hook` may have a share of it as well.
+
     Args:
         params: parameters, named parameters, or parameter groups.
         lr: γ_scale; a float or a 0-dim tensor.
@@ -26,7 +35,7 @@ class CLARS(LayerwiseOptimizer):
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
         norms: where `Σ_i ‖c_{k,i}‖` comes from. A `PerSampleNorms` attached to the model; or a mapping from parameter
             (or from name, when `params` are named) to a 0-dim tensor; or a function that returns such a mapping. A
-            parameter of two or more dimensions that it lacks takes LARS's `‖g‖` instead.
+            layer that it lacks, because it is not measured, takes a stand-in, see below.
         vectors: the learning rate of biases and norm weights (at most one dimension, or groups with
             `layer_adaptation=False`):
             `"eta"` γ_scale · η, not decayed;
@@ -107,21 +116,28 @@ class CLARS(LayerwiseOptimizer):
         super()._update()
         self._close_gradient()
 
-    def _denominators(self) -> dict[Tensor, Tensor]:
-        norms = self.norms
+    def _denominators(self) -> Mapping[Tensor, Tensor]:
+        norms = source = self.norms
+        if hasattr(norms, "gradient_is_complete"):  # of a PerSampleNorms, whose backward pass may still go on
+            norms.gradient_is_complete(self._parameters())
         if hasattr(norms, "denominators"):
             norms = norms.denominators
         measured = norms() if callable(norms) else norms
-        if not measured:
+        if not measured and not getattr(source, "watched", False):
             raise RuntimeError(
                 "CLARS.step() found no per-sample gradient norms for these gradients: attach PerSampleNorms(model) "
                 "before the forward pass and hand it to CLARS(norms=...)"
             )
         by_parameter, scale = self._by_parameter(measured), self._scale
-        return by_parameter if scale is None else {p: d / scale.to(d.device) for p, d in by_parameter.items()}
+        if scale is not None:
+            by_parameter = {p: d / scale.to(d.device) for p, d in by_parameter.items()}
+        return with_stand_ins(self.param_groups, by_parameter, getattr(source, "settled", True))
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _by_parameter(self, measured: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:
-        if not isinstance(next(iter(measured)), str):
+        if not measured or not isinstance(next(iter(measured)), str):
             return dict(measured)
         named: dict[str, Tensor] = {}
         for group in self.param_groups:
@@ -154,4 +170,4 @@ class CLARS(LayerwiseOptimizer):
     def _close_gradient(self) -> None:
         close = getattr(self.norms, "close_gradient", None)
         if close is not None:
-            close()
+            close(self._parameters())

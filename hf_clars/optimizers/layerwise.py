@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -147,7 +147,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
             for (_, dtype, adapted), weights in _buckets(group, members).items():
                 self._update_bucket(group, weights, dtype, adapted, denominators)
 
-    def _update_fused(self, index: int, group: dict[str, Any], denominators: dict[Tensor, Tensor]) -> list[Tensor]:
+    def _update_fused(self, index: int, group: dict[str, Any], denominators: Mapping[Tensor, Tensor]) -> list[Tensor]:
         """Update what the kernels take of a group; what is left of it."""
         division = self._divisions.get(index)
         if division is None or not division.is_of(group):
@@ -163,7 +163,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         return left
 
     @abstractmethod
-    def _denominators(self) -> dict[Tensor, Tensor]:
+    def _denominators(self) -> Mapping[Tensor, Tensor]:
         """Parameter → `D_k`; a layer that is absent takes LARS's `‖g‖`."""
 
     def _update_bucket(
@@ -172,7 +172,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         weights: list[Tensor],
         dtype: torch.dtype,
         adapted: bool,
-        denominators: dict[Tensor, Tensor],
+        denominators: Mapping[Tensor, Tensor],
     ) -> None:
         gradients: list[Tensor] = [w.grad for w in weights if w.grad is not None]
         decay = decay_of(group, adapted)
@@ -191,7 +191,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         self._apply(group, sharded.local(weights), sharded.local(gradients), sharded.local(buffers), rates, decay)
 
     def _norms(
-        self, weights: list[Tensor], gradients: list[Tensor], denominators: dict[Tensor, Tensor]
+        self, weights: list[Tensor], gradients: list[Tensor], denominators: Mapping[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """`‖w_k‖` and `D_k`, both `[K]`."""
         weight_norms = sharded.norms(weights)

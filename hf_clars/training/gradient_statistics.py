@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -83,7 +84,7 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         self._norms: PerSampleNorms | None = None
         self._stays_attached = True
         self._stop: Callable[[], None] | None = None  # while a step is measured
-        self._pending: tuple[dict[str, bool], int, Tensor] | None = None
+        self._pending: tuple[dict[str, bool], int | Tensor, Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -127,8 +128,14 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._pending is None or self._trainer is None:
             return
-        (names, samples, squares), self._pending = self._pending, None
+        (names, count, squares), self._pending = self._pending, None
         squares = squares.to("cpu", torch.float64)  # the only wait for the device
+        # Another process may not have been able to measure a parameter, which the device alone knew.
+        kept = ~squares[0].isnan() | squares[1].isnan()
+        names = {name: is_layer for (name, is_layer), keep in zip(names.items(), kept.tolist(), strict=True) if keep}
+        squares, samples = squares[:, kept], int(count)
+        if samples < 2 or not names:  # the last batch of an epoch may have one
+            return
         whole, layers = noise_statistics(squares, samples, names, self.averages, self.smoothing)
         if not whole:
             return
@@ -183,10 +190,10 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         measured = self._norms.gradient_statistics()
         parameters = dict(self._norms.model.named_parameters(remove_duplicate=False))
         gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
-        samples = max((measured[name][2] for name in gradients), default=0)
-        if samples < 2:  # the last batch of an epoch may have one
+        if not gradients:
             return
         squares = torch.stack([measured[name][1] for name in gradients])
+        samples: int | Tensor = reduce(_larger, [measured[name][2] for name in gradients])
         scale = loss_scale(self._trainer.accelerator.scaler, squares.device)
         norms = _norms(list(gradients.values())).to(squares)
         names = {name: parameters[name].ndim >= 2 for name in gradients}
@@ -231,6 +238,14 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
     for which in alike.values():
         each.update(zip(which, sharded.norms([tensors[k] for k in which]).unbind(), strict=True))
     return torch.stack([each[k].to(each[0].device, each[0].dtype, non_blocking=True) for k in range(len(tensors))])
+
+
+def _larger(a: int | Tensor, b: int | Tensor) -> int | Tensor:
+    """Of two counts, of which the device alone may know one."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        device = a.device if isinstance(a, Tensor) else b.device  # type: ignore[union-attr]
+        return torch.maximum(*(c if isinstance(c, Tensor) else torch.full((), float(c), device=device) for c in (a, b)))
+    return max(a, b)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -132,7 +132,7 @@ def step(model: Model, network: Network, batch: int, gpus: int, options: argpars
 
     update = 7 * 4 * model.parameters / (options.memory_bandwidth * 1e9)
     gradient = 4 * model.parameters
-    vector = 2 * 4 * model.layers
+    vector = 4 * 4 * model.layers
     clars, algorithm = network.all_reduce(vector, gpus)
     check = network.all_reduce(4 * CHECK_NUMBERS, gpus)[0]
     statistics_of_norms = network.all_reduce(4 * model.buffers, gpus)[0] / 2

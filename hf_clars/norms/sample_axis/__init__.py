@@ -1,1 +1,1 @@
-"""Where samples stand in the tensors of a forward pass: `axis.py` says what is known, `table.py` what functions change."""
+"""Where samples stand in tensors: `axis.py` says what is known, `table.py` how functions move it."""
