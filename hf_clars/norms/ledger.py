@@ -8,6 +8,7 @@ an entry looks: a backward pass that finds `parameter.grad` empty begins a new g
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -233,14 +234,17 @@ class Ledger:
         self._sum_up()
         return {e.name: e.last for e in self.entries if e.last is not None and not e.incomplete}
 
-    def turn_all(self) -> None:
-        """All gradients were used or cleared: what was measured of them is past."""
+    def turn_all(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """The gradients of these parameters, or all, were used or cleared: what was measured of them is past."""
         self._sum_up()
-        if self._current is not None and self._past is not None:
-            self._past += self._current
-            self._current.zero_()
+        wanted = None if parameters is None else {id(parameter) for parameter in parameters}
+        turned = [e for e in self.entries if wanted is None or id(e.parameter) in wanted]
+        if turned and self._current is not None and self._past is not None:
+            index = self._index(turned, self._current)
+            self._past.index_add_(1, index, self._current.index_select(1, index))
+            self._current.index_fill_(1, index, 0)
             self._reduced = None
-        for entry in self.entries:
+        for entry in turned:
             entry.past_samples += entry.samples
             entry.samples = 0
 

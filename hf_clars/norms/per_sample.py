@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -222,9 +222,9 @@ class PerSampleNorms:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         return {e.name: (values[0, e.index], values[1, e.index], e.samples * world) for e in present}
 
-    def close_gradient(self) -> None:
-        """The gradient was used or cleared; what is measured from now on belongs to the next."""
-        self.ledger.turn_all()
+    def close_gradient(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """The gradient, of these parameters or all, was used or cleared; what is measured now belongs to the next."""
+        self.ledger.turn_all(parameters)
 
     def _notice_unmeasured(self) -> None:
         """A parameter with a gradient and never a record gets its gradient past what was watched."""
