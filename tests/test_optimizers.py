@@ -38,7 +38,7 @@ def test_equations_3_4_5_against_numpy(clars, foreach, momentum, eta, gamma_scal
     if clars:
         optimizer = CLARS(layers, gamma_scale, norms=denominators, **options)
     else:
-        optimizer = LARS(layers, gamma_scale, **options)
+        optimizer = LARS(layers, gamma_scale, decay_in_denominator=False, **options)
     reference = NumpyClars([w.detach().numpy() for w in layers], momentum, eta, weight_decay)
     for step in range(5):
         rate = gamma_scale / (1 + step)  # a schedule: the learning rate must be inside the momentum
@@ -147,12 +147,13 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x, y, scale: float
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("in_denominator", [False, True])
 @pytest.mark.parametrize("vectors", ["eta", "mlperf", "authors", "paper"])
-def test_equal_samples_make_clars_lars(vectors):
+def test_equal_samples_make_clars_lars(vectors, in_denominator):
     x, y = torch.randn(1, 2, 6, 6).double().expand(8, -1, -1, -1), torch.zeros(8, dtype=torch.long)
     first = network()
     second = copy.deepcopy(first)
-    options = {"eta": 0.01, "weight_decay": 1e-3, "vectors": vectors}
+    options = {"eta": 0.01, "weight_decay": 1e-3, "vectors": vectors, "decay_in_denominator": in_denominator}
     clars = CLARS(first.parameters(), 0.5, norms=PerSampleNorms(first), **options)
     lars = LARS(second.parameters(), 0.5, **options)
     train(first, clars, x, y)

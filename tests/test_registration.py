@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 from transformers import Trainer, TrainingArguments, trainer_optimizer
 from transformers.training_args import OptimizerNames
 
 import hf_clars
-from hf_clars import CLARS, LARS, ClarsTrainingArguments, UserError
+from hf_clars import CLARS, LARS, NAG, ClarsTrainer, ClarsTrainingArguments, UserError
 
 from .models import Classifier, dataset
 
@@ -55,6 +57,109 @@ def test_plain_trainer_trains_with_lars(tmp_path):
     assert isinstance(trainer.optimizer.optimizer, LARS)
     assert trainer.optimizer.param_groups[0]["eta"] == 1e-3
     assert trainer.optimizer.param_groups[0]["weight_decay"] == 1e-4
+
+
+@pytest.mark.parametrize("name", ["lars", "mnag"])
+def test_a_class_that_takes_any_groups(tmp_path, name):
+    """As trainers ask for it that build groups themselves (sentence-transformers: of the loss's parameters, too)."""
+    trainer = plain(tmp_path, optim=name, optim_args="momentum=0.5", weight_decay=1e-3)
+    cls, keywords = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    assert cls is {"lars": LARS, "mnag": NAG}[name]
+    assert not trainer_optimizer.is_optimizer_factory(cls)
+    groups = [{"params": [p], "weight_decay": 0.0} for p in trainer.model.parameters()]
+    optimizer = cls(groups, **keywords)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0] * len(groups)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"], optimizer.defaults["weight_decay"]) == (
+        1.0,
+        0.5,
+        1e-3,
+    )
+
+
+@pytest.mark.parametrize("name", ["clars", "lars", "mnag"])
+def test_groups_of_a_trainer_of_its_own_kind(tmp_path, name):
+    class OwnGroups(Trainer):
+        def get_optimizer_cls_and_kwargs(self, args, model=None):
+            cls, keywords = Trainer.get_optimizer_cls_and_kwargs(args, model)
+            slow, *rest = model.parameters()
+            return cls, {**keywords, "optimizer_dict": [{"params": [slow], "lr": 0.25}, {"params": rest}]}
+
+    first = plain(tmp_path, optim=name, max_steps=2)
+    trainer = OwnGroups(first.model, first.args, train_dataset=dataset(64))
+    trainer.create_optimizer()
+    assert [g["lr"] for g in trainer.optimizer.param_groups] == [0.25, 1.0]
+    trainer.train()
+
+
+class Mixed(Classifier):
+    """Parameters about which names and module types differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1 = nn.BatchNorm1d(3)
+        self.planes = nn.LayerNorm((2, 3))
+        self.rel_bias = nn.Linear(3, 3)
+
+
+def by_name(trainer, option):
+    names = {p: n for n, p in trainer.model.named_parameters()}
+    return {names[p]: group[option] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("vectors", ["eta", "mlperf", "authors", "paper"])
+def test_clars_trainer_decides_by_module_type(tmp_path, vectors):
+    args = ClarsTrainingArguments(
+        str(tmp_path), optim="lars", vectors=vectors, weight_decay=0.1, optim_args="weight_decay=0.2", use_cpu=True,
+        report_to=[],
+    )  # fmt: skip
+    trainer = ClarsTrainer(Mixed(), args, train_dataset=dataset(16))
+    assert args.weight_decay == 0.2
+    weights = {n for n, p in trainer.model.named_parameters() if p.ndim > 1} - {"planes.weight", "planes.bias"}
+    assert {n for n, adapted in by_name(trainer, "layer_adaptation").items() if adapted} == weights
+    decayed = {n for n, decay in by_name(trainer, "weight_decay").items() if decay == 0.2}
+    assert decayed == (weights if vectors in ("eta", "mlperf") else {n for n, _ in trainer.model.named_parameters()})
+
+
+@pytest.mark.parametrize("name", ["lars", "mnag"])
+def test_a_plain_trainer_decays_no_vector(tmp_path, name):
+    args = TrainingArguments(str(tmp_path), optim=name, learning_rate=1.0, weight_decay=0.5, report_to=[], use_cpu=True)
+    trainer = Trainer(Mixed(), args, train_dataset=dataset(16))
+    optimizer = trainer.create_optimizer()
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    for p in trainer.model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {
+        n for n, p in trainer.model.named_parameters() if p.ndim > 1 and "bias" not in n and "planes" not in n
+    }
+
+
+def test_options_that_the_groups_of_a_plain_trainer_cannot_honour(tmp_path):
+    with pytest.raises(UserError, match=r"weight_decay=0\.001 has no effect.*give weight_decay to TrainingArguments"):
+        plain(tmp_path, optim="lars", optim_args="weight_decay=1e-3").create_optimizer()
+    with pytest.warns(UserWarning, match=r"vectors='authors' decays biases .* not decayed here"):
+        plain(tmp_path, optim="lars", optim_args="vectors=authors", weight_decay=0.1).create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("optim", "optim_args", "expected"),
+    [
+        ("lars", "", True),
+        ("lars", "decay_in_denominator=false", False),
+        ("clars", "", False),
+        ("clars", "decay_in_denominator=true", True),
+    ],
+)
+def test_where_decay_is_in_the_denominator(tmp_path, optim, optim_args, expected):
+    trainer = plain(tmp_path, optim=optim, optim_args=optim_args)
+    assert trainer.create_optimizer().defaults["decay_in_denominator"] is expected
+    field = {"decay_in_denominator": expected} if optim_args else {}
+    args = ClarsTrainingArguments(str(tmp_path), optim=optim, use_cpu=True, report_to=[], **field)
+    own = ClarsTrainer(Classifier(), args, train_dataset=dataset(16)).create_optimizer()
+    assert own.defaults["decay_in_denominator"] is expected
+    bare = {"clars": lambda p: CLARS(p, norms={}), "lars": LARS}[optim](Classifier().parameters())
+    assert bare.defaults["decay_in_denominator"] is (optim == "lars")
 
 
 def test_a_second_trainer_may_take_the_same_model(tmp_path):

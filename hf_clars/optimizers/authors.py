@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ..formulas import capped_layer_learning_rates, heavy_ball_update_foreach_
+from .gradients import are_zero
+from .group_rules import gamma_scale
 from .layerwise import LayerwiseOptimizer
 
 CAP = 0.1  # theirs
@@ -24,7 +26,8 @@ class AuthorsCLARS(LayerwiseOptimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups.
-        lr: γ_scale; a float or a 0-dim tensor.
+        lr: γ_scale; a float or a tensor of one element. The default is what `ClarsTrainingArguments` scales linearly
+            from, for B = 128.
         momentum: β, in [0, 1).
         eta: η.
         weight_decay: λ.
@@ -40,7 +43,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor,
+        lr: float | Tensor = 0.1,
         *,
         momentum: float = 0.9,
         eta: float = 1e-2,
@@ -75,14 +78,14 @@ class AuthorsCLARS(LayerwiseOptimizer):
 
     def _denominators(self) -> dict[Tensor, Tensor]:
         denominators = self.denominators()
-        if not denominators:
+        if not denominators and not are_zero(self.param_groups):
             raise RuntimeError(
                 "AuthorsCLARS.step() has no gradient norms: call measured() first, or train with ClarsTrainer"
             )
         return denominators
 
     def _adapted_rates(self, group: dict[str, Any], weight_norms: Tensor, denominators: Tensor) -> Tensor:
-        return capped_layer_learning_rates(group["lr"], group["eta"], weight_norms, denominators, CAP)
+        return capped_layer_learning_rates(gamma_scale(group), group["eta"], weight_norms, denominators, CAP)
 
     def _apply(
         self,

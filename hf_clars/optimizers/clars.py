@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .copies import LEFT_BEHIND
+from .gradients import are_present, are_zero
 from .layerwise import LayerwiseOptimizer
 from .loss_scale import loss_scale
 from .stand_ins import with_stand_ins
@@ -29,20 +31,24 @@ class CLARS(LayerwiseOptimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups.
-        lr: γ_scale; a float or a 0-dim tensor.
+        lr: γ_scale; a float or a tensor of one element. At 1 a layer moves by up to η of its own norm, before momentum.
+            Linear scaling from 0.1 at B = 128, as the paper has it, reaches 1 at B = 1280.
         momentum: β of Eq. 4, in [0, 1).
         eta: η; the paper uses 1e-2 and no warmup.
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
         norms: where `Σ_i ‖c_{k,i}‖` comes from. A `PerSampleNorms` attached to the model; or a mapping from parameter
             (or from name, when `params` are named) to a 0-dim tensor; or a function that returns such a mapping. A
-            layer that it lacks, because it is not measured, takes a stand-in, see below.
+            layer that it lacks, because it is not measured, takes a stand-in, see above. Under a `GradScaler` the first
+            two hold what was measured of the scaled loss, and the scale is taken out of it; a function is called by
+            `step()`, when gradients are unscaled, and what it returns is taken as it is.
         vectors: the learning rate of biases and norm weights (at most one dimension, or groups with
             `layer_adaptation=False`):
             `"eta"` γ_scale · η, not decayed;
             `"mlperf"` γ_scale, not decayed, as the MLPerf reference of LARS;
             `"authors"` γ_scale and decayed, as the code the authors released;
             `"paper"` Eq. 5 for every tensor, whatever its shape.
-        decay_in_denominator: add `λ‖w‖` to the denominator. Off, it is Eq. 5.
+        decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`. Off, it is Eq. 5; when every sample is fitted,
+            so that all `c_{k,i}` vanish, `γ_k λ w` grows as LARS's does where the mean gradient vanishes.
         foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
             what is faster: layer by layer for large layers on a CPU, in one call otherwise.
         fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
@@ -51,6 +57,9 @@ class CLARS(LayerwiseOptimizer):
         grad_scaler: the `torch.amp.GradScaler` in use, if gradients are unscaled before `step()` (to clip or look at
             them); its scale is then taken out of the norms too.
 
+    A deep copy or a pickle takes a mapping of `norms` along. `PerSampleNorms`, a function and a `GradScaler` stay with
+    the original: a copy's `step()` asks for others, which are set as its attributes `norms` and `grad_scaler`.
+
     Raises:
         UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
     """
@@ -58,7 +67,7 @@ class CLARS(LayerwiseOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor,
+        lr: float | Tensor = 1.0,
         *,
         momentum: float = 0.9,
         eta: float = 1e-2,
@@ -96,11 +105,11 @@ class CLARS(LayerwiseOptimizer):
         """One update by Eq. 4 and 5.
 
         Raises:
-            RuntimeError: no norms were measured for the gradients at hand; gradients are sparse; or a `GradScaler`
-                unscaled the gradients behind our back (pass it as `grad_scaler`).
+            RuntimeError: no norms were measured for the gradients at hand; gradients are sparse; a `GradScaler`
+                unscaled the gradients behind our back (pass it as `grad_scaler`); or this is a copy without norms.
         """
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():  # the wait is GradScaler's own, in every torch optimizer
+        if found_inf is not None and float(found_inf):  # the wait is GradScaler's own, in every torch optimizer
             self._close_gradient()
             return None
         return super().step(closure)
@@ -110,31 +119,62 @@ class CLARS(LayerwiseOptimizer):
         super().zero_grad(set_to_none)
         self._close_gradient()
 
+    def __getstate__(self) -> dict[str, Any]:
+        scaler = self.grad_scaler
+        scales = scaler is LEFT_BEHIND or (scaler is not None and scaler.is_enabled())
+        return {
+            **super().__getstate__(),
+            "norms": self.norms if isinstance(self.norms, Mapping) else LEFT_BEHIND,
+            "grad_scaler": LEFT_BEHIND if scales else None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, value in (("norms", LEFT_BEHIND), ("grad_scaler", None), ("_scale", None)):
+            self.__dict__.setdefault(name, value)
+
     def _update(self) -> None:
+        for name, example in (("norms", "PerSampleNorms(model)"), ("grad_scaler", "the GradScaler in use")):
+            if getattr(self, name) is LEFT_BEHIND:
+                raise RuntimeError(
+                    f"this CLARS is a copy, and {name} stayed with the original: set its attribute {name}, for example "
+                    f"to {example}"
+                )
+        # Whoever measures is asked even then: other ranks may have gradients, and wait for all.
+        if not are_present(self.param_groups) and not self._is_measuring():
+            return
         # Asked in every step, also where no denominators are needed: it may have gradients to unscale.
-        self._scale = self._loss_scale(next(p for g in self.param_groups for p in g["params"]).device)
+        self._scale = self._loss_scale(next((p.device for p in self._parameters()), torch.device("cpu")))
         super()._update()
         self._close_gradient()
 
+    def _is_measuring(self) -> bool:
+        return hasattr(_source(self.norms), "denominators")
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
     def _denominators(self) -> Mapping[Tensor, Tensor]:
-        norms = source = self.norms
+        norms, scale = _source(self.norms), self._scale
         if hasattr(norms, "gradient_is_complete"):  # of a PerSampleNorms, whose backward pass may still go on
             norms.gradient_is_complete(self._parameters())
-        if hasattr(norms, "denominators"):
-            norms = norms.denominators
-        measured = norms() if callable(norms) else norms
-        if not measured and not getattr(source, "watched", False):
+        if self._is_measuring():
+            measured = norms.denominators()
+        elif callable(norms):
+            measured, scale = norms(), None  # of gradients that are unscaled by now
+        else:
+            measured = norms
+        if not measured and not getattr(norms, "watched", False):
+            if are_zero(self.param_groups):
+                return {}
             raise RuntimeError(
                 "CLARS.step() found no per-sample gradient norms for these gradients: attach PerSampleNorms(model) "
                 "before the forward pass and hand it to CLARS(norms=...)"
             )
-        by_parameter, scale = self._by_parameter(measured), self._scale
+        by_parameter = self._by_parameter(measured)
         if scale is not None:
             by_parameter = {p: d / scale.to(d.device) for p, d in by_parameter.items()}
-        return with_stand_ins(self.param_groups, by_parameter, getattr(source, "settled", True))
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        return with_stand_ins(self.param_groups, by_parameter, getattr(norms, "settled", True))
 
     def _by_parameter(self, measured: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:
         if not measured or not isinstance(next(iter(measured)), str):
@@ -161,13 +201,18 @@ class CLARS(LayerwiseOptimizer):
                 "GradScaler unscaled the gradients before CLARS.step(), so the norms would keep the loss scale: "
                 "pass the scaler to CLARS(grad_scaler=...)"
             )
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.div_(scale.to(parameter.grad.device))
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(scale.to(parameter.grad.device))
         return scale
 
     def _close_gradient(self) -> None:
-        close = getattr(self.norms, "close_gradient", None)
+        close = getattr(_source(self.norms), "close_gradient", None)
         if close is not None:
             close(self._parameters())
+
+
+def _source(norms: Any) -> Any:
+    """Whoever measures, also where its method `denominators` was handed over in its stead."""
+    owner = getattr(norms, "__self__", None)
+    return owner if owner is not None and getattr(owner, "denominators", None) == norms else norms

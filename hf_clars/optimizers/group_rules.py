@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -24,9 +24,23 @@ def decay_of(group: dict[str, Any], adapted: bool) -> float:
     return group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
 
 
+def gamma_scale(group: dict[str, Any]) -> float | Tensor:
+    """γ_scale, a number or 0-dim."""
+    rate = group["lr"]
+    return rate.reshape(()) if isinstance(rate, Tensor) else rate
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What norms and learning rates of tensors of this dtype are computed in: real, of float32 or wider."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return wide.to_real() if wide.is_complex else wide
+
+
 def common_rates(group: dict[str, Any], members: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """γ of members without a learning rate of their own, `[members]`."""
-    rate = group["lr"] * group["eta"] if group["vectors"] == "eta" and not group["uniform"] else group["lr"]
+    rate = gamma_scale(group)
+    if group["vectors"] == "eta" and not group["uniform"]:
+        rate = rate * group["eta"]
     if isinstance(rate, Tensor):
         return torch.ones(members, dtype=dtype, device=device) * rate
     return torch.full((members,), rate, dtype=dtype, device=device)
@@ -70,8 +84,26 @@ def check_hyperparameters(
         raise UserError(f"vectors={vectors!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
 
 
+def check_group(options: dict[str, Any], who: str, can_fuse: bool) -> None:
+    """Raise `UserError` for options of a parameter group that are wrong, or that the optimizer `who` does not have."""
+    names = ("lr", "momentum", "eta", "weight_decay", "vectors")
+    check_hyperparameters(**{name: options[name] for name in names})
+    for name in ("maximize", "differentiable"):
+        if options.get(name):
+            raise UserError(f"{who} has no {name}: leave it out of the parameter group")
+    if options["fused"] and options["foreach"]:
+        raise UserError("fused=True and foreach=True exclude each other: leave one of them None")
+    if options["fused"] and not can_fuse:
+        raise UserError(f"{who} has no fused form: leave fused=None")
+
+
 def _require(value: float | Tensor, name: str, holds: Callable[[Any], bool], expected: str) -> None:
-    if isinstance(value, Tensor):  # a tensor may live on a device; looking at it would wait for the device
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise UserError(f"{name}: Tensor {name} must be 1-element, and this one has the shape {tuple(value.shape)}")
+        # Looking at one on a device would wait for the device; an infinite one may be on its way to a value.
+        if value.device.type == "cpu" and type(value) in (Tensor, nn.Parameter) and float(value) < 0:
+            raise UserError(f"{name}={value!r} must be {expected}")
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
         raise UserError(f"{name}={value!r} must be {expected}")

@@ -1,4 +1,4 @@
-"""LARS: Eq. 3 with the update rule of Eq. 4."""
+"""LARS: Eq. 3, with decay in its denominator, and the update rule of Eq. 4."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,14 +11,21 @@ from .layerwise import LayerwiseOptimizer
 class LARS(LayerwiseOptimizer):
     """Layer-wise adaptive rate scaling: `γ_k = γ_scale · η · ‖w_k‖ / ‖(1/B) Σ_i ∇_k f_i‖` (Eq. 3), update by Eq. 4.
 
+    With weight decay λ the denominator is `‖g‖ + λ‖w_k‖`, see `decay_in_denominator`; without, it is that of Eq. 3.
+
     Args:
         params: parameters, named parameters, or parameter groups.
-        lr: γ_scale, before warmup and schedule; a float or a 0-dim tensor.
+        lr: γ_scale, before warmup and schedule; a float or a tensor of one element. At 1 a layer moves by up to η of
+            its own norm, before momentum.
         momentum: β of Eq. 4, in [0, 1).
         eta: η. You et al. (2017) use 1e-3.
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
         vectors: the learning rate of biases and norm weights, see `CLARS`.
-        decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017) and the MLPerf reference do. Off, it is Eq. 3.
+        decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017), the MLPerf reference and timm have it, so that a
+            step moves no weight by more than `γ_scale · η` of its norm, before momentum. Off, `D_k = ‖g‖`, which is
+            Eq. 3 to the letter: the paper does not mention decay. There a small gradient (behind a residual branch that
+            begins at zero, or when the training data are fitted) makes `γ_k λ w` as large as it is small, and the
+            weights diverge. Where `‖g‖` is zero the ratio is 1 either way.
         foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
             what is faster: layer by layer for large layers on a CPU, in one call otherwise.
         fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
@@ -32,13 +39,13 @@ class LARS(LayerwiseOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor,
+        lr: float | Tensor = 1.0,
         *,
         momentum: float = 0.9,
         eta: float = 1e-3,
         weight_decay: float = 0.0,
         vectors: str = "eta",
-        decay_in_denominator: bool = False,
+        decay_in_denominator: bool = True,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:

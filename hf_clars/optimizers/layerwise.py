@@ -1,7 +1,6 @@
 """What CLARS, LARS and mNAG share: Eq. 4 with a learning rate per layer. They differ in the denominator alone."""
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import UserError
 from ..formulas import layer_learning_rates, nesterov_update_, nesterov_update_foreach_
 from . import fused as fused_step
 from . import sharded
-from .group_rules import check_hyperparameters, common_rates, decay_of, is_adapted, momentum_buffer
+from .gradients import buckets
+from .group_rules import check_group, common_rates, decay_of, gamma_scale, momentum_buffer, real_dtype
 
 # Elements that a CPU takes through all operations at a time: w, g, u and a temporary of 1 MiB each (in float32) stay in
 # its cache from one operation to the next, and are large enough for Python's share of the time to be small.
@@ -78,6 +77,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         # The last step's vector, in a list so that it can be replaced for all its members; and the parameter's place.
         self._gammas: dict[Tensor, tuple[list[Tensor], int]] = {}
         self._divisions: dict[int, fused_step.Division] = {}  # of groups, by number
+        check_group(defaults, type(self).__name__, self._can_fuse)
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -90,18 +90,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
             group.setdefault("uniform", self._uniform)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        options = {**self.defaults, **param_group}
-        check_hyperparameters(
-            lr=options["lr"],
-            momentum=options["momentum"],
-            eta=options["eta"],
-            weight_decay=options["weight_decay"],
-            vectors=options["vectors"],
-        )
-        if options["fused"] and options["foreach"]:
-            raise UserError("fused=True and foreach=True exclude each other: leave one of them None")
-        if options["fused"] and not self._can_fuse:
-            raise UserError(f"{type(self).__name__} has no fused form: leave fused=None")
+        check_group({**self.defaults, **param_group}, type(self).__name__, self._can_fuse)
         super().add_param_group(param_group)
 
     def layer_rates(self) -> dict[Tensor, Tensor]:
@@ -144,7 +133,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
                 members = self._update_fused(index, group, denominators)
             elif index in self._divisions:
                 self._divisions[index].rest_buckets()
-            for (_, dtype, adapted), weights in _buckets(group, members).items():
+            for (_, dtype, adapted), weights in buckets(group, members).items():
                 self._update_bucket(group, weights, dtype, adapted, denominators)
 
     def _update_fused(self, index: int, group: dict[str, Any], denominators: Mapping[Tensor, Tensor]) -> list[Tensor]:
@@ -179,11 +168,10 @@ class LayerwiseOptimizer(Optimizer, ABC):
         if adapted and not group["uniform"]:
             weight_norms, found = self._norms(weights, gradients, denominators)
             if group["decay_in_denominator"]:
-                found = found + decay * weight_norms
+                found = torch.where(found == 0, found, found + decay * weight_norms)  # 0 is for trust_ratio to judge
             gammas = self._adapted_rates(group, weight_norms, found)
         else:
-            wide = torch.promote_types(dtype, torch.float32)
-            gammas = common_rates(group, len(weights), weights[0].device, wide)
+            gammas = common_rates(group, len(weights), weights[0].device, real_dtype(dtype))
         vector = [gammas]
         self._gammas.update((weight, (vector, k)) for k, weight in enumerate(weights))
         rates = list(gammas.unbind())
@@ -203,7 +191,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
 
     def _adapted_rates(self, group: dict[str, Any], weight_norms: Tensor, denominators: Tensor) -> Tensor:
         """`γ_k` of adapted layers, `[K]`; a subclass may cap them."""
-        return layer_learning_rates(group["lr"], group["eta"], weight_norms, denominators)
+        return layer_learning_rates(gamma_scale(group), group["eta"], weight_norms, denominators)
 
     def _apply(
         self,
@@ -244,20 +232,3 @@ def _blocks(tensor: Tensor) -> Sequence[Tensor]:
     if tensor.numel() <= BLOCK:
         return (tensor,)
     return tensor.split(max(1, BLOCK * len(tensor) // tensor.numel()))
-
-
-def _buckets(
-    group: dict[str, Any], members: list[Tensor]
-) -> dict[tuple[torch.device, torch.dtype, bool], list[Tensor]]:
-    """Those members of the group that have a gradient, by what one foreach call can take together."""
-    buckets: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = defaultdict(list)
-    for weight in members:
-        if weight.grad is None:
-            continue
-        if weight.grad.is_sparse:
-            raise RuntimeError(
-                "layer-wise learning rates need dense gradients, and one is sparse: "
-                "build nn.Embedding with sparse=False, or train it with another optimizer"
-            )
-        buckets[weight.device, weight.dtype, is_adapted(group, weight)].append(weight)
-    return buckets

@@ -17,7 +17,7 @@ class NAG(LayerwiseOptimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups.
-        lr: γ; a float or a 0-dim tensor.
+        lr: γ; a float or a tensor of one element. The default is that of `torch.optim.SGD`.
         momentum: β, in [0, 1).
         weight_decay: λ; `λ w` is added to the gradient of tensors of two or more dimensions (or of groups with
             `layer_adaptation=True`), as in CLARS and LARS. Biases and norm weights are not decayed.
@@ -36,7 +36,7 @@ class NAG(LayerwiseOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor,
+        lr: float | Tensor = 1e-3,
         *,
         momentum: float = 0.9,
         weight_decay: float = 0.0,

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from .group_rules import real_dtype
+
 
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What this rank holds of each tensor, sharing its storage; what is not sharded is itself."""
@@ -19,8 +21,8 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
     The tensors have one dtype and, if sharded, one placement. A collective call where they are sharded.
     """
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    each = torch.stack(torch._foreach_norm(local(tensors), 2, dtype))
+    parts = [torch.view_as_real(part) if part.is_complex() else part for part in local(tensors)]
+    each = torch.stack(torch._foreach_norm(parts, 2, real_dtype(tensors[0].dtype)))
     if not isinstance(tensors[0], DTensor):
         return each
     squares = each.square()

@@ -34,7 +34,7 @@ class ClarsTrainingArguments(TrainingArguments):
         norm_samples: how many samples `norm_mode="subset"` measures per step.
         vectors: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that norm_mode, and
             `"eta"` otherwise.
-        decay_in_denominator: add `λ‖w‖` to the denominator.
+        decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`; None is True for LARS, and False for CLARS.
         layer_statistics_steps: every how many optimizer steps the layers' norms, γ_k and M_k are logged; 0 for never.
         tail: what becomes of the examples that are left when a pass has no whole batch of B any more: `"drop"` leaves
             them out, others in every epoch; `"carry"` (a `TrainStream` alone) begins the next epoch with them.
@@ -81,7 +81,9 @@ class ClarsTrainingArguments(TrainingArguments):
     vectors: str | None = field(
         default=None, metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
     )
-    decay_in_denominator: bool = field(default=False, metadata={"help": "Add weight_decay × ‖w‖ to the denominator."})
+    decay_in_denominator: bool | None = field(
+        default=None, metadata={"help": "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."}
+    )
     layer_statistics_steps: int = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
     tail: str = field(
         default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
@@ -181,6 +183,7 @@ class ClarsTrainingArguments(TrainingArguments):
         if not self._is_layerwise():
             return
         options = self.optimizer_options().override(self.optim_name, parse_optim_args(self.optim_args))
+        self.weight_decay = options.weight_decay  # Trainer makes groups of it
         if self.optim_name == "clars" and options.mode == AUTHORS and self.mixed_precision == "fp16":
             raise UserError(
                 "norm_mode='authors' with fp16=True: gradients of its extra passes would underflow without a loss "

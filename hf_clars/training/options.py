@@ -26,13 +26,14 @@ class OptimizerOptions:
     """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`_NOT_TAKEN`).
 
     `vectors=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
+    `decay_in_denominator=None` stands for what the optimizer has by default: True for LARS, and False for CLARS.
     """
 
     eta: float
     momentum: float = 0.9
     weight_decay: float = 0.0
     vectors: str | None = None
-    decay_in_denominator: bool = False
+    decay_in_denominator: bool | None = None
     mode: str = "per_sample"
     norm_samples: int = 512
 
@@ -53,6 +54,8 @@ class OptimizerOptions:
         options = replace(self, **values)
         if options.vectors is None:
             options = replace(options, vectors="authors" if (optim, options.mode) == ("clars", AUTHORS) else "eta")
+        if options.decay_in_denominator is None:
+            options = replace(options, decay_in_denominator=optim == "lars")
         options.check()
         return options
 
@@ -60,6 +63,16 @@ class OptimizerOptions:
     def vector_rule(self) -> str:
         """`vectors`, which `override` has decided."""
         return self.vectors or "eta"
+
+    def layerwise_keywords(self) -> dict[str, Any]:
+        """What LARS, CLARS and the authors' CLARS take of them, as keywords."""
+        return {
+            "momentum": self.momentum,
+            "eta": self.eta,
+            "weight_decay": self.weight_decay,
+            "vectors": self.vector_rule,
+            "decay_in_denominator": bool(self.decay_in_denominator),
+        }
 
     def check(self) -> None:
         check_hyperparameters(
@@ -112,7 +125,7 @@ def refuse_data_parallel(args: Any) -> None:
 
 
 def _read(key: str, text: str, kind: Any) -> Any:
-    if kind is bool:
+    if kind == bool | None:
         if text.lower() not in ("true", "false", "1", "0"):
             raise UserError(f"optim_args: {key}={text!r} must be true or false")
         return text.lower() in ("true", "1")

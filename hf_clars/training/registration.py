@@ -46,15 +46,28 @@ def resolve_options(args: TrainingArguments, optim_args: dict[str, str]) -> Opti
 
 
 def _clars_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    return _handle(context, _build_clars)
+    args, options = context.args, _options(context)
+    if not hasattr(args, "optimizer_options") and options.mode == AUTHORS:
+        raise UserError("mode='authors' needs ClarsTrainer and ClarsTrainingArguments, which make its extra passes")
+    total_batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    # transformers calls the first element, and the result of that with the model and the keywords.
+    return lambda: _build_clars, {"lr": args.learning_rate, "options": options, "total_batch_size": total_batch_size}
 
 
 def _lars_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    return _handle(context, _build_lars)
+    options = _options(context)
+    _check_groups_of_trainer(context, options)
+    return LARS, {"lr": context.args.learning_rate, **options.layerwise_keywords()}
 
 
 def _mnag_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    return _handle(context, _build_mnag)
+    options = _options(context)
+    _check_groups_of_trainer(context, options)
+    return NAG, {
+        "lr": context.args.learning_rate,
+        "momentum": options.momentum,
+        "weight_decay": options.weight_decay,
+    }
 
 
 def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
@@ -65,21 +78,36 @@ def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
     return Lamb, {"lr": context.args.learning_rate, **context.adam_kwargs, "max_grad_norm": None}
 
 
-def _handle(context: Any, build: Any) -> tuple[Any, dict[str, Any]]:
+def own_groups(cls: Any, keywords: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Keywords of LARS and mNAG with groups by module type, which Trainer takes in the place of its own by name."""
+    if not (isinstance(cls, type) and issubclass(cls, (LARS, NAG))):
+        return keywords
+    return {**keywords, "params": parameter_groups(model, keywords["weight_decay"], keywords.get("vectors", "eta"))}
+
+
+def _options(context: Any) -> OptimizerOptions:
     args = context.args
     refuse_deepspeed(args.deepspeed, "CLARS, LARS and mNAG")
     options = resolve_options(args, context.optim_args)
     if not hasattr(args, "optimizer_options"):
-        _check_plain_arguments(args, build is _build_clars)
-        if build is _build_clars and options.mode == AUTHORS:
-            raise UserError("mode='authors' needs ClarsTrainer and ClarsTrainingArguments, which make its extra passes")
-    # transformers calls the first element, and the result of that with the model and the keywords.
-    keywords = {"lr": args.learning_rate, "options": options, "total_batch_size": _total_batch_size(args)}
-    return lambda: build, keywords
+        _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)) == "clars")
+    return options
 
 
-def _total_batch_size(args: TrainingArguments) -> int:
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
+    """Trainer makes the parameter groups of LARS and mNAG, which say what is decayed and by how much."""
+    args = context.args
+    if options.weight_decay != args.weight_decay:
+        raise UserError(
+            f"optim_args: weight_decay={options.weight_decay} has no effect on the groups that Trainer makes: "
+            "give weight_decay to TrainingArguments"
+        )
+    if options.weight_decay and options.vectors in ("authors", "paper") and not hasattr(args, "optimizer_options"):
+        warnings.warn(
+            f"vectors={options.vectors!r} decays biases and norm weights, which Trainer exempts by name: "
+            "they are not decayed here, and are in ClarsTrainer",
+            stacklevel=2,
+        )
 
 
 def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
@@ -104,18 +132,18 @@ def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
 
 
 def _build_clars(
-    model: nn.Module, *, lr: float, options: OptimizerOptions, total_batch_size: int
+    model: nn.Module,
+    *,
+    lr: float,
+    options: OptimizerOptions,
+    total_batch_size: int,
+    optimizer_dict: list[dict[str, Any]] | None = None,
 ) -> LayerwiseOptimizer:
+    """CLARS for a model; `optimizer_dict` are groups that a trainer of its own kind makes (sentence-transformers)."""
     PerSampleNorms.detach_all(model)  # an earlier Trainer's
+    groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.vector_rule)
     if options.mode == AUTHORS:
-        return AuthorsCLARS(
-            parameter_groups(model, options.weight_decay, options.vector_rule),
-            lr,
-            momentum=options.momentum,
-            eta=options.eta,
-            vectors=options.vector_rule,
-            decay_in_denominator=options.decay_in_denominator,
-        )
+        return AuthorsCLARS(groups, lr, **options.layerwise_keywords())
     norms = PerSampleNorms(
         model,
         options.mode,
@@ -123,27 +151,4 @@ def _build_clars(
         total_batch_size=total_batch_size,
         vectors=options.vector_rule == "paper",
     )
-    return CLARS(
-        parameter_groups(model, options.weight_decay, options.vector_rule),
-        lr,
-        momentum=options.momentum,
-        eta=options.eta,
-        norms=norms,
-        vectors=options.vector_rule,
-        decay_in_denominator=options.decay_in_denominator,
-    )
-
-
-def _build_lars(model: nn.Module, *, lr: float, options: OptimizerOptions, total_batch_size: int) -> LayerwiseOptimizer:
-    return LARS(
-        parameter_groups(model, options.weight_decay, options.vector_rule),
-        lr,
-        momentum=options.momentum,
-        eta=options.eta,
-        vectors=options.vector_rule,
-        decay_in_denominator=options.decay_in_denominator,
-    )
-
-
-def _build_mnag(model: nn.Module, *, lr: float, options: OptimizerOptions, total_batch_size: int) -> LayerwiseOptimizer:
-    return NAG(parameter_groups(model, options.weight_decay), lr, momentum=options.momentum)
+    return CLARS(groups, lr, norms=norms, **options.layerwise_keywords())

@@ -29,6 +29,7 @@ from .health import StepHealth
 from .layerwise_warmup import LayerwiseWarmup
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
+from .registration import own_groups
 from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
 from .run_record import RunRecord
 from .schedules import EpochSchedules
@@ -141,6 +142,11 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
         if isinstance(optimizer, CLARS):
             optimizer.grad_scaler = self.accelerator.scaler
         return optimizer
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        cls, keywords = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return cls, own_groups(cls, keywords, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         decayed = [g for g in parameter_groups(model, 1.0) if g["weight_decay"]]

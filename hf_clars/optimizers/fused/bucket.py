@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..group_rules import common_rates, decay_of, is_captured, refuse_capture
+from ..group_rules import common_rates, decay_of, gamma_scale, is_captured, refuse_capture
 from . import kernels
 from .kernels import CHUNK, PARTIALS, WARPS
 from .places import Places
@@ -156,7 +156,7 @@ class Bucket:
                 self._gradient_partials = torch.zeros_like(self._partials)
             gradient_partials = self._gradient_partials
             self._launch(kernels.sums_of_squares, table, gradient_partials, GRADIENTS=True)
-        scale = group["lr"] * group["eta"]
+        scale = gamma_scale(group) * group["eta"]
         if isinstance(scale, Tensor) and scale.device.type == self._device.type:
             scale = scale.to(self._device, torch.float32, non_blocking=True)
         else:

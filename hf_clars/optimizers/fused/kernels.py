@@ -141,7 +141,8 @@ def rates(
     addresses, layout, tensors, weight_partials, gradient_partials, scale, decay, gammas,
     DECAY: tl.constexpr, ON_DEVICE: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """`γ_k = scale · ‖w_k‖ / D_k` of tensor k, by the rules of `formulas.trust_ratio`; with `DECAY`, of `D_k + λ‖w_k‖`.
+    """`γ_k = scale · ‖w_k‖ / D_k` of tensor k, by the rules of `formulas.trust_ratio`; with `DECAY`, of `D_k + λ‖w_k‖`
+    where `D_k` is not 0.
 
     `scale`, γ_scale · η, is a number, or the address of one `ON_DEVICE`.
     """
@@ -155,7 +156,7 @@ def rates(
     else:
         denominator = _norm(gradient_partials, first, last, PARTIALS)
     if DECAY:
-        denominator += decay * norm
+        denominator = tl.where(denominator == 0.0, 0.0, denominator + decay * norm)
     if ON_DEVICE:
         scale = tl.load(scale)
     zero = (norm == 0.0) | (denominator == 0.0)
