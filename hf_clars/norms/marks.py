@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .ledger import Entry
     from .recipes import Recipe
 
+PREFIX = "_hf_clars_"  # of all names here
 ENTRY = "_hf_clars_entry"  # on a parameter: its page in the ledger
 ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not on samples: their pages
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices

@@ -14,11 +14,18 @@ from ..errors import UserError
 from .interception import Interception
 from .layers import Layer
 from .ledger import Entry, Ledger
-from .marks import ENTRY, SAMPLES, is_source, marked, tensors_in
+from .marks import ENTRY, PREFIX, SAMPLES, is_source, marked, tensors_in
 from .rule import Rule
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
+UNTRACKED = ("stand_in", "error")
+
+
+def check_untracked(value: str) -> None:
+    """Raises `UserError` for what `PerSampleNorms(untracked=...)` does not take."""
+    if value not in UNTRACKED:
+        raise UserError(f"untracked={value!r} is unknown: choose one of {', '.join(UNTRACKED)}")
 
 
 class PerSampleNorms:
@@ -42,6 +49,7 @@ class PerSampleNorms:
         total_batch_size: B of an optimizer step over all micro-batches and ranks, for `"subset"`; None stands for
             the batch of one backward pass.
         vectors: also measure biases and norm weights.
+        untracked: what a parameter that cannot be measured means for CLARS: `"stand_in"` or `"error"`.
 
     Attributes:
         untracked: parameter name → why it cannot be measured, for trainable parameters of two or more dimensions.
@@ -59,6 +67,7 @@ class PerSampleNorms:
         *,
         total_batch_size: int | None = None,
         vectors: bool = True,
+        untracked: str = "stand_in",
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
@@ -66,11 +75,13 @@ class PerSampleNorms:
         for name, size in (("norm_samples", norm_samples), ("total_batch_size", total_batch_size or 1)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r} must be a whole number of at least 1")
+        check_untracked(untracked)
         self.model = model
         self.mode = mode
         self.norm_samples = norm_samples
         self.total_batch_size = total_batch_size
         self.vectors = vectors
+        self.on_untracked = untracked
         self.untracked: dict[str, str] = {}
         self._unwarned: dict[str, str] = {}
         self.ledger = Ledger()
@@ -117,6 +128,10 @@ class PerSampleNorms:
             handle.remove()
         self._handles = []
         self._attached = False
+        # Whatever the forward passes left on tensors that live as long as the model.
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            for name in [name for name in vars(tensor) if name.startswith(PREFIX)]:
+                delattr(tensor, name)
 
     @staticmethod
     def detach_all(model: nn.Module) -> None:

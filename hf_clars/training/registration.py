@@ -15,7 +15,9 @@ from transformers.training_args import OptimizerNames, TrainingArguments
 from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
+from .measuring import MeasureWhileTraining
 from .options import AUTHORS, OPTIMIZERS, OptimizerOptions, check_lamb, refuse_deepspeed
+from .seams import trainer_on_the_stack
 
 
 def register() -> None:
@@ -106,7 +108,6 @@ def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
 def _build_clars(
     model: nn.Module, *, lr: float, options: OptimizerOptions, total_batch_size: int
 ) -> LayerwiseOptimizer:
-    PerSampleNorms.detach_all(model)  # an earlier Trainer's
     if options.mode == AUTHORS:
         return AuthorsCLARS(
             parameter_groups(model, options.weight_decay, options.vector_rule),
@@ -122,7 +123,11 @@ def _build_clars(
         options.norm_samples,
         total_batch_size=total_batch_size,
         vectors=options.vector_rule == "paper",
+        untracked=options.untracked,
     )
+    if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over
+        norms.detach()
+        MeasureWhileTraining.begin(trainer)
     return CLARS(
         parameter_groups(model, options.weight_decay, options.vector_rule),
         lr,

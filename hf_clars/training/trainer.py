@@ -167,8 +167,6 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
             return self._train(checkpoint, *args, **kwargs)
 
     def _train(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
-        if self.norms is not None:  # a second call: the first one detached
-            self.norms.attach()
         self._log_mark = self._smallest_tried = None
         try:
             try:
