@@ -44,7 +44,8 @@ class Noted(Classifier):
     def forward(self, pixel_values, labels=None):
         if self.training:
             self.mean.mul_(0.9).add_(pixel_values.mean())
-        return super().forward(pixel_values, labels)
+        out = super().forward(pixel_values, labels)
+        return {k: v for k, v in out.items() if v is not None}  # torch.jit.trace knows no None
 
 
 class Checkpointed(Classifier):
@@ -105,7 +106,7 @@ KINDS = ["CLARS", "micro_batch", "ClarsTrainer", "AdamW"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_what_others_do_with_a_model_afterwards(tmp_path, kind):
     trainer = trainer_of(kind, tmp_path)
     before = {*vars(trainer)}
@@ -328,6 +329,34 @@ def test_a_search_over_hyperparameters(tmp_path, kind):
         assert traces(trainer.model) == []
     assert results["failed"] == 2e-2
     assert_equal(*results[1e-2])
+
+
+class Uniform(TrainerCallback):
+    """mNAG at first, CLARS from the third step on."""
+
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        for group in optimizer.param_groups:
+            group["uniform"] = state.global_step < 2
+
+
+def test_layers_may_be_adapted_later(tmp_path):
+    trainer = trainer_of("CLARS", tmp_path, callbacks=[Uniform()])
+    trainer.train()
+    norms = trainer.optimizer.optimizer.norms
+    assert {e.past_samples for e in norms.ledger.entries if e.parameter.ndim >= 2} == {16}  # of two steps of 8
+    assert traces(trainer.model) == []
+
+
+def test_an_optimizer_of_the_users_own(tmp_path):
+    """Its norms are attached when it is made; a second training of ClarsTrainer attaches them again."""
+    model = seeded()
+    optimizer = CLARS(model.parameters(), 1.0, norms=PerSampleNorms(model))
+    args = ClarsTrainingArguments(str(tmp_path), learning_rate=1.0, max_steps=2, **PLAIN)
+    trainer = ClarsTrainer(model, args, train_dataset=DATA, optimizers=(optimizer, None))
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.global_step == 2
+        assert traces(model) == []
 
 
 # --- several that measure --------------------------------------------------------------------------------------------

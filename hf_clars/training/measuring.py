@@ -12,7 +12,7 @@ from .seams import at_end_of_training, calling_trainer
 
 
 class MeasureWhileTraining(TrainerCallback):
-    """Attaches the `PerSampleNorms` of the Trainer's CLARS in the first step of a training, and detaches it at the end.
+    """Attaches the `PerSampleNorms` of the Trainer's CLARS in the first step that has a use for it, until the end.
 
     `optim="clars"` adds it, to every Trainer. Whichever optimizer the Trainer has when a training begins counts: the
     same as in the one before, or that of a new model (`model_init`).
@@ -22,8 +22,8 @@ class MeasureWhileTraining(TrainerCallback):
         self._attached = False
 
     @classmethod
-    def begin(cls, trainer: Trainer) -> None:
-        """Add one to the Trainer, if it has none."""
+    def add_to(cls, trainer: Trainer) -> None:
+        """The Trainer gets one, if it has none."""
         if not any(isinstance(callback, cls) for callback in trainer.callback_handler.callbacks):
             trainer.add_callback(cls())
 
@@ -39,11 +39,11 @@ class MeasureWhileTraining(TrainerCallback):
         # detached since (`LayerwiseWarmup`) had reasons.
         if self._attached:
             return
-        self._attached = True
         optimizer = calling_trainer().optimizer
         norms, ours = norms_of(optimizer), layerwise(optimizer)
         if norms is not None and ours is not None and ours.adapts:
             norms.attach()
+            self._attached = True
 
 
 def norms_of(optimizer: Any) -> PerSampleNorms | None:

@@ -127,7 +127,7 @@ def _build_clars(
     )
     if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over
         norms.detach()
-        MeasureWhileTraining.begin(trainer)
+        MeasureWhileTraining.add_to(trainer)
     return CLARS(
         parameter_groups(model, options.weight_decay, options.vector_rule),
         lr,

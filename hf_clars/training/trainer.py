@@ -27,6 +27,7 @@ from .clock import TrainingClock
 from .freezing import FreezeFullyConnected
 from .health import StepHealth
 from .layerwise_warmup import LayerwiseWarmup
+from .measuring import MeasureWhileTraining
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
@@ -104,6 +105,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
             self.add_callback(StepProgressCallback(args.total_batch_size))
         self.add_callback(_DropUnfinishedStep(self))
         self.add_callback(LayerwiseWarmup(self, args.layerwise_epochs))
+        self.add_callback(MeasureWhileTraining())  # behind `LayerwiseWarmup`, which decides whether there is a use
         self.authors_norms = AuthorsNorms(self)
         self.add_callback(self.authors_norms)
         if args.freeze_fc_epochs:
