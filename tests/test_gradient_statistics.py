@@ -30,7 +30,7 @@ from hf_clars import (
     formulas,
 )
 from hf_clars.noise import noise_statistics
-from hf_clars.training.gradient_statistics import _OwnNorms
+from hf_clars.training.own_norms import OwnNorms
 from hf_clars.training.seams import calling_trainer
 
 from .models import Classifier, dataset
@@ -509,7 +509,7 @@ def test_outside_a_trainer():
 
 
 def test_what_cannot_be_measured_is_said_once():
-    norms = _OwnNorms(classifier())
+    norms = OwnNorms(classifier())
     norms.detach()
     with pytest.warns(UserWarning, match=r"leaves out 1 parameter\(s\) that cannot be measured, such as a: why"):
         norms._warn({"a": "why"})

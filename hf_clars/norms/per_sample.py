@@ -16,11 +16,17 @@ from .inputs import Inputs
 from .interception import Interception
 from .layers import Layer
 from .ledger import Entry, Ledger, is_distributed
-from .marks import ENTRY
+from .marks import ENTRY, PREFIX
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
 UNTRACKED = ("stand_in", "error")
+
+
+def check_untracked(value: str) -> None:
+    """Raises `UserError` for what `PerSampleNorms(untracked=...)` does not take."""
+    if value not in UNTRACKED:
+        raise UserError(f"untracked={value!r} is unknown: choose one of {', '.join(UNTRACKED)}")
 
 
 class PerSampleNorms:
@@ -79,14 +85,13 @@ class PerSampleNorms:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
             raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}{of_trainer}")
-        if untracked not in UNTRACKED:
-            raise UserError(f"untracked={untracked!r} is unknown: choose one of {', '.join(UNTRACKED)}")
         sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
         for name, size in sizes.items():
             if size is None and name != "norm_samples":
                 continue
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r} must be a whole number of at least 1")
+        check_untracked(untracked)
         self.model = model
         self.mode = mode
         self.norm_samples = norm_samples
@@ -156,6 +161,10 @@ class PerSampleNorms:
             handle.remove()
         self._handles, self.ledger.handles = [], []
         self._attached = False
+        # Whatever the forward passes left on tensors that live as long as the model.
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            for name in [name for name in vars(tensor) if name.startswith(PREFIX)]:
+                delattr(tensor, name)
 
     @staticmethod
     def detach_all(model: nn.Module) -> None:

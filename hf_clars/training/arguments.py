@@ -32,6 +32,8 @@ class ClarsTrainingArguments(TrainingArguments):
         norm_mode: how CLARS measures, see `PerSampleNorms`; or `"authors"`, the method of the code that the paper's
             authors released, see `AuthorsCLARS`.
         norm_samples: how many samples `norm_mode="subset"` measures per step.
+        untracked: what a parameter whose norms cannot be measured means for CLARS, see `PerSampleNorms`: `"stand_in"`
+            gives it a denominator of the same units, `"error"` ends the training.
         vectors: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that norm_mode, and
             `"eta"` otherwise.
         decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`; None is True for LARS, and False for CLARS.
@@ -78,6 +80,10 @@ class ClarsTrainingArguments(TrainingArguments):
     momentum: float = field(default=0.9, metadata={"help": "β of the Nesterov momentum."})
     norm_mode: str = field(default="per_sample", metadata={"help": "per_sample, subset, micro_batch or authors."})
     norm_samples: int = field(default=512, metadata={"help": "Samples measured per step with norm_mode subset."})
+    untracked: str = field(
+        default="stand_in",
+        metadata={"help": "What is done with parameters that cannot be measured: stand_in or error."},
+    )
     vectors: str | None = field(
         default=None, metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
     )
@@ -157,6 +163,7 @@ class ClarsTrainingArguments(TrainingArguments):
             decay_in_denominator=self.decay_in_denominator,
             mode=self.norm_mode,
             norm_samples=self.norm_samples,
+            untracked=self.untracked,
         )
 
     def _check_epochs(self) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, ClassVar
-from weakref import WeakSet
+from typing import Any
 
 import torch
 from accelerate.utils import is_compiled_module
@@ -22,9 +20,11 @@ from ..noise import Averages, noise_statistics
 from ..norms import PerSampleNorms
 from ..optimizers import sharded
 from ..optimizers.loss_scale import loss_scale
+from .measuring import norms_of
 from .options import refuse_data_parallel, refuse_deepspeed
+from .own_norms import OwnNorms
 from .records import LayerRecords
-from .seams import before_clipping, calling_trainer
+from .seams import at_end_of_training, before_clipping, calling_trainer
 
 FILE_NAME = "gradient_statistics.jsonl"
 DRAWN = {"gradient_noise_scale": "noise scale", "gradient_variance_factor": "M_k"}
@@ -58,6 +58,8 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
     `PerSampleNorms` is attached for the measured steps alone, so that the others cost nothing. A compiled model would
     be compiled anew at each change and stays attached throughout the training. CLARS has one already, which is used
     instead (unless `vectors="paper"` it measures no biases and norm weights; they are then not in the model's sums).
+    Several of these callbacks in one Trainer share theirs; each has averages of its own, and says in its records which
+    `every` and `smoothing` they are of.
 
     A sample's gradient is `n c_i`, with `c_i` its contribution to `weight.grad`. In a model whose train-mode BatchNorm
     mixes samples, `c_i` contains what sample i does to the others through the statistics: the values then describe the
@@ -80,6 +82,7 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         self.smoothing = checks.number("smoothing", smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
         self.averages: Averages = {}
         self._records = LayerRecords(FILE_NAME, DRAWN)
+        self._of_several: dict[str, Any] = {}  # in each record: whose it is, where others write theirs
         self._trainer: Trainer | None = None
         self._norms: PerSampleNorms | None = None
         self._stays_attached = True
@@ -88,8 +91,11 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        arguments = {"every": self.every, "smoothing": self.smoothing}
-        return {"args": arguments, "attributes": {"averages": self.averages}}
+        return {"args": self._arguments, "attributes": {"averages": self.averages}}
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"every": self.every, "smoothing": self.smoothing}
 
     # --- a training ----------------------------------------------------------------------------------------------
 
@@ -99,26 +105,31 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         if args.train_batch_size * args.gradient_accumulation_steps * args.world_size < 2:
             raise UserError("GradientStatisticsCallback needs at least 2 samples per optimizer step, and there is 1")
         self._trainer = calling_trainer()
+        callbacks = [c for c in self._trainer.callback_handler.callbacks if isinstance(c, GradientStatisticsCallback)]
+        self._of_several = self._arguments if len(callbacks) > 1 else {}
         self._restore(state)
         self._records.begin(args, state)
+        at_end_of_training(self._trainer, self._end)
         self._find_norms(self._trainer, kwargs.get("optimizer"))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end_measuring()  # of a step that a data set's end cut short
         norms, trainer = self._norms, self._trainer
+        if isinstance(norms, OwnNorms) and self._stays_attached:
+            norms.hold(self)
         if norms is None or trainer is None or (state.global_step + 1) % self.every:
             return
         if any(p.grad is not None for p in norms.model.parameters()):
             return  # left over from a step cut short: part of this gradient, and not measured
-        if isinstance(norms, _OwnNorms):
-            norms.attach()
-            norms.reset()
         undo = before_clipping(trainer, self._measure)
+        if isinstance(norms, OwnNorms):
+            norms.hold(self)
+            norms.reset()
 
         def stop() -> None:
             undo()
-            if not self._stays_attached:
-                norms.detach()
+            if isinstance(norms, OwnNorms) and not self._stays_attached:
+                norms.release(self)
 
         self._stop = stop
 
@@ -139,20 +150,26 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         whole, layers = noise_statistics(squares, samples, names, self.averages, self.smoothing)
         if not whole:
             return
-        self._records.add(args, state, layers, samples=samples, model=whole)
+        self._records.add(args, state, layers, samples=samples, model=whole, **self._of_several)
         should_log = control.should_log  # of the Trainer's own values, later in this step; logging clears it
         self._trainer.log({key: whole[key] for key in LOGGED if key in whole})
         control.should_log = should_log
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._records.end(args, state)
+        self._end()
+
+    def _end(self) -> None:
+        """The training is over, or an error ended it."""
         self._end_measuring()
-        if isinstance(self._norms, _OwnNorms):
-            self._norms.detach()
-        self._norms = self._trainer = None
+        if isinstance(self._norms, OwnNorms):
+            self._norms.release(self)
+        self._norms = self._trainer = self._pending = None
 
     def _restore(self, state: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(saved, list):  # of several such callbacks; Trainer adds to the list with each checkpoint
+            saved = next((each for each in reversed(saved) if each["args"] == self._arguments), None)
         if not state.global_step:
             self.averages = {}
         elif isinstance(saved, dict):  # whatever args.restore_callback_states_from_checkpoint says
@@ -161,20 +178,17 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def _find_norms(self, trainer: Trainer, optimizer: Any) -> None:
-        norms = getattr(getattr(optimizer, "optimizer", optimizer), "norms", None)
-        if isinstance(norms, PerSampleNorms):
+        norms = norms_of(optimizer)
+        if norms is not None:
             if norms.mode == "micro_batch":
                 raise UserError(
                     "GradientStatisticsCallback needs norms of samples, and mode='micro_batch' has none: "
                     "choose 'per_sample' or 'subset'"
                 )
-            self._norms, self._stays_attached = norms, True
+            self._norms = norms
             return
-        model: Any = trainer.model
-        self._norms = _OwnNorms.replacing(model)
+        self._norms = OwnNorms.of(trainer)
         self._stays_attached = _is_compiled(trainer.model_wrapped)
-        if not self._stays_attached:
-            self._norms.detach()
 
     # --- a measured step -----------------------------------------------------------------------------------------
 
@@ -198,34 +212,6 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         norms = _norms(list(gradients.values())).to(squares)
         names = {name: parameters[name].ndim >= 2 for name in gradients}
         self._pending = names, samples, torch.stack((squares / scale**2, (norms / scale).square()))
-
-
-class _OwnNorms(PerSampleNorms):
-    """Attached time and again, so it says once what it cannot measure, and what that means here."""
-
-    _all: ClassVar[WeakSet[_OwnNorms]] = WeakSet()
-    _warned: frozenset[str] = frozenset()
-
-    @classmethod
-    def replacing(cls, model: nn.Module) -> _OwnNorms:
-        """New ones, attached, in place of any that an interrupted training left on the model."""
-        for other in cls._all:
-            if other.model is model:
-                other.detach()
-        norms = cls(model)
-        cls._all.add(norms)
-        return norms
-
-    def _warn(self, reasons: dict[str, str]) -> None:
-        new = {name: reason for name, reason in reasons.items() if name not in self._warned}
-        self._warned |= new.keys()
-        if new:
-            name, reason = next(iter(new.items()))
-            warnings.warn(
-                f"GradientStatisticsCallback leaves out {len(new)} parameter(s) that cannot be measured, such as "
-                f"{name}: {reason}",
-                stacklevel=2,
-            )
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:

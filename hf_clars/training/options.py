@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import UserError
-from ..norms import MODES
+from ..norms import MODES, check_untracked
 from ..optimizers import check_hyperparameters
 
 OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0}  # name → the paper's η; of mNAG (γ_k = γ_scale) a formality
@@ -16,8 +16,8 @@ AUTHORS = "authors"  # the `mode` that is no way to measure alone but a method, 
 
 _NOT_TAKEN = {
     "clars": (),
-    "lars": ("mode", "norm_samples"),
-    "mnag": ("eta", "vectors", "decay_in_denominator", "mode", "norm_samples"),
+    "lars": ("mode", "norm_samples", "untracked"),
+    "mnag": ("eta", "vectors", "decay_in_denominator", "mode", "norm_samples", "untracked"),
 }
 
 
@@ -36,6 +36,7 @@ class OptimizerOptions:
     decay_in_denominator: bool | None = None
     mode: str = "per_sample"
     norm_samples: int = 512
+    untracked: str = "stand_in"
 
     def override(self, optim: str, optim_args: Mapping[str, str]) -> "OptimizerOptions":
         """These options with those of `optim_args` in their place, all checked, and `vectors` decided.
@@ -86,6 +87,7 @@ class OptimizerOptions:
             raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
         if self.norm_samples < 1:
             raise UserError(f"norm_samples={self.norm_samples} must be at least 1")
+        check_untracked(self.untracked)
 
 
 def parse_optim_args(text: str | None) -> dict[str, str]:

@@ -15,7 +15,9 @@ from transformers.training_args import OptimizerNames, TrainingArguments
 from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
+from .measuring import MeasureWhileTraining
 from .options import AUTHORS, OPTIMIZERS, OptimizerOptions, check_lamb, refuse_deepspeed
+from .seams import trainer_on_the_stack
 
 
 def register() -> None:
@@ -140,7 +142,6 @@ def _build_clars(
     optimizer_dict: list[dict[str, Any]] | None = None,
 ) -> LayerwiseOptimizer:
     """CLARS for a model; `optimizer_dict` are groups that a trainer of its own kind makes (sentence-transformers)."""
-    PerSampleNorms.detach_all(model)  # an earlier Trainer's
     groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.vector_rule)
     if options.mode == AUTHORS:
         return AuthorsCLARS(groups, lr, **options.layerwise_keywords())
@@ -150,5 +151,9 @@ def _build_clars(
         options.norm_samples,
         total_batch_size=total_batch_size,
         vectors=options.vector_rule == "paper",
+        untracked=options.untracked,
     )
+    if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over
+        norms.detach()
+        MeasureWhileTraining.add_to(trainer)
     return CLARS(groups, lr, norms=norms, **options.layerwise_keywords())

@@ -1,6 +1,6 @@
-"""Where a `TrainerCallback` must reach for what transformers does not hand it: the Trainer that calls it.
+"""Where a `TrainerCallback` must reach for what transformers does not hand it: the Trainer, and how a training ends.
 
-tests/test_gradient_statistics.py fails when these seams move.
+tests/test_gradient_statistics.py and tests/test_no_trace.py fail when these seams move.
 """
 
 from __future__ import annotations
@@ -23,13 +23,21 @@ def calling_trainer() -> Trainer:
     Raises:
         UserError: there is none: the callback is used outside `transformers.Trainer`.
     """
+    trainer = trainer_on_the_stack()
+    if trainer is None:
+        raise UserError("this callback works in a transformers.Trainer only: for other loops see PerSampleNorms")
+    return trainer
+
+
+def trainer_on_the_stack() -> Trainer | None:
+    """The innermost Trainer one of whose methods is under way; None where there is none."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, Trainer):
             return owner
         frame = frame.f_back
-    raise UserError("this callback works in a transformers.Trainer only: for other loops see PerSampleNorms")
+    return None
 
 
 def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> Callable[[], None]:
@@ -45,37 +53,97 @@ def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> Callable[[
     accelerator: Any = trainer.accelerator
     clip = vars(accelerator).get("clip_grad_norm_")
     if not isinstance(clip, _ObservedClipping):
-        clip = accelerator.clip_grad_norm_ = _ObservedClipping(accelerator, clip)
+        clip = _ObservedClipping(accelerator, "clip_grad_norm_")
     clip.observers.append(observe)
 
     def undo() -> None:
         if observe in clip.observers:
             clip.observers.remove(observe)
-            if not clip.observers and vars(accelerator).get("clip_grad_norm_") is clip:
+            if not clip.observers:
                 clip.restore()
 
     return undo
 
 
-class _ObservedClipping:
-    """Stands in for `accelerator.clip_grad_norm_` while there are observers.
+def at_end_of_training(trainer: Trainer, undo: Callable[[], None]) -> None:
+    """Call `undo()` when the training that begins is over: after `on_train_end`, or before an error leaves `train()`.
 
-    Args:
-        own: somebody else's, on this very object; None for that of the class.
+    To be called in `on_train_begin`. Trainer tells callbacks of a training that ends well alone, so what it calls from
+    then on is guarded on this very object, until the end: `_run_epoch`, `_finalize_training`, and all events.
     """
+    handler = trainer.callback_handler
+    event = vars(handler).get("call_event")
+    if isinstance(event, _Guarded):
+        ending = event.ending
+    else:
+        ending = _Ending()
+        for owner, name in ((trainer, "_run_epoch"), (trainer, "_finalize_training"), (handler, "call_event")):
+            ending.guards.append(_Guarded(owner, name, ending))
+    if undo not in ending.undos:
+        ending.undos.append(undo)
 
-    def __init__(self, accelerator: Any, own: Any) -> None:
-        self.accelerator, self.own = accelerator, own
-        self.clip = accelerator.clip_grad_norm_
+
+class _StandIn:
+    """Stands in for a method of this very object, until `restore()`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner, self._name = owner, name
+        self._others = vars(owner).get(name)  # somebody else's, on this very object; None for that of the class
+        self.method = getattr(owner, name)
+        setattr(owner, name, self)
+
+    def restore(self) -> None:
+        """Give the method back; one that was wrapped since stays wrapped."""
+        if vars(self._owner).get(self._name) is not self:
+            return
+        if self._others is None:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, self._others)
+
+
+class _ObservedClipping(_StandIn):
+    """Stands in for `accelerator.clip_grad_norm_` while there are observers."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        super().__init__(owner, name)
         self.observers: list[Callable[[], None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for observe in list(self.observers):
             observe()
-        return self.clip(*args, **kwargs)
+        return self.method(*args, **kwargs)
 
-    def restore(self) -> None:
-        if self.own is None:
-            del self.accelerator.clip_grad_norm_
-        else:
-            self.accelerator.clip_grad_norm_ = self.own
+
+class _Ending:
+    """What is to be undone at the end of a training. Called there; harmless when called again."""
+
+    def __init__(self) -> None:
+        self.guards: list[_Guarded] = []
+        self.undos: list[Callable[[], None]] = []
+
+    def __call__(self) -> None:
+        guards, self.guards = self.guards, []
+        undos, self.undos = self.undos, []
+        for guard in guards:
+            guard.restore()
+        for undo in undos:
+            undo()
+
+
+class _Guarded(_StandIn):
+    """Stands in for a method that a training goes through: an error that comes out of it ends the training."""
+
+    def __init__(self, owner: Any, name: str, ending: _Ending) -> None:
+        super().__init__(owner, name)
+        self.ending = ending
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = self.method(*args, **kwargs)
+        except BaseException:
+            self.ending()
+            raise
+        if args and args[0] == "on_train_end":  # of `call_event`, and all callbacks had it
+            self.ending()
+        return result

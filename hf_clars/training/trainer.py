@@ -27,6 +27,7 @@ from .clock import TrainingClock
 from .freezing import FreezeFullyConnected
 from .health import StepHealth
 from .layerwise_warmup import LayerwiseWarmup
+from .measuring import MeasureWhileTraining
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .registration import own_groups
@@ -105,6 +106,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
             self.add_callback(StepProgressCallback(args.total_batch_size))
         self.add_callback(_DropUnfinishedStep(self))
         self.add_callback(LayerwiseWarmup(self, args.layerwise_epochs))
+        self.add_callback(MeasureWhileTraining())  # behind `LayerwiseWarmup`, which decides whether there is a use
         self.authors_norms = AuthorsNorms(self)
         self.add_callback(self.authors_norms)
         if args.freeze_fc_epochs:
@@ -173,8 +175,6 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
             return self._train(checkpoint, *args, **kwargs)
 
     def _train(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
-        if self.norms is not None:  # a second call: the first one detached
-            self.norms.attach()
         self._log_mark = self._smallest_tried = None
         try:
             try:
