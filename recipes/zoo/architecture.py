@@ -75,5 +75,5 @@ def wants_float32(error: Exception) -> bool:
     return (
         torch.get_default_dtype() is torch.float64
         and isinstance(error, RuntimeError)
-        and bool(re.search("dtype|Double|Float", str(error)))
+        and bool(re.search("dtype|Double|Float|to type float", str(error)))
     )
