@@ -7,10 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-BATCH = 3
 LARGEST = 150_000_000  # parameters of a model that still runs
 
 Inputs = dict[str, Tensor] | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How all architectures run.
+
+    Args:
+        batch: samples.
+        checkpointing: activations are computed again in the backward pass, sequences and images are longer.
+        backend: of torch.compile for the pass that is measured; "" for none.
+    """
+
+    batch: int = 3
+    checkpointing: bool = False
+    backend: str = ""
+
+    @property
+    def length(self) -> int:
+        """Of sequences of tokens. Long ones have more positions than per-sample products of tiny layers cost."""
+        return 60 if self.checkpointing else 8
 
 
 @dataclass
@@ -18,7 +37,7 @@ class Case:
     """An architecture: what it is called, and how to build it with inputs that it accepts."""
 
     name: str
-    build: Callable[[], tuple[nn.Module, Inputs]]
+    build: Callable[[Setting], tuple[nn.Module, Inputs]]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -56,5 +75,5 @@ def wants_float32(error: Exception) -> bool:
     return (
         torch.get_default_dtype() is torch.float64
         and isinstance(error, RuntimeError)
-        and bool(re.search("dtype|Double|Float", str(error)))
+        and bool(re.search("dtype|Double|Float|to type float", str(error)))
     )

@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from architecture import BATCH, Case, Inputs, call, count_parameters, wants_float32
+from architecture import Case, Inputs, Setting, call, count_parameters, wants_float32
+from checkpointing import checkpoint_activations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,24 +22,30 @@ MIXES = {  # what equal outputs do not show, so that ∇f_i is not what a sample
 }
 
 
-def examine(case: Case) -> dict[str, Any]:
+def examine(case: Case, setting: Setting) -> dict[str, Any]:
     """Everything that is known about one architecture."""
     for dtype in TOLERANCE:
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
         try:
-            model, inputs = case.build()
+            model, inputs = case.build(setting)
             model = model.to(dtype).eval()
             randomize(model, inputs)
+            if setting.checkpointing:
+                checkpoint_activations(model)
             mixed = next((reason for pattern, reason in MIXES.items() if fnmatch.fnmatch(case.name, pattern)), "")
-            return {"dtype": str(dtype).removeprefix("torch."), **compare(model, inputs, TOLERANCE[dtype], mixed)}
+            return {
+                "dtype": str(dtype).removeprefix("torch."),
+                **compare(model, inputs, setting, TOLERANCE[dtype], mixed),
+            }
         except RuntimeError as error:
             if not wants_float32(error):
                 raise
     raise AssertionError
 
 
-def compare(model: nn.Module, inputs: Inputs, tolerance: float, mixed: str) -> dict[str, Any]:
+def compare(model: nn.Module, inputs: Inputs, setting: Setting, tolerance: float, mixed: str) -> dict[str, Any]:
+    batch = setting.batch
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     owners = {id(p): type(m).__name__ for m in model.modules() for p in m._parameters.values()}
     kind = {n: owners.get(id(p), "?") for n, p in parameters.items()}
@@ -48,7 +55,7 @@ def compare(model: nn.Module, inputs: Inputs, tolerance: float, mixed: str) -> d
         return {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
 
     outputs = call(model, inputs)
-    if not outputs or any(o.shape[:1] != (BATCH,) for o in outputs):
+    if not outputs or any(o.shape[:1] != (batch,) for o in outputs):
         raise ValueError(f"outputs {[tuple(o.shape) for o in outputs]} are not one per sample")
     if not all(o.isfinite().all() for o in outputs):
         raise ValueError("outputs are not finite")
@@ -59,8 +66,8 @@ def compare(model: nn.Module, inputs: Inputs, tolerance: float, mixed: str) -> d
         raise ValueError("gradients are not finite")
     floor = max((g.norm().item() for g in plain.values()), default=0.0) * TINY_GRADIENT
 
-    truth, rest = {n: torch.zeros(BATCH) for n in plain}, {n: g.clone() for n, g in plain.items()}
-    for i in range(0 if mixed else BATCH):
+    truth, rest = {n: torch.zeros(batch) for n in plain}, {n: g.clone() for n, g in plain.items()}
+    for i in range(0 if mixed else batch):
         try:
             alone = call(model, inputs, slice(i, i + 1))
             off = max(_relative(a - o[i : i + 1], o) for a, o in zip(alone, outputs, strict=True))
@@ -70,30 +77,35 @@ def compare(model: nn.Module, inputs: Inputs, tolerance: float, mixed: str) -> d
         if off > tolerance:
             mixed = f"samples mix in eval mode (outputs differ by {off:.0e})"
             break
-        for n, g in gradients(functional(alone, weights).sum() / BATCH).items():
+        for n, g in gradients(functional(alone, weights).sum() / batch).items():
             truth[n][i] = g.norm()
             rest[n] -= g
     # Where gradients of batches of one do not add up to the batch's, PyTorch is wrong about one of them (BatchNorm2d in
     # eval mode with one sample, CPU, torch 2.14: finite differences side with the batch): take each f_i of the batch.
     adds_up = all(g.norm() <= tolerance * max(plain[n].norm().item(), floor) for n, g in rest.items())
     if not mixed and not adds_up:
-        values = functional(call(model, inputs), weights) / BATCH
-        for i in range(BATCH):
+        values = functional(call(model, inputs), weights) / batch
+        for i in range(batch):
             found = torch.autograd.grad(values[i], [parameters[n] for n in plain], retain_graph=True, allow_unused=True)
             for n, g in zip(plain, found, strict=True):
                 truth[n][i] = 0.0 if g is None else g.norm()
     del rest
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with PerSampleNorms(model, vectors=True) as norms:
-            again = call(model, inputs)
-            functional(again, weights).mean().backward()
-            measured = norms.per_sample()
-            norms.denominators()  # what the optimizer asks for; it is when unmeasured parameters are noticed
-            untracked = norms.untracked
-
+    run = torch.compile(model, backend=setting.backend) if setting.backend else model
     result: dict[str, Any] = {"parameters": count_parameters(model), "inputs": _shapes(inputs), "mixed": mixed}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PerSampleNorms(model, vectors=True) as norms:
+                again = call(run, inputs)
+                functional(again, weights).mean().backward()
+                measured = norms.per_sample()
+                norms.denominators()  # what the optimizer asks for; it is when unmeasured parameters are noticed
+                untracked = norms.untracked
+    except Exception as error:
+        if setting.backend:  # which may refuse the model itself
+            functional(call(run, inputs), weights).mean().backward()
+        return {**result, "crashed": one_line(error), "counts": {"crashed": len(plain)}}
     result["reference"] = "batches of one" if adds_up else "each f_i of the batch"
     result["output_change"] = max(_relative(a - o, o) for a, o in zip(again, outputs, strict=True))
     off_gradients = {
@@ -118,6 +130,9 @@ def compare(model: nn.Module, inputs: Inputs, tolerance: float, mixed: str) -> d
         else:
             exceptions[f"1-d: no norm ({kind[n]})"].append(n)
     result["exceptions"] = dict(exceptions)
+    named = len(untracked.keys() & plain.keys())
+    counts = {"named": named, "absent": len(plain) - len(tracked) - named, "not compared": len(tracked)}
+    result["counts"] = counts
 
     if not mixed:
         result["tiny_gradients"] = sum(truth[n].max().item() < floor for n in tracked)
@@ -135,6 +150,8 @@ def compare(model: nn.Module, inputs: Inputs, tolerance: float, mixed: str) -> d
             for n in sorted(tracked, key=lambda n: -errors[n])
             if not errors[n] <= tolerance
         ]
+        wrong = len(result["wrong"])
+        counts |= {"not compared": 0, "wrong": wrong, "right": len(tracked) - wrong}
     return result
 
 

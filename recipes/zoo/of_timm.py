@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from architecture import BATCH, Case, Inputs, count_parameters, on_meta, refuse_large
+from architecture import Case, Inputs, Setting, count_parameters, on_meta, refuse_large
 from timm.models import _registry as timm_registry
 from torch import nn
 
@@ -41,7 +41,7 @@ def _size_of(name: str) -> tuple[int, str]:
     return count_parameters(model), hashlib.sha1(" ".join(layers).encode()).hexdigest()[:8]
 
 
-def build_timm(name: str) -> tuple[nn.Module, Inputs]:
+def build_timm(name: str, setting: Setting) -> tuple[nn.Module, Inputs]:
     options: dict[str, Any] = {"num_classes": 10}
     for pattern, override in OVERRIDES.items():
         options |= override if fnmatch.fnmatch(name, pattern) else {}
@@ -51,21 +51,21 @@ def build_timm(name: str) -> tuple[nn.Module, Inputs]:
     shrunk = [{**options, **fewer} for fewer in SHRINK if _accepts(name, {**options, **fewer}, below=full)]
     for choice in [*shrunk[:1], options]:
         try:
-            return _smallest_images(name, choice)
+            return _smallest_images(name, choice, setting)
         except Exception as e:
             error = e
     raise error
 
 
-def _smallest_images(name: str, options: dict[str, Any]) -> tuple[nn.Module, Inputs]:
-    """The model, and images of the least size that it accepts."""
+def _smallest_images(name: str, options: dict[str, Any], setting: Setting) -> tuple[nn.Module, Inputs]:
+    """The model, and images of the least size that it accepts, or of its own."""
     meta = on_meta(lambda: timm.create_model(name, **options))
     refuse_large(meta)
     default = meta.default_cfg["input_size"][-1]
     sized = _accepts(name, {**options, "img_size": default})
     model = None if sized else timm.create_model(name, **options).eval()
-    for side in (*IMAGE_SIZES, default):
-        images = torch.randn(BATCH, 3, side, side)
+    for side in (default,) if setting.checkpointing else (*IMAGE_SIZES, default):
+        images = torch.randn(setting.batch, 3, side, side)
         try:
             if sized:
                 model = timm.create_model(name, **options, img_size=side).eval()

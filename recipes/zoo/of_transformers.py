@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from architecture import BATCH, Case, Inputs, call, on_meta, refuse_large, wants_float32
+from architecture import Case, Inputs, Setting, call, on_meta, refuse_large, wants_float32
 from torch import Tensor, nn
 from transformers.models.auto import configuration_auto, modeling_auto
 
@@ -38,7 +38,7 @@ MAPPINGS = {
     ),
 }
 SDPA = ("causal_lm/gpt2", "causal_lm/llama", "masked_lm/bert", "seq2seq_lm/bart", "image/vit", "base/clip")
-VOCABULARY, LENGTH = 99, 8
+VOCABULARY = 99
 TINY = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "max_position_embeddings": 64, "d_model": 32,
@@ -80,7 +80,7 @@ def transformers_cases() -> list[Case]:
     return cases
 
 
-def build_transformers(task: str, model_type: str, attention: str) -> tuple[nn.Module, Inputs]:
+def build_transformers(task: str, model_type: str, attention: str, setting: Setting) -> tuple[nn.Module, Inputs]:
     config_class = configuration_auto.CONFIG_MAPPING[model_type]
     errors: list[Exception] = []
     # Some configurations contradict themselves when all sizes change; multi-head latent attention wants equal heads.
@@ -95,7 +95,7 @@ def build_transformers(task: str, model_type: str, attention: str) -> tuple[nn.M
             build = partial(TASKS[task].from_config, config, attn_implementation=attention)
             refuse_large(on_meta(build))
             model = build().eval()
-            inputs = _inputs(task, config, inspect.signature(model.forward).parameters)
+            inputs = _inputs(task, config, inspect.signature(model.forward).parameters, setting)
             with torch.no_grad():
                 call(model, inputs)
             return model, inputs
@@ -106,17 +106,18 @@ def build_transformers(task: str, model_type: str, attention: str) -> tuple[nn.M
     raise errors[0]
 
 
-def _inputs(task: str, config: Any, takes: Any) -> Inputs:
+def _inputs(task: str, config: Any, takes: Any, setting: Setting) -> Inputs:
     vision = getattr(config, "vision_config", None) or config
     side = getattr(vision, "image_size", None) or 64
     side = (side, side) if isinstance(side, int) else tuple(side)
-    ids = torch.randint(5, VOCABULARY, (2, BATCH, LENGTH))
+    batch = setting.batch
+    ids = torch.randint(5, VOCABULARY, (2, batch, setting.length))
     makers: dict[str, Callable[[], Tensor]] = {
         "input_ids": lambda: ids[0],
         "decoder_input_ids": lambda: ids[1],
-        "pixel_values": lambda: torch.randn(BATCH, getattr(vision, "num_channels", None) or 3, *side),
-        "input_values": lambda: torch.randn(BATCH, 1600),
-        "input_features": lambda: torch.randn(BATCH, *_features(config)),
+        "pixel_values": lambda: torch.randn(batch, getattr(vision, "num_channels", None) or 3, *side),
+        "input_values": lambda: torch.randn(batch, 200 * setting.length),
+        "input_features": lambda: torch.randn(batch, *_features(config)),
     }
     wanted = {
         "image": ["pixel_values"],

@@ -8,6 +8,8 @@ from typing import Any
 def verdict(result: dict[str, Any]) -> list[str]:
     """What is wrong with an architecture's numbers."""
     found = []
+    if "crashed" in result:
+        found.append(f"CRASHED: {result['crashed']}")
     if result.get("wrong"):
         found.append(f"{len(result['wrong'])} NORMS WRONG")
     if result.get("gradient_error", 0) > (1e-9 if result.get("dtype") == "float64" else 1e-4):
@@ -21,6 +23,8 @@ def line(result: dict[str, Any]) -> str:
     head = f"{result['name']:52} {result['seconds']:6.1f} s  "
     if "failed" in result:
         return head + f"did not run: {result['failed']}"
+    if "crashed" in result:
+        return head + "; ".join(verdict(result))
     measured = "".join(f"{result[f'{kind}_measured']:4}/{result[kind]:<4} " for kind in ("matrices", "vectors"))
     error = result["mixed"] or f"{result['error']:.0e} {result['error_at']}"
     notes = [*verdict(result), *(f"{len(names)} × {reason}" for reason, names in result["exceptions"].items())]
@@ -35,10 +39,34 @@ def line(result: dict[str, Any]) -> str:
     return f"{head}{measured} " + "; ".join([error, *notes])
 
 
+WORDS = ("right", "named", "absent", "wrong", "crashed", "not compared")  # absent is neither measured nor named
+
+
+def counts(results: list[dict[str, Any]]) -> list[str]:
+    """How many parameters, and how many architectures by the worst of theirs, are what."""
+    parameters: Counter[str] = Counter()
+    architectures: Counter[str] = Counter()
+    for result in results:
+        if "failed" in result:
+            architectures["did not run"] += 1
+            continue
+        parameters.update(result["counts"])
+        bad = "crashed" if "crashed" in result else "wrong" if verdict(result) else ""
+        worst = ("not compared", "absent", "named", "right")
+        architectures[bad or next((w for w in worst if result["counts"].get(w)), "right")] += 1
+    return [
+        f"{what}: " + ", ".join(f"{word} {found[word]}" for word in words)
+        for what, found, words in (
+            ("parameters", parameters, WORDS),
+            ("architectures", architectures, (*WORDS, "did not run")),
+        )
+    ]
+
+
 def summary(results: list[dict[str, Any]]) -> str:
-    ran = [r for r in results if "failed" not in r]
+    ran = [r for r in results if "failed" not in r and "crashed" not in r]
     compared = [r for r in ran if not r["mixed"]]
-    text = []
+    text = counts(results)
     for library in ("timm", "transformers"):
         of = [r for r in ran if r["name"].startswith(library)]
         if of:
@@ -56,7 +84,7 @@ def summary(results: list[dict[str, Any]]) -> str:
         f"largest error of the others {max(exact, default=0):.0e}"
     )
     text += _grouped("Not measured", ((reason, len(n), r) for r in ran for reason, n in r["exceptions"].items()))
-    text += _grouped("Wrong", ((v.split(" by ")[0].lstrip("0123456789 "), 1, r) for r in ran for v in verdict(r)))
+    text += _grouped("Wrong", ((v.split(" by ")[0].lstrip("0123456789 "), 1, r) for r in results for v in verdict(r)))
     text += _grouped("Output rounded differently", (("up to 1e-12", 1, r) for r in ran if r["output_change"]))
     text += _grouped(
         "Other reference",

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from architecture import Case
+from architecture import Case, Setting
 from examine import examine, one_line
 
 
-def survey(cases: list[Case], jobs: int, time_limit: float) -> Iterator[dict[str, Any]]:
+def survey(cases: list[Case], setting: Setting, jobs: int, time_limit: float) -> Iterator[dict[str, Any]]:
     """Each case in a forked process of its own, `jobs` at a time; yields what each has to say, as they finish."""
     fork = multiprocessing.get_context("fork")
     waiting, running = list(reversed(cases)), {}
@@ -19,7 +19,7 @@ def survey(cases: list[Case], jobs: int, time_limit: float) -> Iterator[dict[str
         while waiting and len(running) < jobs:
             case = waiting.pop()
             ours, theirs = fork.Pipe(duplex=False)
-            process = fork.Process(target=_work, args=(theirs, case))
+            process = fork.Process(target=_work, args=(theirs, case, setting))
             process.start()
             theirs.close()
             running[ours] = case, process, time.monotonic()
@@ -42,11 +42,11 @@ def survey(cases: list[Case], jobs: int, time_limit: float) -> Iterator[dict[str
             yield {"name": case.name, "seconds": round(time.monotonic() - start, 1), **result}
 
 
-def _work(connection: Any, case: Case) -> None:
+def _work(connection: Any, case: Case, setting: Setting) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     try:
-        connection.send(examine(case))
+        connection.send(examine(case, setting))
     except Exception as error:
         connection.send({"failed": one_line(error)})
