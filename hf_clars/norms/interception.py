@@ -32,10 +32,10 @@ from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
 from .recomputation import Regions, pages_of
 from .sample_axis.axis import Assumption, Lost, SampleAxis
-from .sample_axis.call import Call, name_of
+from .sample_axis.call import Call, Rule, name_of
 from .sample_axis.indices import index_after
 from .sample_axis.operands import broadcast_axis
-from .sample_axis.table import FRESH, OF_FIRST, RULES, place_after
+from .sample_axis.table import FRESH, LEAVING, OF_FIRST, RULES, place_after
 from .tap import Use
 from .watched_forward import is_unwatched_in_reentrant
 
@@ -78,8 +78,14 @@ class Interception(TorchFunctionMode):
             if kwargs:
                 tensors += tensors_in(kwargs.values())
         samples = sources = indices = False
+        alike = None  # what all tensors with samples are like, if they are
         for tensor in tensors:
-            if place_of(tensor) is not None:
+            place = place_of(tensor)
+            if place is not None:
+                if not samples:
+                    alike = tensor, place
+                elif alike is not None and (place is not alike[1] or tensor.shape != alike[0].shape):
+                    alike = None
                 samples = True
             elif is_source(tensor):
                 sources = True
@@ -87,32 +93,37 @@ class Interception(TorchFunctionMode):
                 indices = True
             elif tensor.requires_grad and not is_input(tensor):
                 marked(tensor, PLACE, Lost("its input comes from a function that is not watched"))
-                samples = True
-        if sources and torch.is_grad_enabled():
+                samples, alike = True, None
+        rule = RULES.get(func) if samples else None
+        if not torch.is_grad_enabled():
+            cut = self._cut(tensors) if self.trains else ()
+            out = func(*args, **kwargs)
+            if cut and not samples:
+                marked(out, CUT, cut)
+        elif sources:
             inside = opened(func)
             if inside is not None:
                 return self._inside(inside, args, kwargs)
             if not samples:
                 return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
             out = self._meet(func, args, kwargs, tensors)
+        elif samples and rule is None and (inside := opened(func)) is not None:
+            return self._inside(inside, args, kwargs)
         else:
-            cut = self._cut(tensors) if self.trains and not torch.is_grad_enabled() else ()
-            if samples and func not in RULES:
-                inside = opened(func)
-                if inside is not None:
-                    return self._inside(inside, args, kwargs)
             out = func(*args, **kwargs)
-            if cut and not samples:
-                marked(out, CUT, cut)
         if samples:
-            out = self._placed(func, args, kwargs, tensors, out)
+            in_place = len(args) > 0 and out is args[0]
+            moved = in_place or alike is None or not isinstance(out, Tensor) or out.shape != alike[0].shape
+            if not moved and alike is not None and rule in LEAVING:
+                setattr(out, PLACE, alike[1])  # nothing moved
+                return out
+            out = self._placed(func, args, kwargs, tensors, out, rule)
         if indices or (samples and func in _SORTS) or func is torch.arange:
             _note_index(func, args, kwargs, tensors, out)
         return out
 
-    def _placed(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> Any:
+    def _placed(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any, rule: Rule | None) -> Any:
         """The result, marked with where samples stand in it."""
-        rule = RULES.get(func)
         if func in FRESH:
             return out
         if func is Tensor.__setitem__:
@@ -142,6 +153,10 @@ class Interception(TorchFunctionMode):
     def repeats(self) -> bool:
         """Whether this is checkpointing's second run, which knows from the first what it is given."""
         return self.regions.current is not None and self.regions.current.run is not None
+
+    def may_be_in_region(self) -> bool:
+        """Whether it is worth a look for activation checkpointing, amid a forward pass."""
+        return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
     def may_be_reentrant(self) -> bool:
         """Whether it is worth a look at the stack: of reentrant checkpointing, the first run takes no gradients, and

@@ -53,12 +53,13 @@ class WatchedForward:
             if parameter is not None and getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
                 entry.belongs_to(parameter)
         interception = norms.interception
-        if not torch.compiler.is_compiling():
+        eager = not torch.compiler.is_compiling()
+        if eager and (not interception.active or interception.may_be_in_region()):
             region = interception.regions.entered(_CODE, interception.may_be_reentrant())
             if region is not None:
                 return self._in_region(norms, region, args, kwargs)
         if interception.active:
-            if not torch.compiler.is_compiling() and not interception.passing_by and self._is_alone():
+            if eager and not interception.passing_by and self._is_alone():
                 if self.plain:
                     return interception.pass_by(self.forward, args, kwargs, self.pools)
                 if self.layer is not None and len(args) == 1 and not kwargs:

@@ -63,6 +63,8 @@ class SampleAxis(NamedTuple):
     pick: Pick | None = None
 
     def at(self, dim: int, inner: int | None = None) -> SampleAxis:
+        if dim == self.dim and (inner is None or inner == self.inner):
+            return self
         return SampleAxis(dim, self.inner if inner is None else inner, self.batch, self.assumed, self.pick)
 
     def same_as(self, other: SampleAxis) -> bool:

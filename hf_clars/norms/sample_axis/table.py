@@ -185,6 +185,9 @@ def _all(names: str) -> set[Any]:
 
 RULES: dict[Any, Rule] = _table()
 
+# Rules of functions whose results, of the shape that all operands with samples have, have them in the same place.
+LEAVING: set[Rule | None] = {aligned, keeping}
+
 # Functions to which operands other than the first tell a type or a shape alone.
 OF_FIRST = _all("to type_as view_as reshape_as expand_as")
 
