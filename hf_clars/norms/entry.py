@@ -90,10 +90,12 @@ class Entry:
             self._first = (use, part.batch, self.gradient_is_new())
             self.ledger.at_end_of_backward(self.close_shared)
         elif self._first[1] != part.batch:
-            raise RuntimeError(
-                f"{self.name} was used with batches of {self._first[1]} and {part.batch} samples in one backward "
-                "pass, so its uses do not belong to the same samples: call backward() for each batch"
+            reason = (
+                f"it was used with batches of {self._first[1]} and {part.batch} samples in one backward pass, so its "
+                "uses do not belong to the same samples; backward() for each batch would tell them apart"
             )
+            self.ledger.exclude([self], reason)
+            return
         self._parts.append(part.kept())
 
     def _is_shared(self, use: Use) -> bool:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .between import place_by_graph
 from .marks import PLACE, is_source, place_of
-from .sample_axis.axis import Assumption, Lost, SampleAxis
+from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
 
 
 class Inputs:
@@ -32,9 +37,12 @@ class Inputs:
             setattr(candidates[0], PLACE, SampleAxis(0, candidates[0].shape[0], 1))
             return 1
         batch = self._number(candidates)
-        known = False
-        for tensor in candidates:
-            if batch is None or tensor.shape[self.dim] != batch:
+        self._mark(candidates, batch, known=False)
+        return batch
+
+    def _mark(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
+        for tensor in tensors:
+            if batch is None or tensor.ndim <= self.dim or tensor.shape[self.dim] != batch:
                 if hasattr(tensor, PLACE):
                     setattr(tensor, PLACE, None)
                 continue
@@ -42,7 +50,6 @@ class Inputs:
             assumed = (Assumption([]),) if known and batch > 1 and not torch.compiler.is_compiling() else ()
             setattr(tensor, PLACE, SampleAxis(self.dim, 1, max(1, batch), assumed))
             known = True
-        return batch
 
     def _number(self, tensors: list[Tensor]) -> int | None:
         sizes = [t.shape[self.dim] for t in tensors]
@@ -69,13 +76,36 @@ class Inputs:
             )
         return larger[0]
 
-    def go_on(self, tensors: list[Tensor]) -> bool:
-        """Whether a pass goes on with these: results of a watched call are handed to another. Marks what came from
-        outside of those."""
-        inner = [t for t in tensors if t.requires_grad and not t.is_leaf and not is_source(t)]
-        if not any(place_of(t) is not None for t in inner):
-            return False
-        for tensor in inner:
-            if place_of(tensor) is None:
-                setattr(tensor, PLACE, Lost("its input was computed between two calls that are watched"))
-        return True
+    def carried(self, tensors: list[Tensor], ledger: Ledger, whole: bool) -> list[Place]:
+        """Where samples stand in those that results of a watched call are, or have a part in; none if all are new
+        inputs. Marks them.
+
+        Args:
+            ledger: for which calls are watched.
+            whole: the whole model is called, so marks that others left do not count.
+        """
+        places: list[Place] = []
+        # In a backward pass checkpointing calls again what it called before, with copies of what it gave it.
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        for tensor in tensors:
+            if not tensor.requires_grad or tensor.is_leaf or is_source(tensor):
+                continue
+            place = None if whole else place_of(tensor)
+            if place is None and not torch.compiler.is_compiling():
+                place = None if again else place_by_graph(tensor, ledger)
+            elif place is None and not whole:
+                place = Lost("its input was computed before a call that is compiled alone")
+            if place is not None:
+                setattr(tensor, PLACE, place)
+                places.append(place)
+        return places
+
+    def go_on(self, tensors: list[Tensor], carried: list[Place], batch: int | None) -> int | None:
+        """The pass goes on with these, of which some carry samples already; the number of its samples."""
+        for place in carried:
+            if type(place) is SampleAxis:
+                batch = place.batch if place.pick is None else place.pick.source.batch
+                break
+        new = [t for t in tensors if (not t.requires_grad or t.is_leaf) and not is_source(t)]
+        self._mark(new, batch, known=True)
+        return batch

@@ -12,11 +12,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..errors import UserError
 from .accumulator import COUNT, EXCLUDED, NORMS, SQUARES
+from .between import remember_results
 from .inputs import Inputs
 from .interception import Interception
 from .layers import Layer
 from .ledger import Entry, Ledger, is_distributed
-from .marks import ENTRY, PREFIX
+from .marks import ENTRY, PREFIX, tensors_in
 from .watched_forward import BeginPass, WatchedForward, attached_to
 
 MODES = ("per_sample", "subset", "micro_batch")
@@ -229,15 +230,25 @@ class PerSampleNorms:
         if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
-        if self.ledger.follows_gradient and self.mode != "micro_batch" and not torch.compiler.is_compiling():
+        if not self.ledger.follows_gradient or self.mode == "micro_batch" or torch.compiler.is_compiling():
+            return
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass, where checkpointing calls again
             self.ledger.check.begin_pass(self.ledger.entries)
 
     def enter(self, module: nn.Module, tensors: list[Tensor]) -> None:
         """A watched module is called from outside any other: its arguments are where samples come in."""
-        if module is self.model or not self.inputs.go_on(tensors):
+        carried = self.inputs.carried(tensors, self.ledger, module is self.model)
+        if carried:
+            self.batch = self.inputs.go_on(tensors, carried, self.batch)
+        else:
             self.begin_pass()
             unbatched = len(self._watched) == 1 and self._watched[0].takes_one(tensors)
             self.batch = self.inputs.begin(tensors, unbatched)
+
+    def leave(self, out: Any) -> None:
+        """Such a call has ended, with these results."""
+        if not torch.compiler.is_compiling():
+            remember_results(tensors_in((out,)), self.ledger)
 
     # --- what was measured -------------------------------------------------------------------------------------
 

@@ -74,9 +74,11 @@ class WatchedForward:
         interception.begin()
         try:
             with interception:
-                return self.forward(*args, **kwargs)
+                out = self.forward(*args, **kwargs)
         finally:
             interception.leave()
+        norms.leave(out)
+        return out
 
     def _enter(self, norms: PerSampleNorms, args: Any, kwargs: Any) -> None:
         norms.enter(self.module, tensors_in((*args, *kwargs.values())))
