@@ -55,9 +55,12 @@ class GradientCheck:
 
         return receive
 
+    def sees(self, d: Tensor) -> None:
+        """The derivative of an operator's result: autograd sums it up in its own precision, and may cast that."""
+        self._half = self._half or d.dtype in (torch.bfloat16, torch.float16)
+
     def claim(self, entry: Entry, total: Tensor) -> None:
         """`Σ_i c_i` of one use of a parameter, all samples included."""
-        self._half = self._half or total.dtype in (torch.bfloat16, torch.float16)
         self._claimed.setdefault(entry, []).append(_measures(entry, total))
 
     @torch.no_grad()

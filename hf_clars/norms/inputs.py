@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,27 +30,47 @@ class Inputs:
     def __init__(self, dim: int, size: int | None) -> None:
         self.dim, self.size = dim, size
         self._told = False
+        self._marked: list[weakref.ref[Tensor]] = []
+        self.assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
 
     def begin(self, tensors: list[Tensor], unbatched: bool) -> int | None:
         """A pass over new inputs; the number of its samples, None where no argument has any."""
         candidates = [t for t in tensors if t.ndim > self.dim and not is_source(t)]
         if unbatched and self.size is None:
-            setattr(candidates[0], PLACE, SampleAxis(0, candidates[0].shape[0], 1))
+            self._mark(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
             return 1
         batch = self._number(candidates)
-        self._mark(candidates, batch, known=False)
+        self.assumptions = []
+        if not torch.compiler.is_compiling():
+            self.forget()
+        self._mark_all(candidates, batch, known=False)
         return batch
 
-    def _mark(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
+    def _mark_all(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
         for tensor in tensors:
             if batch is None or tensor.ndim <= self.dim or tensor.shape[self.dim] != batch:
                 if hasattr(tensor, PLACE):
                     setattr(tensor, PLACE, None)
                 continue
             # Another argument with as many rows may be something else: a mask over as many positions.
-            assumed = (Assumption([]),) if known and batch > 1 and not torch.compiler.is_compiling() else ()
-            setattr(tensor, PLACE, SampleAxis(self.dim, 1, max(1, batch), assumed))
+            assumed: tuple[Assumption, ...] = ()
+            if known and batch > 1 and not torch.compiler.is_compiling():
+                assumed = (Assumption(likely=True),)
+                self.assumptions += assumed
+            self._mark(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
             known = True
+
+    def _mark(self, tensor: Tensor, axis: SampleAxis) -> None:
+        setattr(tensor, PLACE, axis)
+        if not torch.compiler.is_compiling():
+            self._marked.append(weakref.ref(tensor))
+
+    def forget(self) -> None:
+        """Take the marks off the last pass's arguments: they may live on, and be no samples to the next one."""
+        marked, self._marked = self._marked, []
+        for tensor in [ref() for ref in marked]:
+            if tensor is not None:
+                vars(tensor).pop(PLACE, None)
 
     def _number(self, tensors: list[Tensor]) -> int | None:
         sizes = [t.shape[self.dim] for t in tensors]
@@ -107,5 +128,5 @@ class Inputs:
                 batch = place.batch if place.pick is None else place.pick.source.batch
                 break
         new = [t for t in tensors if (not t.requires_grad or t.is_leaf) and not is_source(t)]
-        self._mark(new, batch, known=True)
+        self._mark_all(new, batch, known=True)
         return batch

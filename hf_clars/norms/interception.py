@@ -31,7 +31,7 @@ from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
 from .recomputation import Regions, pages_of
-from .sample_axis.axis import Assumption, Lost, SampleAxis
+from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
 from .sample_axis.call import Call, Rule, name_of
 from .sample_axis.indices import index_after
 from .sample_axis.operands import broadcast_axis
@@ -127,12 +127,13 @@ class Interception(TorchFunctionMode):
         if func in FRESH:
             return out
         if func is Tensor.__setitem__:
-            marked(args[0], PLACE, place_after(Call(func, args, kwargs, tensors, args[0]), rule))
+            self._written(func, args[0], place_after(Call(func, args, kwargs, tensors, args[0]), rule), tensors)
             return out
         if isinstance(out, Tensor):
             place = place_after(Call(func, args, kwargs, tensors, out), rule)
-            if not torch.compiler.is_compiling() and args and out is args[0] and out._base is not None:
-                _mark_written(out._base, func)
+            if True in [out is t for t in tensors]:
+                self._written(func, out, place, tensors)
+                return out
             return marked(out, PLACE, place)
         if not isinstance(out, (tuple, list)):
             return out
@@ -142,6 +143,18 @@ class Interception(TorchFunctionMode):
             if isinstance(each, Tensor):
                 setattr(each, PLACE, place_after(Call(func, args, kwargs, tensors, each, number, out), rule))
         return out
+
+    def _written(self, func: Any, target: Tensor, place: Place, tensors: list[Tensor]) -> None:
+        """A function wrote to `target`. If that is a view, of its base it is not known where samples stand, unless it
+        was and samples were written to where they stood."""
+        before, base = place_of(target), None if torch.compiler.is_compiling() else target._base
+        marked(target, PLACE, place)
+        if base is None:
+            return
+        known = type(before) is SampleAxis and type(place) is SampleAxis and before.same_as(place)
+        others = [t for t in tensors if t is not target and place_of(t) is not None]
+        if place_of(base) is None or (others and not known):
+            marked(base, PLACE, Lost(f"its input was written to through a view by {name_of(func)}"))
 
     def begin(self) -> None:
         """An outermost forward begins."""
@@ -186,11 +199,12 @@ class Interception(TorchFunctionMode):
     def leave(self) -> None:
         """The outermost forward is over."""
         self.active = self.trains = False
-        assumptions, self.assumptions = self.assumptions, []
-        for assumption in assumptions:
-            if assumption.refuted or not assumption.confirmed:
-                reason = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
-                self.norms.exclude(assumption.entries, reason)
+        copies, self.assumptions = self.assumptions, []
+        reason = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
+        self.norms.exclude([e for each in copies if each.fails for e in each.entries], reason)
+        arguments = [each for each in self.norms.inputs.assumptions if each.fails]
+        reason = "it sees an argument with as many rows as the batch, which turned out not to be the samples'"
+        self.norms.exclude([e for each in arguments for e in each.entries], reason)
 
     def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any, pools: bool) -> Any:
         """Run a module that uses no parameter and leaves dimensions as they are, without watching it.
@@ -246,9 +260,10 @@ class Interception(TorchFunctionMode):
         dims = [d for d in range(out.ndim) if before[d] == 1 and out.shape[d] == batch]
         if len(dims) != 1 or not measurable(self.norms, source_of(u)):
             return None
-        assumption = Assumption(list(entries_of(source_of(u))))
+        assumption = Assumption(likely=False)
         self.assumptions.append(assumption)
         axis = SampleAxis(dims[0], 1, batch, (assumption,) if batch > 1 else ())
+        axis.carries(entries_of(source_of(u)))
         copies = own_copies(self.norms, u, axis, out.ndim, batch)
         times = [n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)]
         return marked(copies.repeat(times) if max(times) > 1 else copies, PLACE, axis)
@@ -293,6 +308,7 @@ class Interception(TorchFunctionMode):
                 return None
         if not measurable(self.norms, *(source_of(t) for t in sources)):
             return args, kwargs
+        axis.carries(entries_of(*(source_of(t) for t in sources)))
 
         def replaced(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -326,6 +342,7 @@ class Interception(TorchFunctionMode):
         if False in [rule.is_samplewise(saved, out) for rule, saved in rules]:
             self.norms.exclude(entries, f"{name_of(func)} does not treat it sample by sample")
             return out
+        axis.carries(entries)
         for u, (rule, saved) in zip(sources, rules, strict=True):
             use = Use(rule, source_of(u), None, axis.batch, fused=False, axis=axis)
             out = tap(self.norms, out.clone(), use, saved)  # as functions keep their results for the backward pass
@@ -353,15 +370,13 @@ def _note_index(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: A
         made = index_after(Call(func, args, kwargs, tensors, args[0]))
         if made is not None:
             setattr(args[0], INDEX, made)
+        else:
+            vars(args[0]).pop(INDEX, None)
         return
     for number, each in enumerate([out] if isinstance(out, Tensor) else out if isinstance(out, tuple) else ()):
         if isinstance(each, Tensor):
             made = index_after(Call(func, args, kwargs, tensors, each, number))
             if made is not None:
                 setattr(each, INDEX, made)
-
-
-def _mark_written(base: Tensor, func: Any) -> None:
-    """A view was written to: of its base it is not known where samples stand, unless it was."""
-    if place_of(base) is None:
-        marked(base, PLACE, Lost(f"its input was written to through a view by {name_of(func)}"))
+            elif True in [each is t for t in tensors]:  # written to
+                vars(each).pop(INDEX, None)

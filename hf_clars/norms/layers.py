@@ -52,7 +52,7 @@ class Layer:
         if type(x) is not Tensor or type(weight) is not nn.Parameter:
             return None
         axis = axis_of(x)
-        if axis is None or axis.pick is not None or (axis.assumed and True in [bool(a.entries) for a in axis.assumed]):
+        if axis is None or axis.pick is not None:
             return None
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             return None  # the hooks may be those of checkpointing

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import traced
 from .linear_rules import LinearRule
-from .marks import Source, place_of, source_of
+from .marks import Source, axis_of, place_of, source_of
 from .operators import Operator
 from .rule import Rule, Saved
 from .sample_axis.axis import Lost, SampleAxis, is_ordinary, samples_first
@@ -52,6 +52,9 @@ class Measured:
     ) -> Tensor:
         """The operator's result, of which the backward pass is going to measure."""
         given, flat = x, self.flat
+        axis = axis_of(x)
+        if axis is not None and axis.assumed:
+            axis.carries(entries_of(self.weight, self.bias))
         if self.half is not None:
             x = x.to(self.half)
             if _is_kept_by_autocast(given):
@@ -80,9 +83,6 @@ def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
     axis = _axis_of_input(norms, rule, x, entries_of(weight, bias))
     if axis is None or not measurable(norms, weight, bias):
         return None
-    for assumption in axis.assumed:
-        if assumption.entries:  # what is measured here is right if the assumption is
-            assumption.entries += entries_of(weight, bias)
     batch = axis.batch
     unbatched = x.ndim == rule.unbatched_ndim
     ordinary = unbatched or is_ordinary(axis, x.shape)
@@ -101,7 +101,7 @@ def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
         fused = rule.fused(like, batch)
     # Torch itself flattens positions and views the product back. A tap on that view would cost copies of `d`.
     flat = isinstance(rule, LinearRule) and x.ndim > 2
-    where = None if ordinary else axis.at(axis.dim)
+    where = None if ordinary else SampleAxis(axis.dim, axis.inner, axis.batch)
     return Measured(rule, operator.call, weight, bias, batch, half, fused, flat, unbatched, where)
 
 

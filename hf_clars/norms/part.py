@@ -141,12 +141,22 @@ class ThroughPart(Part):
 
     def samples(self, run: slice) -> Tensor:
         each = self.part.samples(run).reshape(-1, *self.u.shape).to(self.u.dtype)
-        (through,) = torch.autograd.grad(self.u, self.parameter, each, retain_graph=True, is_grads_batched=True)
-        return through
+        return self._gradient(each, batched=True)
 
     def total(self) -> Tensor:
         of_u = self.part.total().reshape(self.u.shape).to(self.u.dtype)
-        return torch.autograd.grad(self.u, self.parameter, of_u, retain_graph=True)[0]
+        return self._gradient(of_u, batched=False)
+
+    def _gradient(self, of_u: Tensor, batched: bool) -> Tensor:
+        # Hooks on the parameter, ours and those of others, are for its gradient alone.
+        hooks = self.parameter._backward_hooks or {}
+        silenced = dict(hooks)
+        hooks.clear()
+        try:
+            (gradient,) = torch.autograd.grad(self.u, self.parameter, of_u, retain_graph=True, is_grads_batched=batched)
+        finally:
+            hooks.update(silenced)
+        return gradient
 
 
 class RecipePart(Part):

@@ -153,6 +153,7 @@ class PerSampleNorms:
 
     def detach(self) -> None:
         """Stop measuring and leave the model as it was found. What was measured stays readable."""
+        self.ledger.settle_check()  # it looks at gradients, and those that come later are nobody's
         for forward in self._watched:
             forward.restore()
         self._watched, self._members = [], []
@@ -162,6 +163,7 @@ class PerSampleNorms:
             handle.remove()
         self._handles, self.ledger.handles = [], []
         self._attached = False
+        self.inputs.forget()
         # Whatever the forward passes left on tensors that live as long as the model.
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             for name in [name for name in vars(tensor) if name.startswith(PREFIX)]:

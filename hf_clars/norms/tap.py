@@ -69,6 +69,7 @@ class Use:
         check = self._check()
         if check is not None:
             check.measuring = True
+            check.sees(d)
         try:
             return self._measure(xs, d)
         finally:

@@ -17,16 +17,24 @@ from torch import Tensor
 class Assumption:
     """That a dimension of B entries is the samples', made before the tensor met any samples.
 
-    Copies of a parameter along such a dimension may be each sample's own, or those of as many heads. A tensor whose
-    samples are known tells, when the two meet.
+    Copies of a parameter along such a dimension may be each sample's own, or those of as many heads; rows of another
+    argument than the first may be as many positions. A tensor whose samples are known tells, when the two meet.
 
     Args:
+        likely: whether it holds unless it is refuted, rather than if it is confirmed.
+
+    Attributes:
         entries: the parameters that are measured under it.
     """
 
-    def __init__(self, entries: list[Any]) -> None:
-        self.entries = entries
+    def __init__(self, likely: bool) -> None:
+        self.likely = likely
+        self.entries: list[Any] = []
         self.confirmed = self.refuted = False
+
+    @property
+    def fails(self) -> bool:
+        return self.refuted or not (self.confirmed or self.likely)
 
 
 class Pick(NamedTuple):
@@ -62,6 +70,15 @@ class SampleAxis(NamedTuple):
     assumed: tuple[Assumption, ...] = ()
     pick: Pick | None = None
 
+    def carries(self, entries: list[Any]) -> None:
+        """Parameters are measured here: rightly, if what it rests on holds."""
+        for assumption in self.assumed:
+            assumption.entries += entries
+
+    def refute(self) -> None:
+        for assumption in self.assumed:
+            assumption.refuted = True
+
     def at(self, dim: int, inner: int | None = None) -> SampleAxis:
         if dim == self.dim and (inner is None or inner == self.inner):
             return self
@@ -85,7 +102,7 @@ Place = SampleAxis | Lost
 
 def fits(axis: SampleAxis, shape: Sequence[int]) -> bool:
     """Whether a tensor of this shape can have its samples there."""
-    return axis.dim < len(shape) and shape[axis.dim] % (axis.batch * axis.inner) == 0
+    return 0 <= axis.dim < len(shape) and shape[axis.dim] % (axis.batch * axis.inner) == 0
 
 
 def reshaped(axis: SampleAxis, old: Sequence[int], new: Sequence[int]) -> SampleAxis | None:

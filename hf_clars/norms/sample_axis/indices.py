@@ -230,40 +230,49 @@ def _written(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
     return None
 
 
+def _stays(target: Tensor, value: Any, written: SampleAxis | None) -> SampleAxis | None:
+    """Where samples stand in a tensor that had some, once a value is written: where they were, if so it is written."""
+    axis = axis_of(target)
+    if axis is None or place_of(value) is None:
+        return axis
+    return axis if written is not None and written.same_as(axis) else None
+
+
 def setting(call: Call) -> SampleAxis | None:
-    """`x[index] = value`: rows of x stay whose they are."""
-    target = call.args[0]
-    if place_of(target) is not None:
-        return axis_of(target)
-    return _written(target, call.args[1], call.args[2])
+    """`x[index] = value`."""
+    target, index, value = call.args
+    written = _written(target, index, value)
+    return written if place_of(target) is None else _stays(target, value, written)
 
 
 def putting(call: Call) -> SampleAxis | None:
     """`index_put(x, indices, values)`."""
-    if place_of(call.x) is not None:
-        return axis_of(call.x)
-    return _written(call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",)))
+    return setting(Call(call.func, (call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",))), {},
+                        call.tensors, call.out))  # fmt: skip
 
 
 def adding_rows(call: Call) -> SampleAxis | None:
     """`index_add(x, dim, index, source)` and `index_copy`."""
     target = call.x
-    if place_of(target) is not None:
-        return axis_of(target)
-    dim = call.argument(1, ("dim",)) % target.ndim
-    index, axis = call.argument(2, ("index",)), axis_of(call.argument(3, ("source",)))
-    if axis is None or axis.dim != dim:
-        return axis
-    back = _put_back(axis, (index,), dim)
-    return back if back is not None and axis.pick is not None and axis.pick.size == target.shape[dim] else None
+    dim = call.argument(1, ("dim",)) % max(1, target.ndim)
+    index, source = call.argument(2, ("index",)), call.argument(3, ("source",))
+    written = axis_of(source)
+    if written is not None and written.dim == dim:
+        picked = written.pick
+        written = _put_back(written, (index,), dim)
+        if picked is None or picked.size != target.shape[dim]:
+            written = None
+    return written if place_of(target) is None else _stays(target, source, written)
 
 
 def scattering(call: Call) -> SampleAxis | None:
     """`scatter(x, dim, index, source)` and its like: entries change places along that dimension alone."""
     target = call.x
+    dim = call.argument(1, ("dim",)) % max(1, target.ndim)
     if place_of(target) is not None:
-        return axis_of(target)
-    dim = call.argument(1, ("dim",)) % target.ndim
+        source = call.argument(3, ("src", "value"))
+        axis = axis_of(source)
+        return _stays(target, source, None if axis is None or axis.dim == dim else axis)
     others = [t for t in call.tensors if place_of(t) is not None]
     axis = broadcast_axis(others, target.ndim)
     whole = axis is not None and axis.dim != dim

@@ -28,18 +28,13 @@ def agreed(axes: Iterable[SampleAxis]) -> SampleAxis | None:
                     assumption.confirmed = True
                 found = axis if found.assumed else found
         elif axis.assumed and not found.assumed:
-            _refute(axis)
+            axis.refute()
         elif found.assumed and not axis.assumed:
-            _refute(found)
+            found.refute()
             found = axis
         else:
             return None
     return found
-
-
-def _refute(axis: SampleAxis) -> None:
-    for assumption in axis.assumed:
-        assumption.refuted = True
 
 
 def aligned(call: Call) -> SampleAxis | None:
@@ -47,13 +42,24 @@ def aligned(call: Call) -> SampleAxis | None:
     return broadcast_axis(call.tensors, call.out.ndim)
 
 
+def choosing(call: Call) -> SampleAxis | None:
+    """`where(condition, x, y)`; of a condition alone it gives indices, which are nobody's."""
+    alone = len(call.args) + len(call.kwargs) == 1
+    return None if alone else aligned(call)
+
+
 def broadcast_axis(tensors: Iterable[Tensor], ndim: int, last: int = 0) -> SampleAxis | None:
     """Where samples stand in a result with `ndim` dimensions, of operands that broadcast but for the `last` ones."""
     axes, lost = [], []
+    tensors = list(tensors)
+    others = [place_of(tensor) for tensor in tensors] if last else []
     for tensor in tensors:
         place = place_of(tensor)
         if type(place) is SampleAxis:
             if place.dim >= tensor.ndim - last:
+                if place.assumed and True in [type(other) is SampleAxis and not other.assumed for other in others]:
+                    place.refute()  # samples are in front of it, in another operand
+                    continue
                 return None
             axes.append(place.at(ndim - tensor.ndim + place.dim))
         elif place is not None:

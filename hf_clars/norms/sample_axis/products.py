@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..marks import axis_of, place_of
-from .axis import SampleAxis
+from .axis import SampleAxis, without
 from .call import Call, Rule, name_of
 from .operands import agreed, broadcast_axis
 
@@ -32,7 +32,7 @@ def added_product(call: Call) -> SampleAxis | None:
 def product_axis(a: Tensor, b: Tensor, ndim: int) -> SampleAxis | None:
     if a.ndim < 2 or b.ndim < 2:
         return _vector_product_axis(a, b, ndim)
-    left, right = axis_of(a), axis_of(b)
+    left, right = _unless_refuted(a, b), _unless_refuted(b, a)
     if place_of(a) is not None and left is None:
         return None
     axes = []
@@ -49,6 +49,17 @@ def product_axis(a: Tensor, b: Tensor, ndim: int) -> SampleAxis | None:
     if not axes and right is not None:
         return right.at(ndim - 1)
     return agreed(axes)
+
+
+def _unless_refuted(one: Tensor, other: Tensor) -> SampleAxis | None:
+    """Where samples stand in an operand; an assumption is refuted by samples in front of the other's matrices."""
+    axis, its = axis_of(one), axis_of(other)
+    if axis is None or not axis.assumed or its is None or its.assumed or its.dim >= other.ndim - 2:
+        return axis
+    if axis.dim >= one.ndim - 2:
+        axis.refute()
+        return None
+    return axis
 
 
 def _vector_product_axis(a: Tensor, b: Tensor, ndim: int) -> SampleAxis | None:
@@ -165,6 +176,13 @@ def distances(call: Call) -> SampleAxis | None:
     """`cdist`: rows of the first against rows of the second."""
     a, b = call.argument(0, ("x1",)), call.argument(1, ("x2",))
     return product_axis(a, b.mT, call.out.ndim)
+
+
+def similarity(call: Call) -> SampleAxis | None:
+    """`cosine_similarity`: operands broadcast, and a dimension of what they broadcast to is reduced."""
+    ndim = max([t.ndim for t in call.tensors])
+    axis = broadcast_axis(call.tensors, ndim)
+    return None if axis is None else without(axis, [call.argument(2, ("dim",), 1) % ndim], keepdim=False)
 
 
 def searched(call: Call) -> SampleAxis | None:

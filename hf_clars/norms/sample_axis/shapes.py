@@ -20,7 +20,10 @@ def keeping(call: Call) -> SampleAxis | None:
 
 def reshaping(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
-    return None if axis is None else reshaped(axis, call.x.shape, call.out.shape)
+    # In place, the shape that it had is gone.
+    # As another type, entries are split or joined.
+    unknown = call.out is call.x or call.out.numel() != call.x.numel()
+    return None if axis is None or unknown else reshaped(axis, call.x.shape, call.out.shape)
 
 
 def permuting(call: Call) -> SampleAxis | None:
@@ -31,11 +34,9 @@ def permuting(call: Call) -> SampleAxis | None:
 def _order(call: Call) -> list[int]:
     ndim = call.x.ndim
     order = list(range(ndim))
-    name = name_of(call.func)
+    name = name_of(call.func).removesuffix("_")
     if name == "permute":
-        dims = call.argument(1, ("dims",))
-        dims = list(dims) if isinstance(dims, (tuple, list)) else list(call.args[1:])
-        return [d % ndim for d in dims]
+        return _dims(_all_of(call, ("dims",)), ndim)
     if name in ("movedim", "moveaxis"):
         sources = call.argument(1, ("source",))
         targets = call.argument(2, ("destination",))
@@ -65,8 +66,7 @@ def repeating(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
     if axis is None or axis.pick is not None:
         return None
-    times = call.argument(1, ("repeats", "dims", "reps"))
-    times = list(times) if isinstance(times, (tuple, list)) else list(call.args[1:])
+    times = _all_of(call, ("repeats", "dims", "reps"))
     moved = axis.at(axis.dim + call.out.ndim - call.x.ndim)
     return moved if len(times) <= call.out.ndim else None
 
@@ -80,6 +80,12 @@ def interleaving(call: Call) -> SampleAxis | None:
         flat = reshaped(axis, call.x.shape, (call.x.numel(),))
         return None if flat is None else flat.at(0, flat.inner * times)
     return axis.at(axis.dim, axis.inner * times) if dim % call.x.ndim == axis.dim else axis
+
+
+def _all_of(call: Call, names: tuple[str, ...]) -> list[int]:
+    """Numbers after the first argument, in a tuple or one by one."""
+    value = call.argument(1, names)
+    return list(value) if isinstance(value, (tuple, list)) else list(call.args[1:]) or [value]
 
 
 def _dims(value: Any, ndim: int) -> list[int]:
@@ -104,7 +110,7 @@ def reducing(position: int) -> Rule:
     return rule
 
 
-def along(position: int, default: Any = None, ends: bool = False) -> Rule:
+def along(position: int, default: Any = None) -> Rule:
     """Functions that rearrange entries along some dimensions, and leave the order of the others alone."""
 
     def rule(call: Call) -> SampleAxis | None:
@@ -117,6 +123,11 @@ def along(position: int, default: Any = None, ends: bool = False) -> Rule:
         return axis
 
     return rule
+
+
+def flipping(call: Call) -> SampleAxis | None:
+    axis = axis_of(call.x)
+    return None if axis is None or axis.dim in _dims(_all_of(call, ("dims",)), call.x.ndim) else axis
 
 
 def padding(call: Call) -> SampleAxis | None:
@@ -146,10 +157,14 @@ def first(call: Call) -> SampleAxis | None:
 
 
 def appending(call: Call) -> SampleAxis | None:
-    """New dimensions come after the old ones."""
+    """New dimensions come after the old ones, or, of a diagonal, where it is said."""
     axis = axis_of(call.x)
-    old = tuple(call.x.shape)
-    return axis if axis is not None and tuple(call.out.shape[: len(old)]) == old else None
+    if axis is None or name_of(call.func) == "one_hot":
+        return axis
+    ndim = call.out.ndim
+    new = [call.argument(2, ("dim1",), -2) % ndim, call.argument(3, ("dim2",), -1) % ndim]
+    kept = [dim for dim in range(ndim) if dim not in new]
+    return axis.at(kept[axis.dim]) if axis.dim < len(kept) else None
 
 
 def unfolding(call: Call) -> SampleAxis | None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..marks import place_of
+from ..marks import axis_of, place_of
 from .axis import Lost, Place, SampleAxis, fits
 from .call import SPACES, Call, Rule, functions_named, name_of
 from .indices import (
@@ -26,7 +26,7 @@ from .indices import (
     selecting_rows,
     setting,
 )
-from .operands import aligned
+from .operands import aligned, choosing
 from .parts import concatenating, hstacking, narrowing, selecting, splitting, stacking
 from .products import (
     added_product,
@@ -41,6 +41,7 @@ from .products import (
     recurrent,
     reversed_product,
     searched,
+    similarity,
 )
 from .shapes import (
     along,
@@ -48,6 +49,7 @@ from .shapes import (
     diagonal,
     expanding,
     first,
+    flipping,
     interleaving,
     keeping,
     leading,
@@ -77,9 +79,18 @@ def place_after(call: Call, rule: Rule | None) -> Place:
     axis = None if rule is None else rule(call)
     if axis is not None and fits(axis, call.out.shape):
         return axis
+    _refute_assumed(call)
     if lost is not None:
         return lost
     return Lost(f"which samples its input holds is not known after {name_of(call.func)}")
+
+
+def _refute_assumed(call: Call) -> None:
+    """Tensors met, and not as samples of one batch do: what was only assumed of some does not hold."""
+    axes = [axis for axis in map(axis_of, call.tensors) if axis is not None]
+    if False in [bool(axis.assumed) for axis in axes]:
+        for axis in axes:
+            axis.refute()
 
 
 _BY_NAME: list[tuple[str, Rule]] = [
@@ -93,7 +104,7 @@ _BY_NAME: list[tuple[str, Rule]] = [
      dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout layer_norm rms_norm
      group_norm instance_norm batch_norm local_response_norm renorm clone contiguous detach to type type_as float half
      bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag view_as_real zero fill
-     masked_fill clamp tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+     masked_fill tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
      fft ifft hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
      """, keeping),
     ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel view_as_complex", reshaping),
@@ -105,10 +116,10 @@ _BY_NAME: list[tuple[str, Rule]] = [
      sum mean amax amin max min prod var std var_mean std_mean logsumexp argmax argmin all any nansum nanmean median
      nanmedian mode count_nonzero
      """, reducing(1)),
-    ("norm vector_norm kthvalue cosine_similarity", reducing(2)),
+    ("norm vector_norm kthvalue", reducing(2)),
     ("glu sort argsort", along(1, -1)),
     ("topk diff", along(2, -1)),
-    ("flip", along(1)),
+    ("flip", flipping),
     ("roll take_along_dim", along(2)),
     ("pad", padding),
     *[
@@ -138,6 +149,8 @@ _BY_NAME: list[tuple[str, Rule]] = [
     ("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", cell),
     ("embedding", embedding_rows),
     ("cdist", distances),
+    ("cosine_similarity", similarity),
+    ("where", choosing),
     ("bucketize searchsorted", searched),
     ("__getitem__", getting),
     ("__setitem__", setting),
