@@ -26,12 +26,12 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .measured import decide, entries_of, measurable, tap
+from .measured import PICKED, decide, entries_of, measurable, tap
 from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
 from .recomputation import Regions, pages_of
-from .sample_axis.axis import Assumption, Lost, SampleAxis
+from .sample_axis.axis import Assumption, Lost, SampleAxis, seen_through
 from .sample_axis.call import Call, name_of
 from .sample_axis.indices import index_after
 from .sample_axis.operands import broadcast_axis
@@ -81,6 +81,7 @@ class Interception(TorchFunctionMode):
         for tensor in tensors:
             if place_of(tensor) is not None:
                 samples = True
+                indices = indices or hasattr(tensor, INDEX)
             elif is_source(tensor):
                 sources = True
             elif hasattr(tensor, INDEX):
@@ -119,10 +120,10 @@ class Interception(TorchFunctionMode):
             marked(args[0], PLACE, place_after(Call(func, args, kwargs, tensors, args[0]), rule))
             return out
         if isinstance(out, Tensor):
-            place = place_after(Call(func, args, kwargs, tensors, out), rule)
+            marked(out, PLACE, place_after(Call(func, args, kwargs, tensors, out), rule))
             if not torch.compiler.is_compiling() and args and out is args[0] and out._base is not None:
-                _mark_written(out._base, func)
-            return marked(out, PLACE, place)
+                _mark_written(out._base, out, func)
+            return out
         if not isinstance(out, (tuple, list)):
             return out
         if torch.compiler.is_compiling():
@@ -236,7 +237,8 @@ class Interception(TorchFunctionMode):
         axis = SampleAxis(dims[0], 1, batch, (assumption,) if batch > 1 else ())
         copies = own_copies(self.norms, u, axis, out.ndim, batch)
         times = [n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)]
-        return marked(copies.repeat(times) if max(times) > 1 else copies, PLACE, axis)
+        copies = copies.repeat(times) if max(times) > 1 else copies
+        return marked(copies.contiguous() if out.is_contiguous() else copies, PLACE, axis)  # as views of it want
 
     def _inside(self, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function that is written in Python, and see what it calls."""
@@ -302,7 +304,7 @@ class Interception(TorchFunctionMode):
         lost = [place for place in places if type(place) is Lost]
         picked = [place for place in places if type(place) is SampleAxis and place.pick is not None]
         if axis is None or axis.pick is not None or lost or picked or True in [out is t for t in tensors]:
-            self.norms.exclude(entries, lost[0].reason if lost else reason)
+            self.norms.exclude(entries, PICKED if picked else lost[0].reason if lost else reason)
             return out
         if torch.compiler.is_compiling() or self.regions.is_unwatched():
             self.norms.exclude(entries, reason)
@@ -336,17 +338,24 @@ def _note_index(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: A
     """Mark indices with how they are made."""
     if func is Tensor.__setitem__:
         made = index_after(Call(func, args, kwargs, tensors, args[0]))
-        if made is not None:
-            setattr(args[0], INDEX, made)
+        _remember(args[0], made)
         return
     for number, each in enumerate([out] if isinstance(out, Tensor) else out if isinstance(out, tuple) else ()):
         if isinstance(each, Tensor):
             made = index_after(Call(func, args, kwargs, tensors, each, number))
-            if made is not None:
-                setattr(each, INDEX, made)
+            _remember(each, made)
 
 
-def _mark_written(base: Tensor, func: Any) -> None:
-    """A view was written to: of its base it is not known where samples stand, unless it was."""
+def _remember(index: Tensor, made: object) -> None:
+    if made is not None:
+        setattr(index, INDEX, made)
+    elif hasattr(index, INDEX):  # it was written to
+        delattr(index, INDEX)
+
+
+def _mark_written(base: Tensor, view: Tensor, func: Any) -> None:
+    """A view was written to: of its base it is not known where samples stand, unless it was, or the view shows it."""
     if place_of(base) is None:
-        marked(base, PLACE, Lost(f"its input was written to through a view by {name_of(func)}"))
+        axis = axis_of(view)
+        found = None if axis is None else seen_through(axis, view, base)
+        marked(base, PLACE, found or Lost(f"its input was written to through a view by {name_of(func)}"))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
 
 
+PICKED = "it sees rows that were picked by an index, of which it is not known whose they are"
+
+
 @dataclass(eq=False)
 class Measured:
     """What is decided about an operator's call: it holds for all inputs of a kind.
@@ -111,7 +114,7 @@ def _axis_of_input(norms: PerSampleNorms, rule: Rule, x: Tensor, entries: list[A
         norms.exclude(entries, place.reason if type(place) is Lost else "its input does not depend on samples")
         return None
     if place.pick is not None:
-        norms.exclude(entries, "it sees rows that were picked by an index, of which it is not known whose they are")
+        norms.exclude(entries, PICKED)
         return None
     if x.numel() == 0:
         return None  # no samples, no contributions

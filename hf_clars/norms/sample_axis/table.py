@@ -25,6 +25,7 @@ from .indices import (
     scattering,
     selecting_rows,
     setting,
+    sorting,
 )
 from .operands import aligned
 from .parts import concatenating, hstacking, narrowing, selecting, splitting, stacking
@@ -36,7 +37,9 @@ from .products import (
     distances,
     einstein,
     embedding_rows,
+    grouped_product,
     linear_map,
+    matrices,
     product,
     recurrent,
     reversed_product,
@@ -48,7 +51,9 @@ from .shapes import (
     diagonal,
     expanding,
     first,
+    framing,
     interleaving,
+    joining,
     keeping,
     leading,
     padding,
@@ -92,11 +97,11 @@ _BY_NAME: list[tuple[str, Rule]] = [
      softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize dropout dropout1d
      dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout layer_norm rms_norm
      group_norm instance_norm batch_norm local_response_norm renorm clone contiguous detach to type type_as float half
-     bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag view_as_real zero fill
+     bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag zero fill
      masked_fill clamp tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
-     fft ifft hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
+     hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
      """, keeping),
-    ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel view_as_complex", reshaping),
+    ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", reshaping),
     ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
     ("expand expand_as broadcast_to", expanding),
     ("repeat tile", repeating),
@@ -106,9 +111,15 @@ _BY_NAME: list[tuple[str, Rule]] = [
      nanmedian mode count_nonzero
      """, reducing(1)),
     ("norm vector_norm kthvalue cosine_similarity", reducing(2)),
-    ("glu sort argsort", along(1, -1)),
+    ("glu", along(1, -1)),
+    ("sort argsort", sorting),
     ("topk diff", along(2, -1)),
     ("flip", along(1)),
+    ("fft ifft rfft irfft hfft ihfft", along(2, -1)),
+    ("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2", along(2, (-2, -1))),
+    ("fftn ifftn rfftn irfftn hfftn ihfftn", along(2)),
+    ("fftshift ifftshift", along(1)),
+    ("stft istft", framing),
     ("roll take_along_dim", along(2)),
     ("pad", padding),
     *[
@@ -119,7 +130,8 @@ _BY_NAME: list[tuple[str, Rule]] = [
      interpolate upsample upsample_bilinear upsample_nearest grid_sample fold pixel_shuffle pixel_unshuffle
      channel_shuffle affine_grid im2col
      """, first),
-    ("one_hot diag_embed", appending),
+    ("one_hot diag_embed view_as_real", appending),
+    ("view_as_complex", joining),
     ("diagonal", diagonal),
     ("select unbind", selecting),
     ("narrow", narrowing),
@@ -131,7 +143,12 @@ _BY_NAME: list[tuple[str, Rule]] = [
     ("__rmatmul__", reversed_product),
     ("addmm baddbmm addmv", added_product),
     ("linear", linear_map),
+    ("grouped_mm _grouped_mm", grouped_product),
     ("scaled_dot_product_attention", attending),
+    ("""
+     solve solve_triangular triangular_solve inv inverse pinv cholesky cholesky_inverse cholesky_solve qr svd svdvals
+     eig eigh eigvals eigvalsh det logdet slogdet matrix_exp matrix_power lu_factor lstsq
+     """, matrices),
     ("einsum", einstein),
     *[(f"conv{n}d conv_transpose{n}d", convolving(n)) for n in (1, 2, 3)],
     ("lstm gru rnn_tanh rnn_relu", recurrent),
