@@ -11,6 +11,8 @@ from ..errors import UserError
 from .marks import PLACE, is_source, place_of
 from .sample_axis.axis import Assumption, Lost, SampleAxis
 
+_ANOTHER = "it sees an argument with as many rows as there are samples, which turned out to be no samples'"
+
 
 class Inputs:
     """Finds the batch among the arguments of each outermost call, and marks the tensors that hold it.
@@ -23,6 +25,7 @@ class Inputs:
 
     def __init__(self, dim: int, size: int | None) -> None:
         self.dim, self.size = dim, size
+        self.assumptions: list[Assumption] = []  # about arguments of the current pass
         self._told = False
 
     def begin(self, tensors: list[Tensor], unbatched: bool) -> int | None:
@@ -32,14 +35,17 @@ class Inputs:
             setattr(candidates[0], PLACE, SampleAxis(0, candidates[0].shape[0], 1))
             return 1
         batch = self._number(candidates)
-        known = False
+        self.assumptions, known = [], False
         for tensor in candidates:
             if batch is None or tensor.shape[self.dim] != batch:
                 if hasattr(tensor, PLACE):
                     setattr(tensor, PLACE, None)
                 continue
             # Another argument with as many rows may be something else: a mask over as many positions.
-            assumed = (Assumption([]),) if known and batch > 1 and not torch.compiler.is_compiling() else ()
+            assumed: tuple[Assumption, ...] = ()
+            if known and batch > 1 and not torch.compiler.is_compiling():
+                assumed = (Assumption(_ANOTHER, [], stands=True),)
+                self.assumptions += assumed
             setattr(tensor, PLACE, SampleAxis(self.dim, 1, max(1, batch), assumed))
             known = True
         return batch

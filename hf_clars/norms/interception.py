@@ -26,7 +26,7 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .measured import PICKED, decide, entries_of, measurable, tap
+from .measured import PICKED, decide, entries_of, measurable, measured_under, tap
 from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
@@ -173,10 +173,9 @@ class Interception(TorchFunctionMode):
         """The outermost forward is over."""
         self.active = self.trains = False
         assumptions, self.assumptions = self.assumptions, []
-        for assumption in assumptions:
-            if assumption.refuted or not assumption.confirmed:
-                reason = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
-                self.norms.exclude(assumption.entries, reason)
+        for assumption in (*self.norms.inputs.assumptions, *assumptions):
+            if assumption.entries and not assumption.holds:
+                self.norms.exclude(assumption.entries, assumption.reason)
 
     def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any, pools: bool) -> Any:
         """Run a module that uses no parameter and leaves dimensions as they are, without watching it.
@@ -232,9 +231,11 @@ class Interception(TorchFunctionMode):
         dims = [d for d in range(out.ndim) if before[d] == 1 and out.shape[d] == batch]
         if len(dims) != 1 or not measurable(self.norms, source_of(u)):
             return None
-        assumption = Assumption(list(entries_of(source_of(u))))
-        self.assumptions.append(assumption)
-        axis = SampleAxis(dims[0], 1, batch, (assumption,) if batch > 1 else ())
+        axis = SampleAxis(dims[0], 1, batch)
+        if batch > 1:
+            assumption = Assumption(_COPIED, entries_of(source_of(u)), stands=False)
+            self.assumptions.append(assumption)
+            axis = SampleAxis(dims[0], 1, batch, (assumption,))
         copies = own_copies(self.norms, u, axis, out.ndim, batch)
         times = [n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)]
         copies = copies.repeat(times) if max(times) > 1 else copies
@@ -280,6 +281,7 @@ class Interception(TorchFunctionMode):
                 return None
         if not measurable(self.norms, *(source_of(t) for t in sources)):
             return args, kwargs
+        measured_under(axis, *(source_of(t) for t in sources))
 
         def replaced(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -313,6 +315,7 @@ class Interception(TorchFunctionMode):
         if False in [rule.is_samplewise(saved, out) for rule, saved in rules]:
             self.norms.exclude(entries, f"{name_of(func)} does not treat it sample by sample")
             return out
+        measured_under(axis, *(source_of(u) for u in sources))
         for u, (rule, saved) in zip(sources, rules, strict=True):
             use = Use(rule, source_of(u), None, axis.batch, fused=False, axis=axis)
             out = tap(self.norms, out.clone(), use, saved)  # as functions keep their results for the backward pass
@@ -331,6 +334,7 @@ class Interception(TorchFunctionMode):
         return (place if type(place) is SampleAxis else None), reason
 
 
+_COPIED = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
 _SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
 
 

@@ -83,9 +83,7 @@ def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
     axis = _axis_of_input(norms, rule, x, entries_of(weight, bias))
     if axis is None or not measurable(norms, weight, bias):
         return None
-    for assumption in axis.assumed:
-        if assumption.entries:  # what is measured here is right if the assumption is
-            assumption.entries += entries_of(weight, bias)
+    measured_under(axis, weight, bias)
     batch = axis.batch
     unbatched = x.ndim == rule.unbatched_ndim
     ordinary = unbatched or is_ordinary(axis, x.shape)
@@ -161,6 +159,12 @@ def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:
         norms.exclude(entries_of(*sources), "it is used in a checkpointed function that is not a module")
         return False
     return True
+
+
+def measured_under(axis: SampleAxis, *sources: Source | None) -> None:
+    """What is measured of these is right if what the place of samples rests on is."""
+    for assumption in axis.assumed:
+        assumption.entries += entries_of(*sources)
 
 
 def entries_of(*sources: Source | None) -> list[Any]:

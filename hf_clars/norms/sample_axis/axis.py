@@ -17,16 +17,36 @@ from torch import Tensor
 class Assumption:
     """That a dimension of B entries is the samples', made before the tensor met any samples.
 
-    Copies of a parameter along such a dimension may be each sample's own, or those of as many heads. A tensor whose
-    samples are known tells, when the two meet.
+    Copies of a parameter along such a dimension may be each sample's own, or those of as many heads; a second argument
+    of a forward pass may be a mask over as many positions. A tensor whose samples are known tells, when the two meet.
 
     Args:
+        reason: why parameters cannot be measured if it is wrong.
         entries: the parameters that are measured under it.
+        stands: whether it holds until it is refuted; otherwise it must be confirmed.
     """
 
-    def __init__(self, entries: list[Any]) -> None:
-        self.entries = entries
-        self.confirmed = self.refuted = False
+    def __init__(self, reason: str, entries: list[Any], stands: bool) -> None:
+        self.reason, self.entries, self.stands = reason, entries, stands
+        self._refuted = False
+        self._rests_on: list[Assumption] = []
+
+    @property
+    def refuted(self) -> bool:
+        return self._refuted or True in [other.refuted for other in self._rests_on]
+
+    @property
+    def holds(self) -> bool:
+        return self.stands and not self.refuted
+
+    def refute(self) -> None:
+        self._refuted = True
+
+    def confirm(self, rests_on: tuple[Assumption, ...] = ()) -> None:
+        """By a tensor whose samples are known, if these others hold."""
+        if not self.stands:
+            self.stands = True
+            self._rests_on += rests_on
 
 
 class Pick(NamedTuple):
@@ -150,6 +170,8 @@ def by_sample(tensor: Tensor, axis: SampleAxis) -> Tensor:
 
 def seen_through(axis: SampleAxis, view: Tensor, base: Tensor) -> SampleAxis | None:
     """Where samples stand in a base of which a view has them; by strides, the base's in order."""
+    if axis.batch == 1 and axis.pick is None and base.ndim:
+        return SampleAxis(0, base.shape[0], 1, axis.assumed)
     size, stride = view.shape[axis.dim], view.stride(axis.dim)
     dims = [d for d in range(base.ndim) if base.shape[d] == size > 1 and base.stride(d) == stride]
     if len(dims) != 1 or not base.is_contiguous():

@@ -66,7 +66,7 @@ def index_after(call: Call) -> Counting | Permutation | None:
     if type(made) is Permutation:
         if name in ("floor_divide", "__floordiv__", "div") and made.divisor == 1 and not made.inverse:
             by = call.argument(1, ("other",))
-            whole = name != "div" or call.kwargs.get("rounding_mode") == "floor"
+            whole = name != "div" or call.kwargs.get("rounding_mode") in ("floor", "trunc")
             return Permutation(made.order, by) if isinstance(by, int) and whole else None
         return made if name in _SAME else None
     if type(made) is Counting:
@@ -262,40 +262,59 @@ def _written(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
 
 
 def setting(call: Call) -> SampleAxis | None:
-    """`x[index] = value`: rows of x stay whose they are."""
-    target = call.args[0]
-    if place_of(target) is not None:
-        return axis_of(target)
-    return _written(target, call.args[1], call.args[2])
+    """`x[index] = value`: rows of x stay whose they are, if those that are written are of the same samples."""
+    return _into(call.args[0], call.args[1], call.args[2])
 
 
 def putting(call: Call) -> SampleAxis | None:
     """`index_put(x, indices, values)`."""
-    if place_of(call.x) is not None:
-        return axis_of(call.x)
-    return _written(call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",)))
+    return _into(call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",)))
+
+
+def _into(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
+    axis, reading = axis_of(target), read(target.ndim, index)
+    if place_of(target) is None:
+        return _written(target, index, value)
+    if axis is None or reading is None or place_of(value) is None or axis.dim in reading.numbers:
+        return axis
+    if axis.dim in reading.picked and True in [t.dtype == torch.bool for t in reading.tensors]:
+        return axis
+    return _if_same(axis, _written(target, index, value))
+
+
+def _if_same(axis: SampleAxis | None, other: SampleAxis | None) -> SampleAxis | None:
+    return axis if axis is not None and other is not None and axis.same_as(other) else None
 
 
 def adding_rows(call: Call) -> SampleAxis | None:
     """`index_add(x, dim, index, source)` and `index_copy`."""
-    target = call.x
-    if place_of(target) is not None:
-        return axis_of(target)
-    dim = call.argument(1, ("dim",)) % target.ndim
-    index, axis = call.argument(2, ("index",)), axis_of(call.argument(3, ("source",)))
+    target, source = call.x, call.argument(3, ("source",))
+    if place_of(target) is None:
+        return _added_rows(call, source)
+    return axis_of(target) if place_of(source) is None else _if_same(axis_of(target), _added_rows(call, source))
+
+
+def _added_rows(call: Call, source: Tensor) -> SampleAxis | None:
+    target, axis = call.x, axis_of(source)
+    dim, index = call.argument(1, ("dim",)) % target.ndim, call.argument(2, ("index",))
     if axis is None or axis.dim != dim:
         return axis
-    back = _put_back(axis, (index,), dim)
-    return back if back is not None and axis.pick is not None and axis.pick.size == target.shape[dim] else None
+    which, divisor, made = index, 1, getattr(index, INDEX, None)
+    if type(made) is Permutation and not made.inverse:
+        which, divisor = made.order, made.divisor
+    back = _put_back(axis, (which,), dim)
+    if back is None or back.inner % divisor or axis.pick.size != target.shape[dim] * divisor:  # type: ignore[union-attr]
+        return None
+    return back.at(dim, back.inner // divisor)
 
 
 def scattering(call: Call) -> SampleAxis | None:
     """`scatter(x, dim, index, source)` and its like: entries change places along that dimension alone."""
     target = call.x
-    if place_of(target) is not None:
-        return axis_of(target)
     dim = call.argument(1, ("dim",)) % target.ndim
     others = [t for t in call.tensors if place_of(t) is not None]
+    if len(others) == 1 and others[0] is target:
+        return axis_of(target)
     axis = broadcast_axis(others, target.ndim)
     whole = axis is not None and axis.dim != dim
     return axis if whole and False not in [t.shape[axis.dim] == target.shape[axis.dim] for t in others] else None  # type: ignore[union-attr]

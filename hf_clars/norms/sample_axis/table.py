@@ -91,15 +91,15 @@ _BY_NAME: list[tuple[str, Rule]] = [
     ("""
      floor_divide fmod rsub xlog1py erfcx expit log_ndtr ndtri entr logsigmoid tanhshrink softsign multiply subtract
      divide negative absolute arcsin arccos arctan arctan2 arcsinh arccosh arctanh greater greater_equal less less_equal
-     not_equal logical_and fix bernoulli
+     not_equal logical_and fix bernoulli masked_fill clamp isclose
      """, aligned),
     ("""
      softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize dropout dropout1d
      dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout layer_norm rms_norm
      group_norm instance_norm batch_norm local_response_norm renorm clone contiguous detach to type type_as float half
      bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag zero fill
-     masked_fill clamp tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
-     hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
+     tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+     hardtanh hardswish prelu celu mish isin relu6 pin_memory
      """, keeping),
     ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", reshaping),
     ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
