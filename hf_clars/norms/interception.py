@@ -26,7 +26,7 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .measured import decide, entries_of, measurable, tap
+from .measured import PICKED, decide, entries_of, measurable, measured_under, tap
 from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
@@ -87,6 +87,7 @@ class Interception(TorchFunctionMode):
                 elif alike is not None and (place is not alike[1] or tensor.shape != alike[0].shape):
                     alike = None
                 samples = True
+                indices = indices or hasattr(tensor, INDEX)
             elif is_source(tensor):
                 sources = True
             elif hasattr(tensor, INDEX):
@@ -266,7 +267,8 @@ class Interception(TorchFunctionMode):
         axis.carries(entries_of(source_of(u)))
         copies = own_copies(self.norms, u, axis, out.ndim, batch)
         times = [n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)]
-        return marked(copies.repeat(times) if max(times) > 1 else copies, PLACE, axis)
+        copies = copies.repeat(times) if max(times) > 1 else copies
+        return marked(copies.contiguous() if out.is_contiguous() else copies, PLACE, axis)  # as views of it want
 
     def _inside(self, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function that is written in Python, and see what it calls."""
@@ -333,7 +335,7 @@ class Interception(TorchFunctionMode):
         lost = [place for place in places if type(place) is Lost]
         picked = [place for place in places if type(place) is SampleAxis and place.pick is not None]
         if axis is None or axis.pick is not None or lost or picked or True in [out is t for t in tensors]:
-            self.norms.exclude(entries, lost[0].reason if lost else reason)
+            self.norms.exclude(entries, PICKED if picked else lost[0].reason if lost else reason)
             return out
         if torch.compiler.is_compiling() or self.regions.is_unwatched():
             self.norms.exclude(entries, reason)
@@ -361,6 +363,7 @@ class Interception(TorchFunctionMode):
         return (place if type(place) is SampleAxis else None), reason
 
 
+_COPIED = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
 _SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .per_sample import PerSampleNorms
 
 
+PICKED = "it sees rows that were picked by an index, of which it is not known whose they are"
+
+
 @dataclass(eq=False)
 class Measured:
     """What is decided about an operator's call: it holds for all inputs of a kind.
@@ -111,7 +114,7 @@ def _axis_of_input(norms: PerSampleNorms, rule: Rule, x: Tensor, entries: list[A
         norms.exclude(entries, place.reason if type(place) is Lost else "its input does not depend on samples")
         return None
     if place.pick is not None:
-        norms.exclude(entries, "it sees rows that were picked by an index, of which it is not known whose they are")
+        norms.exclude(entries, PICKED)
         return None
     if x.numel() == 0:
         return None  # no samples, no contributions
@@ -158,6 +161,12 @@ def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:
         norms.exclude(entries_of(*sources), "it is used in a checkpointed function that is not a module")
         return False
     return True
+
+
+def measured_under(axis: SampleAxis, *sources: Source | None) -> None:
+    """What is measured of these is right if what the place of samples rests on is."""
+    for assumption in axis.assumed:
+        assumption.entries += entries_of(*sources)
 
 
 def entries_of(*sources: Source | None) -> list[Any]:

@@ -16,10 +16,10 @@ with are not.
 
 An architecture's line says how many parameters are measured, and the largest error of any norm against ‖∇f_i‖/B of
 batches of one by `torch.autograd.grad`, relative to that parameter's largest norm. Weight gradients with and without
-measuring must agree to 1e-9 and outputs to 1e-12; where an output is not the same to the bit, the line says so. Ends
-with how many parameters and architectures are right, named, absent (neither measured nor named), wrong or crashed by
-measuring, and with what is not measured, grouped by reason; exit status 1 if any number was wrong, any architecture
-crashed, or nothing ran.
+measuring must agree to 1e-9 (to 1e-6 where a model casts to float32 inside) and outputs to 1e-12; where an output is
+not the same to the bit, the line says so. Ends with how many parameters and architectures are right, named, absent
+(neither measured nor named), wrong or crashed by measuring, and with what is not measured, grouped by reason; exit
+status 1 if any number was wrong, any architecture crashed, or nothing ran.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from architecture import Case, Inputs, Setting, call, count_parameters, wants_fl
 from checkpointing import checkpoint_activations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from hf_clars import PerSampleNorms
 
@@ -54,7 +55,8 @@ def compare(model: nn.Module, inputs: Inputs, setting: Setting, tolerance: float
         found = torch.autograd.grad(f, list(parameters.values()), allow_unused=True)
         return {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
 
-    outputs = call(model, inputs)
+    with Casts() as casts:
+        outputs = call(model, inputs)
     if not outputs or any(o.shape[:1] != (batch,) for o in outputs):
         raise ValueError(f"outputs {[tuple(o.shape) for o in outputs]} are not one per sample")
     if not all(o.isfinite().all() for o in outputs):
@@ -93,6 +95,7 @@ def compare(model: nn.Module, inputs: Inputs, setting: Setting, tolerance: float
 
     run = torch.compile(model, backend=setting.backend) if setting.backend else model
     result: dict[str, Any] = {"parameters": count_parameters(model), "inputs": _shapes(inputs), "mixed": mixed}
+    result["rounds"] = casts.narrower
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -153,6 +156,19 @@ def compare(model: nn.Module, inputs: Inputs, setting: Setting, tolerance: float
         wrong = len(result["wrong"])
         counts |= {"not compared": 0, "wrong": wrong, "right": len(tracked) - wrong}
     return result
+
+
+class Casts(TorchFunctionMode):
+    """Whether a model casts to a narrower type than it runs in: sums of gradients in another order then differ by its
+    rounding, as a parameter's are that is cast too."""
+
+    narrower = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.requires_grad and out.is_floating_point():
+            self.narrower = self.narrower or out.dtype.itemsize < torch.get_default_dtype().itemsize
+        return out
 
 
 def randomize(model: nn.Module, inputs: Inputs) -> None:

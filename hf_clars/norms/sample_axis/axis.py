@@ -25,6 +25,7 @@ class Assumption:
 
     Attributes:
         entries: the parameters that are measured under it.
+        stands: whether it holds until it is refuted; otherwise it must be confirmed.
     """
 
     def __init__(self, likely: bool) -> None:
@@ -49,6 +50,12 @@ class Pick(NamedTuple):
     source: SampleAxis
     size: int
     which: tuple[Any, ...]
+
+    def same_as(self, other: Pick) -> bool:
+        mine, its = self.source, other.source
+        return (mine.inner, mine.batch, self.size) == (its.inner, its.batch, other.size) and same_objects(
+            self.which, other.which
+        )
 
 
 def same_objects(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
@@ -88,7 +95,7 @@ class SampleAxis(NamedTuple):
         if self.dim != other.dim or self.inner != other.inner or self.batch != other.batch:
             return False
         mine, its = self.pick, other.pick
-        return mine is its or (mine is not None and its is not None and same_objects(mine.which, its.which))
+        return mine is its or (mine is not None and its is not None and mine.same_as(its))
 
 
 class Lost(NamedTuple):
@@ -159,6 +166,21 @@ def by_sample(tensor: Tensor, axis: SampleAxis) -> Tensor:
     """`[B, …]`: sample i's part of the tensor, with all its dimensions."""
     apart = tensor.unflatten(axis.dim, (-1, axis.batch, axis.inner)).movedim(axis.dim + 1, 0)
     return apart.flatten(axis.dim + 1, axis.dim + 2)
+
+
+def seen_through(axis: SampleAxis, view: Tensor, base: Tensor) -> SampleAxis | None:
+    """Where samples stand in a base of which a view has them; by strides, the base's in order."""
+    if axis.batch == 1 and axis.pick is None and base.ndim:
+        return SampleAxis(0, base.shape[0], 1, axis.assumed)
+    size, stride = view.shape[axis.dim], view.stride(axis.dim)
+    dims = [d for d in range(base.ndim) if base.shape[d] == size > 1 and base.stride(d) == stride]
+    if len(dims) != 1 or not base.is_contiguous():
+        return None
+    others = [(n - 1, s) for d, (n, s) in enumerate(zip(view.shape, view.stride(), strict=True)) if d != axis.dim]
+    below = sum([n * s for n, s in others if s < stride])
+    start = (view.storage_offset() - base.storage_offset()) % (size * stride)
+    apart = False not in [s < stride or s % (size * stride) == 0 for n, s in others if n]
+    return axis.at(dims[0]) if apart and start + below < stride else None
 
 
 def is_ordinary(axis: SampleAxis, shape: Sequence[int]) -> bool:

@@ -47,11 +47,26 @@ def index_after(call: Call) -> Counting | Permutation | None:
     if name in ("sort", "argsort") and call.x.ndim == 1 and not call.out.is_floating_point():
         if type(made) is Permutation and not made.inverse and made.divisor == 1 and name == "argsort":
             return Permutation(made.order, inverse=True)
-        return Permutation(object()) if name == "argsort" or call.number == 1 else None
+        if name == "sort" and call.number == 0:
+            return None
+        known = getattr(call.out, INDEX, None)
+        return known if type(known) is Permutation else Permutation(object())
+    if name in ("__setitem__", "scatter", "scatter_"):  # inverse[order] = arange(n)
+        first = 1 if name == "__setitem__" else 2
+        index, value = call.argument(first, ("index",)), call.argument(first + 1, ("src", "value"))
+        made = getattr(index, INDEX, None)
+        if (
+            type(made) is Permutation
+            and not made.inverse
+            and made.divisor == 1
+            and type(getattr(value, INDEX, None)) is Counting
+        ):
+            return Permutation(made.order, inverse=True) if call.out.shape == index.shape == value.shape else None
+        return None
     if type(made) is Permutation:
         if name in ("floor_divide", "__floordiv__", "div") and made.divisor == 1 and not made.inverse:
             by = call.argument(1, ("other",))
-            whole = name != "div" or call.kwargs.get("rounding_mode") == "floor"
+            whole = name != "div" or call.kwargs.get("rounding_mode") in ("floor", "trunc")
             return Permutation(made.order, by) if isinstance(by, int) and whole else None
         return made if name in _SAME else None
     if type(made) is Counting:
@@ -148,6 +163,22 @@ def read(ndim: int, index: Any) -> Reading | None:
         if source is not None:
             reading.kept[source] = place + (reading.ndim if place >= reading.at else 0)
     return reading
+
+
+def sorting(call: Call) -> SampleAxis | None:
+    """`sort` and `argsort`: rows of samples come in the order that it returns beside them."""
+    axis = axis_of(call.x)
+    if axis is None or call.x.ndim != 1:
+        return along(1, -1)(call)
+    if axis.pick is not None:
+        return None
+    order = call.outs[1] if name_of(call.func) == "sort" else call.out
+    made = getattr(order, INDEX, None)
+    if type(made) is not Permutation:
+        made = Permutation(object())
+        setattr(order, INDEX, made)
+    size = call.x.shape[0]
+    return SampleAxis(0, 1, max(1, size), axis.assumed, Pick(axis, size, (made.order,)))
 
 
 def getting(call: Call) -> SampleAxis | None:
@@ -274,6 +305,8 @@ def scattering(call: Call) -> SampleAxis | None:
         axis = axis_of(source)
         return _stays(target, source, None if axis is None or axis.dim == dim else axis)
     others = [t for t in call.tensors if place_of(t) is not None]
+    if len(others) == 1 and others[0] is target:
+        return axis_of(target)
     axis = broadcast_axis(others, target.ndim)
     whole = axis is not None and axis.dim != dim
     return axis if whole and False not in [t.shape[axis.dim] == target.shape[axis.dim] for t in others] else None  # type: ignore[union-attr]

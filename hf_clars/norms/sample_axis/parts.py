@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..marks import axis_of
-from .axis import SampleAxis, sliced, without
+from .axis import Pick, SampleAxis, same_objects, sliced, without
 from .call import Call
 from .operands import agreed, broadcast_axis
+
+
+class Run(NamedTuple):
+    """Picked rows `start … stop−1` of so many.
+
+    Args:
+        of: what picked all of them.
+    """
+
+    of: tuple[Any, ...]
+    start: int
+    stop: int
+    total: int
 
 
 def selecting(call: Call) -> SampleAxis | None:
@@ -38,7 +53,11 @@ def splitting(call: Call) -> SampleAxis | None:
     if axis is None or dim != axis.dim:
         return axis
     start = sum([part.shape[dim] for part in call.outs[: call.number]])
-    return sliced(axis, call.x.shape[dim], start, start + call.out.shape[dim], 1)
+    stop = start + call.out.shape[dim]
+    if axis.pick is not None:
+        run = Run(axis.pick.which, start, stop, call.x.shape[dim])
+        return SampleAxis(dim, 1, max(1, stop - start), axis.assumed, Pick(axis.pick.source, axis.pick.size, (run,)))
+    return sliced(axis, call.x.shape[dim], start, stop, 1)
 
 
 def concatenating(call: Call) -> SampleAxis | None:
@@ -50,10 +69,29 @@ def concatenating(call: Call) -> SampleAxis | None:
         return None
     if known[0].dim != dim:
         return broadcast_axis(tensors, call.out.ndim)
-    if len(known) < len(tensors) or known[0].pick is not None:
+    if len(known) < len(tensors):
         return None
+    if known[0].pick is not None:
+        return _joined(known, dim)
     whole = False not in [t.shape[dim] % (axis.batch * axis.inner) == 0 for t, axis in zip(tensors, known, strict=True)]
     return agreed(known) if whole else None
+
+
+def _joined(axes: list[SampleAxis], dim: int) -> SampleAxis | None:
+    """Picked rows that were split into runs, and are whole again."""
+    pick, end = axes[0].pick, 0
+    for axis in axes:
+        run = axis.pick.which[0] if axis.pick is not None else None
+        if axis.dim != dim or type(run) is not Run or run.start != end or not same_objects(run.of, _of(pick)):
+            return None
+        end = run.stop
+    if pick is None or end != pick.which[0].total:
+        return None
+    return SampleAxis(dim, 1, max(1, end), axes[0].assumed, Pick(pick.source, pick.size, _of(pick)))
+
+
+def _of(pick: Pick | None) -> tuple[Any, ...]:
+    return pick.which[0].of if pick is not None and type(pick.which[0]) is Run else ()
 
 
 def stacking(call: Call) -> SampleAxis | None:

@@ -83,6 +83,20 @@ def linear_map(call: Call) -> SampleAxis | None:
     return axis
 
 
+def grouped_product(call: Call) -> SampleAxis | None:
+    """Each row by the matrix of its group; where groups end only tells which matrix that is."""
+    axis, weight = axis_of(call.x), call.argument(1, ("mat2", "mat_b", "weight"))
+    rows = axis is not None and axis.dim == 0 and call.x.ndim == 2 and call.out.ndim == 2
+    return axis if rows and place_of(weight) is None else None
+
+
+def matrices(call: Call) -> SampleAxis | None:
+    """Functions of the matrices in the last two dimensions, each by itself; the dimensions before those broadcast."""
+    ndim = call.tensors[0].ndim
+    alike = False not in [t.ndim == ndim for t in call.tensors]
+    return broadcast_axis(call.tensors, ndim, last=2) if alike else None
+
+
 def attending(call: Call) -> SampleAxis | None:
     """Attention of q, k, v over the last two dimensions; the mask broadcasts."""
     names = ("query", "key", "value", "attn_mask")

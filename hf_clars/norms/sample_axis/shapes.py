@@ -167,6 +167,19 @@ def appending(call: Call) -> SampleAxis | None:
     return axis.at(kept[axis.dim]) if axis.dim < len(kept) else None
 
 
+def joining(call: Call) -> SampleAxis | None:
+    """The last dimension holds the parts of one number, as those of complex ones."""
+    axis = axis_of(call.x)
+    return axis if axis is not None and tuple(call.out.shape) == tuple(call.x.shape[:-1]) else None
+
+
+def framing(call: Call) -> SampleAxis | None:
+    """Signals, and their spectra over time: of one alone, there is no dimension for samples."""
+    axis = axis_of(call.x)
+    alone = 1 if name_of(call.func) == "stft" else 2
+    return axis if axis is not None and axis.dim == 0 and call.x.ndim > alone else None
+
+
 def unfolding(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
     dim = call.argument(1, ("dimension",))

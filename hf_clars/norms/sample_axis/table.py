@@ -25,6 +25,7 @@ from .indices import (
     scattering,
     selecting_rows,
     setting,
+    sorting,
 )
 from .operands import aligned, choosing
 from .parts import concatenating, hstacking, narrowing, selecting, splitting, stacking
@@ -36,7 +37,9 @@ from .products import (
     distances,
     einstein,
     embedding_rows,
+    grouped_product,
     linear_map,
+    matrices,
     product,
     recurrent,
     reversed_product,
@@ -51,6 +54,7 @@ from .shapes import (
     first,
     flipping,
     interleaving,
+    joining,
     keeping,
     leading,
     padding,
@@ -97,7 +101,7 @@ _BY_NAME: list[tuple[str, Rule]] = [
     ("""
      floor_divide fmod rsub xlog1py erfcx expit log_ndtr ndtri entr logsigmoid tanhshrink softsign multiply subtract
      divide negative absolute arcsin arccos arctan arctan2 arcsinh arccosh arctanh greater greater_equal less less_equal
-     not_equal logical_and fix bernoulli
+     not_equal logical_and fix bernoulli masked_fill clamp isclose
      """, aligned),
     ("""
      softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize dropout dropout1d
@@ -107,7 +111,7 @@ _BY_NAME: list[tuple[str, Rule]] = [
      masked_fill tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
      fft ifft hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
      """, keeping),
-    ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel view_as_complex", reshaping),
+    ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", reshaping),
     ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
     ("expand expand_as broadcast_to", expanding),
     ("repeat tile", repeating),
@@ -130,7 +134,8 @@ _BY_NAME: list[tuple[str, Rule]] = [
      interpolate upsample upsample_bilinear upsample_nearest grid_sample fold pixel_shuffle pixel_unshuffle
      channel_shuffle affine_grid im2col
      """, first),
-    ("one_hot diag_embed", appending),
+    ("one_hot diag_embed view_as_real", appending),
+    ("view_as_complex", joining),
     ("diagonal", diagonal),
     ("select unbind", selecting),
     ("narrow", narrowing),
@@ -142,7 +147,12 @@ _BY_NAME: list[tuple[str, Rule]] = [
     ("__rmatmul__", reversed_product),
     ("addmm baddbmm addmv", added_product),
     ("linear", linear_map),
+    ("grouped_mm _grouped_mm", grouped_product),
     ("scaled_dot_product_attention", attending),
+    ("""
+     solve solve_triangular triangular_solve inv inverse pinv cholesky cholesky_inverse cholesky_solve qr svd svdvals
+     eig eigh eigvals eigvalsh det logdet slogdet matrix_exp matrix_power lu_factor lstsq
+     """, matrices),
     ("einsum", einstein),
     *[(f"conv{n}d conv_transpose{n}d", convolving(n)) for n in (1, 2, 3)],
     ("lstm gru rnn_tanh rnn_relu", recurrent),
