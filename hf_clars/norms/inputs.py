@@ -17,8 +17,6 @@ from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
 if TYPE_CHECKING:
     from .ledger import Ledger
 
-_ANOTHER = "it sees an argument with as many rows as there are samples, which turned out to be no samples'"
-
 
 class Inputs:
     """Finds the batch among the arguments of each outermost call, and marks the tensors that hold it.
@@ -31,7 +29,6 @@ class Inputs:
 
     def __init__(self, dim: int, size: int | None) -> None:
         self.dim, self.size = dim, size
-        self.assumptions: list[Assumption] = []  # about arguments of the current pass
         self._told = False
         self._marked: list[weakref.ref[Tensor]] = []
         self.assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else

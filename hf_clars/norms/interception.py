@@ -26,12 +26,12 @@ from .marks import (
     source_of,
     tensors_in,
 )
-from .measured import PICKED, decide, entries_of, measurable, measured_under, tap
+from .measured import PICKED, decide, entries_of, measurable, tap
 from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import recipe
 from .recomputation import Regions, pages_of
-from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
+from .sample_axis.axis import Assumption, Lost, Place, SampleAxis, seen_through
 from .sample_axis.call import Call, Rule, name_of
 from .sample_axis.indices import index_after
 from .sample_axis.operands import broadcast_axis
@@ -155,7 +155,8 @@ class Interception(TorchFunctionMode):
         known = type(before) is SampleAxis and type(place) is SampleAxis and before.same_as(place)
         others = [t for t in tensors if t is not target and place_of(t) is not None]
         if place_of(base) is None or (others and not known):
-            marked(base, PLACE, Lost(f"its input was written to through a view by {name_of(func)}"))
+            found = seen_through(place, target, base) if type(place) is SampleAxis and place_of(base) is None else None
+            marked(base, PLACE, found or Lost(f"its input was written to through a view by {name_of(func)}"))
 
     def begin(self) -> None:
         """An outermost forward begins."""
@@ -363,7 +364,6 @@ class Interception(TorchFunctionMode):
         return (place if type(place) is SampleAxis else None), reason
 
 
-_COPIED = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
 _SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
 
 

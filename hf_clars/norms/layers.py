@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import conv, linear
 
 from .marks import PLACE, axis_of, is_source
-from .measured import Measured, decide, measured_under
+from .measured import Measured, decide
 from .operators import OPERATORS, Operator
 from .sample_axis.axis import SampleAxis
 
@@ -62,7 +62,6 @@ class Layer:
             measured = self._measured(norms, x, axis)
             if measured is None:
                 return None
-            measured_under(axis, measured.weight, measured.bias)
             y = measured.run(norms, x, weight, bias)
             setattr(y, PLACE, axis)  # a layer leaves it where it is, or `decide` has refused
             return y

@@ -163,11 +163,5 @@ def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:
     return True
 
 
-def measured_under(axis: SampleAxis, *sources: Source | None) -> None:
-    """What is measured of these is right if what the place of samples rests on is."""
-    for assumption in axis.assumed:
-        assumption.entries += entries_of(*sources)
-
-
 def entries_of(*sources: Source | None) -> list[Any]:
     return [entry for source in sources if source is not None for entry in source.entries]

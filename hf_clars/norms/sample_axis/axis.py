@@ -25,7 +25,6 @@ class Assumption:
 
     Attributes:
         entries: the parameters that are measured under it.
-        stands: whether it holds until it is refuted; otherwise it must be confirmed.
     """
 
     def __init__(self, likely: bool) -> None:

@@ -270,30 +270,50 @@ def _stays(target: Tensor, value: Any, written: SampleAxis | None) -> SampleAxis
 
 
 def setting(call: Call) -> SampleAxis | None:
-    """`x[index] = value`."""
-    target, index, value = call.args
-    written = _written(target, index, value)
-    return written if place_of(target) is None else _stays(target, value, written)
+    """`x[index] = value`: rows of x stay whose they are, if those that are written are of the same samples."""
+    return _into(call.args[0], call.args[1], call.args[2])
 
 
 def putting(call: Call) -> SampleAxis | None:
     """`index_put(x, indices, values)`."""
-    return setting(Call(call.func, (call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",))), {},
-                        call.tensors, call.out))  # fmt: skip
+    return _into(call.x, tuple(call.argument(1, ("indices",))), call.argument(2, ("values",)))
+
+
+def _into(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
+    axis, reading = axis_of(target), read(target.ndim, index)
+    if place_of(target) is None:
+        return _written(target, index, value)
+    if axis is None or reading is None or place_of(value) is None or axis.dim in reading.numbers:
+        return axis
+    if axis.dim in reading.picked and True in [t.dtype == torch.bool for t in reading.tensors]:
+        return axis
+    return _if_same(axis, _written(target, index, value))
+
+
+def _if_same(axis: SampleAxis | None, other: SampleAxis | None) -> SampleAxis | None:
+    return axis if axis is not None and other is not None and axis.same_as(other) else None
 
 
 def adding_rows(call: Call) -> SampleAxis | None:
     """`index_add(x, dim, index, source)` and `index_copy`."""
-    target = call.x
-    dim = call.argument(1, ("dim",)) % max(1, target.ndim)
-    index, source = call.argument(2, ("index",)), call.argument(3, ("source",))
-    written = axis_of(source)
-    if written is not None and written.dim == dim:
-        picked = written.pick
-        written = _put_back(written, (index,), dim)
-        if picked is None or picked.size != target.shape[dim]:
-            written = None
-    return written if place_of(target) is None else _stays(target, source, written)
+    target, source = call.x, call.argument(3, ("source",))
+    if place_of(target) is None:
+        return _added_rows(call, source)
+    return axis_of(target) if place_of(source) is None else _if_same(axis_of(target), _added_rows(call, source))
+
+
+def _added_rows(call: Call, source: Tensor) -> SampleAxis | None:
+    target, axis = call.x, axis_of(source)
+    dim, index = call.argument(1, ("dim",)) % target.ndim, call.argument(2, ("index",))
+    if axis is None or axis.dim != dim:
+        return axis
+    which, divisor, made = index, 1, getattr(index, INDEX, None)
+    if type(made) is Permutation and not made.inverse:
+        which, divisor = made.order, made.divisor
+    back = _put_back(axis, (which,), dim)
+    if back is None or back.inner % divisor or axis.pick.size != target.shape[dim] * divisor:  # type: ignore[union-attr]
+        return None
+    return back.at(dim, back.inner // divisor)
 
 
 def scattering(call: Call) -> SampleAxis | None:

@@ -21,14 +21,11 @@ def agreed(axes: Iterable[SampleAxis]) -> SampleAxis | None:
         if found is None:
             found = axis
         elif found.same_as(axis):
-            for some, others in ((found.assumed, axis.assumed), (axis.assumed, found.assumed)):
-                if False not in [other.stands for other in others]:
-                    for assumption in some:
-                        assumption.confirm(others)
             if found.assumed and axis.assumed:
-                new = tuple([a for a in axis.assumed if a not in found.assumed])
-                found = SampleAxis(found.dim, found.inner, found.batch, found.assumed + new, found.pick)
+                found = SampleAxis(found.dim, found.inner, found.batch, found.assumed + axis.assumed, found.pick)
             else:
+                for assumption in found.assumed + axis.assumed:
+                    assumption.confirmed = True
                 found = axis if found.assumed else found
         elif axis.assumed and not found.assumed:
             axis.refute()

@@ -53,6 +53,7 @@ from .shapes import (
     expanding,
     first,
     flipping,
+    framing,
     interleaving,
     joining,
     keeping,
@@ -107,9 +108,9 @@ _BY_NAME: list[tuple[str, Rule]] = [
      softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize dropout dropout1d
      dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout layer_norm rms_norm
      group_norm instance_norm batch_norm local_response_norm renorm clone contiguous detach to type type_as float half
-     bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag view_as_real zero fill
-     masked_fill tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
-     fft ifft hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
+     bfloat16 double int long bool cpu cuda short char byte requires_grad_ data alias real imag zero fill
+     tril triu nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+     hardtanh hardswish prelu celu mish isin relu6 pin_memory
      """, keeping),
     ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", reshaping),
     ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
@@ -121,7 +122,13 @@ _BY_NAME: list[tuple[str, Rule]] = [
      nanmedian mode count_nonzero
      """, reducing(1)),
     ("norm vector_norm kthvalue", reducing(2)),
-    ("glu sort argsort", along(1, -1)),
+    ("glu", along(1, -1)),
+    ("sort argsort", sorting),
+    ("fft ifft rfft irfft hfft ihfft", along(2, -1)),
+    ("fft2 ifft2 rfft2 irfft2 hfft2 ihfft2", along(2, (-2, -1))),
+    ("fftn ifftn rfftn irfftn hfftn ihfftn", along(2)),
+    ("fftshift ifftshift", along(1)),
+    ("stft istft", framing),
     ("topk diff", along(2, -1)),
     ("flip", flipping),
     ("roll take_along_dim", along(2)),
