@@ -115,7 +115,7 @@ class Interception(TorchFunctionMode):
         if samples:
             in_place = len(args) > 0 and out is args[0]
             moved = in_place or alike is None or not isinstance(out, Tensor) or out.shape != alike[0].shape
-            if not moved and alike is not None and rule in LEAVING:
+            if not moved and not indices and alike is not None and rule in LEAVING:
                 setattr(out, PLACE, alike[1])  # nothing moved
                 return out
             out = self._placed(func, args, kwargs, tensors, out, rule)
@@ -370,16 +370,16 @@ _SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
 def _note_index(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
     """Mark indices with how they are made."""
     if func is Tensor.__setitem__:
-        made = index_after(Call(func, args, kwargs, tensors, args[0]))
-        if made is not None:
-            setattr(args[0], INDEX, made)
-        else:
-            vars(args[0]).pop(INDEX, None)
+        remember(args[0], index_after(Call(func, args, kwargs, tensors, args[0])))
         return
     for number, each in enumerate([out] if isinstance(out, Tensor) else out if isinstance(out, tuple) else ()):
         if isinstance(each, Tensor):
-            made = index_after(Call(func, args, kwargs, tensors, each, number))
-            if made is not None:
-                setattr(each, INDEX, made)
-            elif True in [each is t for t in tensors]:  # written to
-                vars(each).pop(INDEX, None)
+            remember(each, index_after(Call(func, args, kwargs, tensors, each, number)))
+
+
+def remember(index: Tensor, made: object) -> None:
+    """Mark an index with how it is made, or, if it was written to otherwise, take the mark off."""
+    if made is not None:
+        setattr(index, INDEX, made)
+    elif hasattr(index, INDEX):
+        delattr(index, INDEX)

@@ -31,10 +31,17 @@ class Assumption:
         self.likely = likely
         self.entries: list[Any] = []
         self.confirmed = self.refuted = False
+        self._rests_on: list[Assumption] = []
+
+    def confirm(self, rests_on: Sequence[Assumption] = ()) -> None:
+        """By a tensor whose samples are known, or are if these other assumptions hold."""
+        self.confirmed = True
+        self._rests_on += rests_on
 
     @property
     def fails(self) -> bool:
-        return self.refuted or not (self.confirmed or self.likely)
+        rest = True in [other.refuted for other in self._rests_on]
+        return self.refuted or rest or not (self.confirmed or self.likely)
 
 
 class Pick(NamedTuple):

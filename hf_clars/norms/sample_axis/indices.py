@@ -283,7 +283,7 @@ def _into(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
     axis, reading = axis_of(target), read(target.ndim, index)
     if place_of(target) is None:
         return _written(target, index, value)
-    if axis is None or reading is None or place_of(value) is None or axis.dim in reading.numbers:
+    if axis is None or reading is None or place_of(value) is None:
         return axis
     if axis.dim in reading.picked and True in [t.dtype == torch.bool for t in reading.tensors]:
         return axis

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from ..marks import place_of
-from .axis import SampleAxis
+from .axis import Assumption, SampleAxis
 from .call import Call
 
 
@@ -22,10 +22,13 @@ def agreed(axes: Iterable[SampleAxis]) -> SampleAxis | None:
             found = axis
         elif found.same_as(axis):
             if found.assumed and axis.assumed:
-                found = SampleAxis(found.dim, found.inner, found.batch, found.assumed + axis.assumed, found.pick)
+                _confirm_unlikely(found.assumed, axis.assumed)
+                _confirm_unlikely(axis.assumed, found.assumed)
+                new = tuple([a for a in axis.assumed if a not in found.assumed])
+                found = SampleAxis(found.dim, found.inner, found.batch, found.assumed + new, found.pick)
             else:
                 for assumption in found.assumed + axis.assumed:
-                    assumption.confirmed = True
+                    assumption.confirm()
                 found = axis if found.assumed else found
         elif axis.assumed and not found.assumed:
             axis.refute()
@@ -35,6 +38,14 @@ def agreed(axes: Iterable[SampleAxis]) -> SampleAxis | None:
         else:
             return None
     return found
+
+
+def _confirm_unlikely(some: tuple[Assumption, ...], others: tuple[Assumption, ...]) -> None:
+    """Copies of a parameter that meet what is likely to be samples are theirs, if it is."""
+    if False not in [other.likely for other in others]:
+        for assumption in some:
+            if not assumption.likely and not assumption.confirmed:
+                assumption.confirm(others)
 
 
 def aligned(call: Call) -> SampleAxis | None:
