@@ -36,7 +36,7 @@ class Use:
         subset: which samples are measured; None for all.
         dtype, memory_format: of the weight gradient.
         shared: entry → whether other uses of the same pass have a part in its gradient.
-        number, ledger: what stands for all this in a compiled backward pass, see `traced.py`.
+        number, sizes, ledger: what stands for all this in a compiled backward pass, see `traced.py`.
     """
 
     rule: Rule
@@ -51,6 +51,7 @@ class Use:
     memory_format: torch.memory_format = torch.contiguous_format
     shared: dict[Entry, bool] = field(default_factory=dict)
     number: int = -1
+    sizes: list[int] = field(default_factory=list)
     ledger: int = -1
 
     def opened(self) -> None:
@@ -150,7 +151,7 @@ class Tap(torch.autograd.Function):
             )
         xs, use = ctx.saved_tensors, ctx.use
         if torch.compiler.is_compiling():
-            gradient, token = traced.close(list(xs), d, use.ledger, use.number, use.batch)
+            gradient, token = traced.close(list(xs), d, use.ledger, use.number, use.sizes)
             return (d, gradient if use.fused else None, token, None, None, *(None for _ in xs))
         with _without_autocast(d.device.type):
             gradient = use.close(xs, d)

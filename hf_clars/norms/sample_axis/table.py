@@ -97,7 +97,7 @@ _BY_NAME: list[tuple[str, Rule]] = [
      fft ifft hardtanh hardswish prelu celu mish isin isclose relu6 pin_memory
      """, keeping),
     ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel view_as_complex", reshaping),
-    ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
+    ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint numpy_T matrix_H", permuting),
     ("expand expand_as broadcast_to", expanding),
     ("repeat tile", repeating),
     ("repeat_interleave", interleaving),
