@@ -229,7 +229,9 @@ class PerSampleNorms:
         if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
-        if self.ledger.follows_gradient and self.mode != "micro_batch" and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self.ledger.check.decided = False  # its backward pass decides
+        elif self.ledger.follows_gradient and self.mode != "micro_batch":
             self.ledger.check.begin_pass(self.ledger.entries)
 
     def enter(self, module: nn.Module, tensors: list[Tensor]) -> None:

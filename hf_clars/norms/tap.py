@@ -79,8 +79,10 @@ class Use:
     def _check(self) -> GradientCheck | None:
         """Of the ledger, in the passes in which it looks."""
         for source in (self.weight, self.bias):
-            if source is not None and source.entries[0].ledger.check.active:
-                return source.entries[0].ledger.check
+            if source is not None:
+                ledger = source.entries[0].ledger
+                ledger.begin_backward()
+                return ledger.check if ledger.check.active else None
         return None
 
     def _measure(self, xs: Saved, d: Tensor) -> Tensor | None:
