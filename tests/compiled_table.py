@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Build = Callable[[], tuple[nn.Module, Tensor]]
@@ -92,7 +92,9 @@ add("standardised", lambda m, x: F.conv2d(x, standardised(m.w)), IMAGE, w=(4, 3,
 add("cat", lambda m, x: F.linear(x, torch.cat([m.a, m.b])), V, a=(2, 6), b=(3, 6))
 add("stack", lambda m, x: F.linear(x, torch.stack([m.a, m.b])), V, a=(6,), b=(6,))
 add("low rank", lambda m, x: F.linear(x, m.w + 0.5 * (m.a @ m.b)), V, w=(5, 6), a=(5, 2), b=(2, 6))
-add("softmax of weights", lambda m, x: (m.w.softmax(0)[:, None, None] * m.v).sum(0).matmul(x.mT), M, w=(3,), v=(3, 5, 6))
+add(
+    "softmax of weights", lambda m, x: (m.w.softmax(0)[:, None, None] * m.v).sum(0).matmul(x.mT), M, w=(3,), v=(3, 5, 6)
+)
 add("masked", lambda m, x: F.linear(x, m.w.masked_fill(m.mask, 0.0)), V, w=(5, 6), mask=torch.eye(5, 6) > 0)
 add("tril", lambda m, x: m.w.tril() @ x, M, w=(4, 4))
 add("einsum of weights", lambda m, x: F.linear(x, torch.einsum("or,ri->oi", m.a, m.b)), V, a=(5, 2), b=(2, 6))
@@ -111,7 +113,12 @@ add("+= of a copy", lambda m, x: F.linear(x, changed(m.w, lambda u: u.__iadd__(m
 add("tanh_ of a copy", lambda m, x: F.linear(x, changed(m.w, torch.tanh_)), V, w=(5, 6))
 add("a row of a copy is zeroed", lambda m, x: F.linear(x, changed(m.w, lambda u: u.__setitem__(0, 0.0))), V, w=(5, 6))
 add("a view of a copy is doubled", lambda m, x: F.linear(x, changed(m.w, lambda u: u[1].mul_(2.0))), V, w=(5, 6))
-add("a copy seen through a view, doubled", lambda m, x: F.linear(x, changed(m.w, lambda u: u.t().mul_(2.0))), V, w=(5, 6))
+add(
+    "a copy seen through a view, doubled",
+    lambda m, x: F.linear(x, changed(m.w, lambda u: u.t().mul_(2.0))),
+    V,
+    w=(5, 6),
+)
 add("relu in place", lambda m, x: m.b(F.relu(m.a(x), inplace=True)), V, a=nn.Linear(6, 5), b=nn.Linear(5, 2))
 add("+= of samples", lambda m, x: m.b(m.a(x).add_(m.w)), V, a=nn.Linear(6, 5), b=nn.Linear(5, 2), w=(5,))
 
@@ -119,8 +126,9 @@ add("+= of samples", lambda m, x: m.b(m.a(x).add_(m.w)), V, a=nn.Linear(6, 5), b
 add("weight_norm", lambda m, x: m.layer(x), V, layer=parametrizations.weight_norm(nn.Linear(6, 5)))
 add("orthogonal", lambda m, x: m.layer(x), V, layer=parametrizations.orthogonal(nn.Linear(6, 5)))
 add("scaled", lambda m, x: m.layer(x), V, layer=parametrized(Scaled()))
-add("pruned", lambda m, x: m.layer(x), V, layer=nn.utils.prune.l1_unstructured(nn.Linear(6, 5), "weight", 7))
+add("pruned", lambda m, x: m.layer(x), V, layer=prune.l1_unstructured(nn.Linear(6, 5), "weight", 7))
 add("old weight_norm", lambda m, x: F.linear(x, torch._weight_norm(m.v, m.g, 0)), V, v=(5, 6), g=(5, 1))
+
 
 # tied and picked
 def tied(m: Model, ids: Tensor) -> Tensor:
@@ -131,15 +139,37 @@ add("tied embedding, transposed", tied, IDS, table=nn.Embedding(7, 6))
 add("tied embedding, t()", lambda m, ids: m.table(ids).relu() @ m.table.weight.t(), IDS, table=nn.Embedding(7, 6))
 add("tied, F.linear", lambda m, ids: F.linear(m.table(ids).relu(), m.table.weight), IDS, table=nn.Embedding(7, 6))
 add("positions", lambda m, x: m.out(x + m.table(torch.arange(4))), M, table=nn.Embedding(9, 6), out=nn.Linear(6, 2))
-add("positions of a buffer", lambda m, x: m.out(x + m.table(m.ids[:, :4])), M, table=nn.Embedding(9, 6),
-    out=nn.Linear(6, 2), ids=torch.arange(9)[None])
+add(
+    "positions of a buffer",
+    lambda m, x: m.out(x + m.table(m.ids[:, :4])),
+    M,
+    table=nn.Embedding(9, 6),
+    out=nn.Linear(6, 2),
+    ids=torch.arange(9)[None],
+)
 add("positions, sliced", lambda m, x: m.out(x + m.table[:, : x.shape[1]]), M, table=(1, 9, 6), out=nn.Linear(6, 2))
-add("positions, copied for all", lambda m, x: m.out(x + m.table(torch.arange(4).expand(len(x), 4))), M,
-    table=nn.Embedding(9, 6), out=nn.Linear(6, 2))
-add("class token", lambda m, x: m.out(torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1)), M,
-    token=(1, 1, 6), out=nn.Linear(6, 2))
-add("class token, repeated", lambda m, x: m.out(torch.cat([m.token.repeat(len(x), 1, 1), x], 1)), M,
-    token=(1, 1, 6), out=nn.Linear(6, 2))
+add(
+    "positions, copied for all",
+    lambda m, x: m.out(x + m.table(torch.arange(4).expand(len(x), 4))),
+    M,
+    table=nn.Embedding(9, 6),
+    out=nn.Linear(6, 2),
+)
+add(
+    "class token",
+    lambda m, x: m.out(torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1)),
+    M,
+    token=(1, 1, 6),
+    out=nn.Linear(6, 2),
+)
+add(
+    "class token, repeated",
+    lambda m, x: m.out(torch.cat([m.token.repeat(len(x), 1, 1), x], 1)),
+    M,
+    token=(1, 1, 6),
+    out=nn.Linear(6, 2),
+)
+
 
 # attention and layouts
 def attention(**options: object) -> nn.Module:
@@ -168,13 +198,23 @@ for first in (False, True):
         add(f"attention to itself, {how}", itself, (3, 6), mha=attention(batch_first=first))
         add(f"attention, three inputs, {how}", three, (3, 6), mha=attention(batch_first=first))
         add(f"attention, two inputs, {how}", cross, (3, 6), mha=attention(batch_first=first))
-    add(f"attention, other sizes, {first}", itself, (3, 6), mha=attention(batch_first=first, kdim=6, vdim=6, bias=False))
+    add(
+        f"attention, other sizes, {first}", itself, (3, 6), mha=attention(batch_first=first, kdim=6, vdim=6, bias=False)
+    )
     block = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=first)
-    add(f"TransformerEncoderLayer, batch_first={first}",
-        lambda m, x, first=first: m.block(x) if first else m.block(x.transpose(0, 1)).transpose(0, 1), (3, 6), block=block)
+    add(
+        f"TransformerEncoderLayer, batch_first={first}",
+        lambda m, x, first=first: m.block(x) if first else m.block(x.transpose(0, 1)).transpose(0, 1),
+        (3, 6),
+        block=block,
+    )
 add("attention, keys and values added", itself, (3, 6), mha=attention(batch_first=True, add_bias_kv=True))
-add("decoder layer", lambda m, x: m.block(x, x.tanh()), (3, 6),
-    block=nn.TransformerDecoderLayer(6, 2, 8, dropout=0.0, batch_first=True))
+add(
+    "decoder layer",
+    lambda m, x: m.block(x, x.tanh()),
+    (3, 6),
+    block=nn.TransformerDecoderLayer(6, 2, 8, dropout=0.0, batch_first=True),
+)
 add("positions first, transpose", lambda m, x: m.l(x.transpose(0, 1)).transpose(0, 1), M, l=nn.Linear(6, 5))
 add("positions first, permute", lambda m, x: m.l(x.permute(1, 0, 2)).movedim(1, 0), M, l=nn.Linear(6, 5))
 add("channels last", lambda m, x: m.l(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), IMAGE, l=nn.Linear(3, 5))
@@ -207,23 +247,44 @@ add("chunked qkv", chunked_qkv, M, qkv=nn.Linear(6, 18), out=nn.Linear(6, 6))
 add("stacked qkv", stacked_qkv, M, qkv=nn.Linear(6, 18), out=nn.Linear(6, 6))
 add("qkv of parts of a weight", split_qkv, M, w=(18, 6), b=(18,), out=nn.Linear(6, 6))
 add("windows", windows, IMAGE, out=nn.Linear(3, 5), table=(9, 5), i=torch.arange(256) % 9)
-add("relative positions", lambda m, x: (x @ x.mT + m.table[m.i]).softmax(-1) @ m.l(x), M, table=(7,), l=nn.Linear(6, 5),
-    i=torch.arange(4)[:, None] - torch.arange(4) + 3)
+add(
+    "relative positions",
+    lambda m, x: (x @ x.mT + m.table[m.i]).softmax(-1) @ m.l(x),
+    M,
+    table=(7,),
+    l=nn.Linear(6, 5),
+    i=torch.arange(4)[:, None] - torch.arange(4) + 3,
+)
 
 # convolutions, norms, products
 add("F.pad in front", lambda m, x: m.conv(F.pad(x, (0, 1, 0, 1))), IMAGE, conv=nn.Conv2d(3, 4, 3, 2))
 add("F.pad, reflected", lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1), "reflect")), IMAGE, conv=nn.Conv2d(3, 4, 3))
 add("padding='same'", lambda m, x: m.conv(x), IMAGE, conv=nn.Conv2d(3, 4, 2, padding="same"))
-add("padding_mode='circular'", lambda m, x: m.conv(x), IMAGE, conv=nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"))
+add(
+    "padding_mode='circular'",
+    lambda m, x: m.conv(x),
+    IMAGE,
+    conv=nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+)
 add("transposed convolution", lambda m, x: m.conv(x), IMAGE, conv=nn.ConvTranspose2d(3, 4, 2, 2))
 add("depthwise", lambda m, x: m.conv(x), IMAGE, conv=nn.Conv2d(3, 6, 3, groups=3))
 add("conv1d of a sequence", lambda m, x: m.conv(x.transpose(1, 2)).transpose(1, 2), M, conv=nn.Conv1d(6, 5, 2))
 add("group norm", lambda m, x: m.norm(m.conv(x)), IMAGE, conv=nn.Conv2d(3, 4, 3), norm=nn.GroupNorm(2, 4))
 add("batch norm", lambda m, x: m.norm(m.conv(x)), IMAGE, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
-add("instance norm", lambda m, x: m.norm(m.conv(x)), IMAGE, conv=nn.Conv2d(3, 4, 3),
-    norm=nn.InstanceNorm2d(4, affine=True))
-add("layer norm, by hand", lambda m, x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt() * m.w
-    + m.b, M, w=(6,), b=(6,))
+add(
+    "instance norm",
+    lambda m, x: m.norm(m.conv(x)),
+    IMAGE,
+    conv=nn.Conv2d(3, 4, 3),
+    norm=nn.InstanceNorm2d(4, affine=True),
+)
+add(
+    "layer norm, by hand",
+    lambda m, x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt() * m.w + m.b,
+    M,
+    w=(6,),
+    b=(6,),
+)
 add("rms norm", lambda m, x: m.norm(x), M, norm=nn.RMSNorm(6))
 add("einsum", lambda m, x: torch.einsum("bti,oi->bto", x, m.w), M, w=(5, 6))
 add("einsum, positions apart", lambda m, x: torch.einsum("bti,tio->bto", x, m.w), M, w=(4, 6, 3))
@@ -236,7 +297,11 @@ add("gru cell", lambda m, x: m.cell(x), V, cell=nn.GRUCell(6, 5))
 add("lstm cell", lambda m, x: m.cell(x)[0], V, cell=nn.LSTMCell(6, 5))
 add("rnn cell", lambda m, x: m.cell(x), V, cell=nn.RNNCell(6, 5))
 add("checked samples", lambda m, x: m.l(torch.where(x > 0, x, m.w)), V, l=nn.Linear(6, 5), w=(6,))
-add("views of the batch, one after the other", lambda m, x: sum(m.l(torch.cat([x, x.flip(-1)])).chunk(2)), V,
-    l=nn.Linear(6, 5))
+add(
+    "views of the batch, one after the other",
+    lambda m, x: sum(m.l(torch.cat([x, x.flip(-1)])).chunk(2)),
+    V,
+    l=nn.Linear(6, 5),
+)
 add("used twice", lambda m, x: m.l(m.l(x).relu()), V, l=nn.Linear(6, 6))
 add("used as it is, and computed from", lambda m, x: m.l(x) + F.linear(x, m.l.weight.exp()), V, l=nn.Linear(6, 6))

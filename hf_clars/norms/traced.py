@@ -56,9 +56,10 @@ def numbered(use: Use) -> tuple[int, list[int]]:
     weight, bias = _facts(use.weight), _facts(use.bias)
     subset = None if use.subset is None else (use.subset.start, use.subset.stop, use.subset.step)
     axis = None if use.axis is None else (use.axis.dim, use.axis.inner)
-    layout = True if use.fused else False, True if use.unbatched else False, axis  # noqa: SIM210: they may be symbols
+    # They may be symbols, of which the compiler takes the value here.
+    fused, unbatched = [True if fact else False for fact in (use.fused, use.unbatched)]  # noqa: SIM210
     sizes = [use.batch]
-    facts = _without_sizes((fields, weight, bias, layout, subset), sizes)
+    facts = _without_sizes((fields, weight, bias, (fused, unbatched, axis), subset), sizes)
     return _number_of(type(rule), *facts, use.dtype, use.memory_format), sizes
 
 
