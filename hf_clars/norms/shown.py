@@ -22,8 +22,11 @@ def show_to_modes() -> None:
 
 
 def _show_functions() -> None:
-    """Those that it does not think to be overridable: what `F.pad` ends in, and what torch itself has for weights."""
-    functions.get_overridable_functions().update({torch._C._nn.pad, torch._weight_norm})
+    """Those that it does not think to be overridable: what `F.pad` ends in, what torch itself has for weights, and
+    functions that work in place, which are no methods."""
+    names = [name for name in dir(torch._C._VariableFunctions) if name.endswith("_") and not name.startswith("_")]
+    in_place = {getattr(torch, name) for name in names if hasattr(torch, name)}
+    functions.get_overridable_functions().update({torch._C._nn.pad, torch._weight_norm}, in_place)
 
 
 def _show_assignment() -> None:
