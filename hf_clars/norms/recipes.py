@@ -217,7 +217,7 @@ def _tagged() -> tuple[set[str], set[str]]:
     """Names of functions that draw random numbers, and of those whose result may be a view: torch says so of each."""
     random, viewing = set(), set()
     for name in {name for space in SPACES for name in dir(space)}:
-        packet = getattr(torch.ops.aten, name, None)
+        packet: Any = getattr(torch.ops.aten, name, None)
         for each in packet.overloads() if hasattr(packet, "overloads") else ():
             function = getattr(packet, each)
             if torch.Tag.nondeterministic_seeded in function.tags:
