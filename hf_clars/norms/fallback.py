@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .marks import axis_of
+from .recipes import call_steps, cook
 from .rule import Rule, Saved
 from .sample_axis.axis import SampleAxis, by_sample
 from .sample_axis.call import functions_named
@@ -26,70 +25,79 @@ _VMAPPED = {
 class FunctionRule(Rule):
     """Any function that treats samples apart, of which it is known where they stand in operands and result.
 
+    What is kept: the operands that depend on samples, then the tensor `u` whose contributions are wanted, then others.
+
     Args:
-        function: of `(u, xs)`.
-        u: the tensor whose contributions are wanted.
-        axes: where samples stand in each of `xs`.
-        out_axis: and in the result.
+        steps: the call, written down, with what is kept for constants.
+        axes: where samples stand in each of those operands, and in the result: `dim`, `inner` and `batch`.
         vmapped: whether all samples are done at once.
     """
 
-    function: Callable[[Tensor, Saved], Tensor]
-    u: Tensor
-    axes: tuple[SampleAxis, ...]
-    out_axis: SampleAxis
+    steps: tuple[Any, ...]
+    axes: tuple[tuple[int, int, int], ...]
     vmapped: bool
 
     def is_samplewise(self, xs: Saved, out: Tensor) -> bool:
         """Whether the first sample alone has a result of the shape that its part of all has."""
-        parts, part = self._parts(xs, out)
+        count = len(self.axes) - 1
+        xs = self.operands(xs)
+        part = by_sample(out, SampleAxis(*self.axes[-1]))
         try:
             with torch.no_grad():
-                alone = self.function(self.u, tuple(x[0] for x in parts))
+                alone = cook(self.steps, (*(x[0] for x in xs[:count]), *xs[count:]))
         except (RuntimeError, IndexError, ValueError):
             return False
         return alone.shape == part.shape[1:]
 
     def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
-        return xs, by_sample(d, self.out_axis)
+        return xs, by_sample(d, SampleAxis(*self.axes[-1]))
 
     def operands(self, xs: Saved) -> Saved:
-        return tuple(by_sample(x, axis) for x, axis in zip(xs, self.axes, strict=True))
-
-    def _parts(self, xs: Saved, d: Tensor) -> tuple[Saved, Tensor]:
-        return self.operands(xs), by_sample(d, self.out_axis)
+        count = len(self.axes) - 1
+        apart = [by_sample(x, SampleAxis(*axis)) for x, axis in zip(xs[:count], self.axes[:-1], strict=True)]
+        return (*apart, *xs[count:])
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
+        count = len(self.axes) - 1
+        u, others = xs[count], xs[count + 1 :]
+
         def one(d: Tensor, *xs: Tensor) -> Tensor:
-            return torch.func.vjp(lambda u: self.function(u, xs), self.u)[1](d)[0]
+            return torch.func.vjp(lambda u: cook(self.steps, (*xs, u, *others)), u)[1](d)[0]
 
         if self.vmapped:
-            return torch.func.vmap(one)(d, *xs)
+            return torch.func.vmap(one)(d, *xs[:count])
         # Not every function has a batching rule, and not every rule is right (torch 2.14: RNN cells').
-        return torch.stack([one(*each) for each in zip(d, *xs, strict=True)])
+        return torch.stack([one(*each) for each in zip(d, *xs[:count], strict=True)])
 
     def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
-        return tuple(x[run] for x in xs), d[run]
+        count = len(self.axes) - 1
+        return (*(x[run] for x in xs[:count]), *xs[count:]), d[run]
 
 
-def function_rule(func: Any, args: Any, kwargs: Any, u: Tensor, out_axis: SampleAxis) -> tuple[FunctionRule, Saved]:
-    """The rule of `func(*args, **kwargs)` for its operand `u`, and the operands that depend on samples."""
-    leaves, tree = pytree.tree_flatten((args, kwargs))
-    leaves = [leaf.detach() if isinstance(leaf, Tensor) and leaf is not u else leaf for leaf in leaves]
-    originals = pytree.tree_leaves((args, kwargs))
-    where_samples = [i for i, leaf in enumerate(originals) if axis_of(leaf) is not None]
-    axes = tuple([axis for axis in map(axis_of, originals) if axis is not None])
-    where_u = [i for i, leaf in enumerate(originals) if leaf is u]
-    saved = tuple(leaves[i] for i in where_samples)
-    constants = [None if i in where_samples or i in where_u else leaf for i, leaf in enumerate(leaves)]
+def function_rule(
+    func: Any, args: Any, kwargs: Any, tensors: list[Tensor], u: Tensor, out_axis: SampleAxis
+) -> tuple[FunctionRule, Saved]:
+    """The rule of `func(*args, **kwargs)` for its operand `u`, and what it keeps."""
+    axes = [axis for axis in map(axis_of, tensors) if axis is not None]
+    of_samples = [t for t in tensors if axis_of(t) is not None]
+    others = [t for t in tensors if axis_of(t) is None and t is not u]
+    of_samples_met, others_met = [0], [0]
 
-    def function(u: Tensor, xs: Saved) -> Tensor:
-        filled = list(constants)
-        for i, x in zip(where_samples, xs, strict=True):
-            filled[i] = x
-        for i in where_u:
-            filled[i] = u
-        args, kwargs = pytree.tree_unflatten(filled, tree)
-        return func(*args, **kwargs)
+    def place(tensor: Tensor) -> tuple[Any, ...]:
+        """Tensors are met in the order of the list."""
+        if tensor is u:
+            return ("constant", len(of_samples))
+        met, first = (others_met, len(of_samples) + 1) if axis_of(tensor) is None else (of_samples_met, 0)
+        met[0] += 1
+        return ("constant", first + met[0] - 1)
 
-    return FunctionRule(tuple(u.shape), function, u.detach(), axes, out_axis, func in _VMAPPED), saved
+    steps = call_steps(func, args, kwargs, place)
+    assert steps is not None
+    where = tuple([(axis.dim, axis.inner, axis.batch) for axis in (*axes, out_axis)])
+    saved = tuple([t.detach() for t in (*of_samples, u, *others)])
+    return FunctionRule(tuple(u.shape), steps, where, _is_vmapped(func)), saved
+
+
+@torch.compiler.assume_constant_result
+def _is_vmapped(func: Any) -> bool:
+    return func in _VMAPPED

@@ -31,7 +31,9 @@ class GradientCheck:
     def __init__(self) -> None:
         self.active = False
         self.measuring = False  # derivatives that are taken to measure arrive at parameters, too
+        self.decided = False  # of the pass at hand, when its forward pass began, whether it is checked
         self._passes = 0
+        self._backward = -1  # the last backward pass of which it was to be decided
         self._handles: list[Any] = []
         self._received: dict[Entry, list[Tensor]] = {}
         self._claimed: dict[Entry, list[Tensor]] = {}
@@ -39,6 +41,23 @@ class GradientCheck:
 
     def begin_pass(self, entries: list[Entry]) -> None:
         """A forward pass begins, whose gradients are checked if it is its turn."""
+        self.decided = True
+        self._begin(entries)
+
+    def begin_backward(self, entries: list[Entry]) -> bool:
+        """A backward pass reaches a first use. If compiled code began its forward pass, it is decided here whether it
+        is checked: gradients arrive at parameters later than at all of their uses.
+
+        Returns whether the check begins here; then it is to end with this pass, by `pause()`.
+        """
+        backward = torch._C._current_graph_task_id()
+        if self.decided or self.active or backward == self._backward:
+            return False
+        self._backward = backward
+        self._begin(entries)
+        return self.active
+
+    def _begin(self, entries: list[Entry]) -> None:
         self._passes += 1
         if self._passes > _FIRST and self._passes % _EVERY:
             return
@@ -63,12 +82,16 @@ class GradientCheck:
         """`Σ_i c_i` of one use of a parameter, all samples included."""
         self._claimed.setdefault(entry, []).append(_measures(entry, total))
 
-    @torch.no_grad()
-    def settle(self) -> dict[Entry, Tensor]:
-        """End the check of the passes before: whether a parameter's gradient has more than what was measured, 0-dim."""
+    def pause(self) -> None:
+        """Look no more, until the next pass that is checked begins."""
         for handle in self._handles:
             handle.remove()
         self._handles, self.active = [], False
+
+    @torch.no_grad()
+    def settle(self) -> dict[Entry, Tensor]:
+        """End the check of the passes before: whether a parameter's gradient has more than what was measured, 0-dim."""
+        self.pause()
         received, self._received = self._received, {}
         claimed, self._claimed = self._claimed, {}
         if not received:

@@ -17,7 +17,6 @@ from .marks import (
     INDEX,
     LOOKUP,
     PLACE,
-    RECIPE,
     axis_of,
     is_input,
     is_source,
@@ -29,7 +28,7 @@ from .marks import (
 from .measured import PICKED, decide, entries_of, measurable, tap
 from .opened import opened
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
-from .recipes import recipe
+from .recipes import is_random, is_writing, note_change, remember
 from .recomputation import Regions, pages_of
 from .sample_axis.axis import Assumption, Lost, Place, SampleAxis, seen_through
 from .sample_axis.call import Call, Rule, name_of
@@ -101,6 +100,8 @@ class Interception(TorchFunctionMode):
             out = func(*args, **kwargs)
             if cut and not samples:
                 marked(out, CUT, cut)
+            if sources and torch.compiler.is_compiling() and is_writing(func):
+                note_change(args[0])
         elif sources:
             inside = opened(func)
             if inside is not None:
@@ -244,9 +245,13 @@ class Interception(TorchFunctionMode):
         else:
             with self.regions.kept():
                 out = func(*args, **kwargs)
-        out = marked(out, ENTRIES, tuple(entries))
-        if torch.compiler.is_compiling() and isinstance(out, Tensor):
-            marked(out, RECIPE, recipe(func, args, kwargs))
+        if torch.compiler.is_compiling():
+            if is_writing(func):
+                marked(args[0], ENTRIES, tuple(entries))
+                return remember(func, args, kwargs, out)
+            out = remember(func, args, kwargs, marked(out, ENTRIES, tuple(entries)))
+        else:
+            out = marked(out, ENTRIES, tuple(entries))
         if func is torch.embedding and sources[0].u is None:
             marked(out, LOOKUP, (args[1], args[2] if len(args) > 2 else -1))
         elif func is Tensor.to and sources[0].lookup is not None:
@@ -338,11 +343,18 @@ class Interception(TorchFunctionMode):
         if axis is None or axis.pick is not None or lost or picked or True in [out is t for t in tensors]:
             self.norms.exclude(entries, PICKED if picked else lost[0].reason if lost else reason)
             return out
-        if torch.compiler.is_compiling() or self.regions.is_unwatched():
+        traced = torch.compiler.is_compiling()
+        if not traced and self.regions.is_unwatched():
             self.norms.exclude(entries, reason)
             return out
-        rules = [function_rule(func, args, kwargs, u, axis) for u in sources]
-        if False in [rule.is_samplewise(saved, out) for rule, saved in rules]:
+        if is_random(func, args, kwargs):
+            self.norms.exclude(entries, f"{name_of(func)} draws random numbers")
+            return out
+        if not measurable(self.norms, *(source_of(u) for u in sources)):
+            return out
+        rules = [function_rule(func, args, kwargs, _all_tensors(args, kwargs), u, axis) for u in sources]
+        # Of compiled code the backward pass asks this, see `traced.close()`.
+        if not traced and False in [rule.is_samplewise(saved, out) for rule, saved in rules]:
             self.norms.exclude(entries, f"{name_of(func)} does not treat it sample by sample")
             return out
         axis.carries(entries)
@@ -364,20 +376,24 @@ class Interception(TorchFunctionMode):
         return (place if type(place) is SampleAxis else None), reason
 
 
+def _all_tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    return tensors_in(args) + tensors_in(kwargs.values())
+
+
 _SORTS = {torch.sort, Tensor.sort, torch.argsort, Tensor.argsort}
 
 
 def _note_index(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
     """Mark indices with how they are made."""
     if func is Tensor.__setitem__:
-        remember(args[0], index_after(Call(func, args, kwargs, tensors, args[0])))
+        mark_index(args[0], index_after(Call(func, args, kwargs, tensors, args[0])))
         return
     for number, each in enumerate([out] if isinstance(out, Tensor) else out if isinstance(out, tuple) else ()):
         if isinstance(each, Tensor):
-            remember(each, index_after(Call(func, args, kwargs, tensors, each, number)))
+            mark_index(each, index_after(Call(func, args, kwargs, tensors, each, number)))
 
 
-def remember(index: Tensor, made: object) -> None:
+def mark_index(index: Tensor, made: object) -> None:
     """Mark an index with how it is made, or, if it was written to otherwise, take the mark off."""
     if made is not None:
         setattr(index, INDEX, made)

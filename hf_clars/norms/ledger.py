@@ -79,6 +79,11 @@ class Ledger:
         """A number for the backward pass under way, or for the one that holds it."""
         return torch._C._current_graph_task_id() if self._holder is None else self._holder
 
+    def begin_backward(self) -> None:
+        """A backward pass reaches a use of a parameter."""
+        if self.follows_gradient and self.check.begin_backward(self.entries):
+            torch.autograd.Variable._execution_engine.queue_callback(self.check.pause)
+
     def begin_pass(self) -> None:
         """A forward pass begins: drop what a backward pass that failed left behind."""
         self.watched = True

@@ -24,6 +24,7 @@ ENTRIES = "_hf_clars_entries"  # on a tensor that depends on parameters but not 
 LOOKUP = "_hf_clars_lookup"  # on rows picked from a table by indices that are the same for all samples: the indices
 CUT = "_hf_clars_cut"  # on such a tensor where no gradients are taken: their pages
 RECIPE = "_hf_clars_recipe"  # on such a tensor under torch.compile: how it is computed
+MEMORY = "_hf_clars_memory"  # and what it shares with its views
 PLACE = "_hf_clars_place"  # on a tensor that depends on samples: where they stand in it, or since when that is lost
 INDEX = "_hf_clars_index"  # on a tensor of indices: how they are made, see `indices.py`
 
@@ -92,12 +93,9 @@ def marked(values: Any, name: str, value: Any) -> Any:
     """`values`, a tensor or a tuple or list of some, with a mark."""
     if isinstance(values, Tensor):
         setattr(values, name, value)
-    elif type(values) in (tuple, list):
+    elif isinstance(values, (tuple, list)):  # such as torch.return_types.max
         if torch.compiler.is_compiling():  # which follows no attributes of the parts of a result, but of new views
             values = type(values)([v.view_as(v) if isinstance(v, Tensor) else v for v in values])
-        for each in values:
-            marked(each, name, value)
-    elif isinstance(values, tuple) and not torch.compiler.is_compiling():  # such as torch.return_types.max
         for each in values:
             marked(each, name, value)
     return values

@@ -13,6 +13,7 @@ from . import traced
 from .linear_rules import LinearRule
 from .marks import Source, axis_of, place_of, source_of
 from .operators import Operator
+from .recipes import is_outdated
 from .rule import Rule, Saved
 from .sample_axis.axis import Lost, SampleAxis, is_ordinary, samples_first
 from .tap import Tap, Use
@@ -136,7 +137,8 @@ def tap(
         use.memory_format = torch.channels_last  # autograd copies a gradient that lies otherwise than its parameter
     use.opened()
     if torch.compiler.is_compiling():
-        use.number, use.ledger = traced.number_of(use), norms.ledger.key
+        use.number, use.sizes = traced.numbered(use)
+        use.ledger = norms.ledger.key
         saved = (*saved, *traced.constants_of(use))
     return Tap.apply(y, weight, norms.ledger.anchor, use, in_place, *saved)
 
@@ -153,10 +155,16 @@ def _is_channels_last(weight: Tensor) -> bool:
 def measurable(norms: PerSampleNorms, *sources: Source | None) -> bool:
     """Whether these can be measured here."""
     if torch.compiler.is_compiling():
-        through = [s for s in sources if s is not None and s.u is not None and s.lookup is None and s.recipe is None]
-        if through:
-            norms.exclude(entries_of(*through), "the tensor that is used is computed from it, under torch.compile")
-        return not through
+        through = [s for s in sources if s is not None and s.u is not None and s.lookup is None]
+        unknown = [s for s in through if s.recipe is None]
+        if unknown:
+            reason = "what is used is computed from it by a function that draws random numbers, under torch.compile"
+            norms.exclude(entries_of(*unknown), reason)
+        outdated = [s for s in through if s.recipe is not None and is_outdated(s.u)]
+        if outdated:
+            reason = "what is used is computed from it and changed in place through a view, under torch.compile"
+            norms.exclude(entries_of(*outdated), reason)
+        return not unknown and not outdated
     if norms.interception.regions.is_unwatched():
         norms.exclude(entries_of(*sources), "it is used in a checkpointed function that is not a module")
         return False

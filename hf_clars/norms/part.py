@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .recipes import cook
+from .recipes import made_of
 from .reductions import norm_dtype, squared_norms
 from .rule import Rule, Saved
 
@@ -175,7 +175,8 @@ class RecipePart(Part):
 
     def samples(self, run: slice) -> Tensor:
         def made(parameter: Tensor) -> Tensor:
-            return cook(self.recipe.steps, self.recipe.constants, self.entry.ledger, self.entry.index, parameter)
+            recipe, entry = self.recipe, self.entry
+            return made_of(recipe.steps, recipe.constants, entry.ledger, entry.index, parameter)
 
         made_at = torch.func.vjp(made, self.entry.parameter.detach())
         u, back = made_at[0], made_at[1]

@@ -232,7 +232,10 @@ class PerSampleNorms:
         if not any(e.samples for e in self.ledger.entries):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             self.ledger.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
-        if not self.ledger.follows_gradient or self.mode == "micro_batch" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self.ledger.check.decided = False  # its backward pass decides
+            return
+        if not self.ledger.follows_gradient or self.mode == "micro_batch":
             return
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass, where checkpointing calls again
             self.ledger.check.begin_pass(self.ledger.entries)

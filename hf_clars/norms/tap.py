@@ -36,7 +36,7 @@ class Use:
         subset: which samples are measured; None for all.
         dtype, memory_format: of the weight gradient.
         shared: entry → whether other uses of the same pass have a part in its gradient.
-        number, ledger: what stands for all this in a compiled backward pass, see `traced.py`.
+        number, sizes, ledger: what stands for all this in a compiled backward pass, see `traced.py`.
     """
 
     rule: Rule
@@ -51,6 +51,7 @@ class Use:
     memory_format: torch.memory_format = torch.contiguous_format
     shared: dict[Entry, bool] = field(default_factory=dict)
     number: int = -1
+    sizes: list[int] = field(default_factory=list)
     ledger: int = -1
 
     def opened(self) -> None:
@@ -79,8 +80,10 @@ class Use:
     def _check(self) -> GradientCheck | None:
         """Of the ledger, in the passes in which it looks."""
         for source in (self.weight, self.bias):
-            if source is not None and source.entries[0].ledger.check.active:
-                return source.entries[0].ledger.check
+            if source is not None:
+                ledger = source.entries[0].ledger
+                ledger.begin_backward()
+                return ledger.check if ledger.check.active else None
         return None
 
     def _measure(self, xs: Saved, d: Tensor) -> Tensor | None:
@@ -151,7 +154,7 @@ class Tap(torch.autograd.Function):
             )
         xs, use = ctx.saved_tensors, ctx.use
         if torch.compiler.is_compiling():
-            gradient, token = traced.close(list(xs), d, use.ledger, use.number, use.batch)
+            gradient, token = traced.close(list(xs), d, use.ledger, use.number, use.sizes)
             return (d, gradient if use.fused else None, token, None, None, *(None for _ in xs))
         with _without_autocast(d.device.type):
             gradient = use.close(xs, d)

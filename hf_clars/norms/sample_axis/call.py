@@ -63,7 +63,8 @@ def functions_named(name: str) -> list[Any]:
                 value = value.__get__
             if callable(value):
                 found.append(value)
-    return found
+    packet = getattr(torch.ops.aten, name, None)  # what dynamo calls in place of properties' getters
+    return found if packet is None else [*found, packet]
 
 
 def name_of(func: Any) -> str:

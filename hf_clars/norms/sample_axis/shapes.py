@@ -46,8 +46,8 @@ def _order(call: Call) -> list[int]:
         for target, source in sorted(zip(targets, sources, strict=True)):
             rest.insert(target, source)
         return rest
-    if name in ("t", "T", "H", "mT", "mH", "adjoint"):
-        if name in ("T",):
+    if name in ("t", "T", "H", "mT", "mH", "adjoint", "numpy_T", "matrix_H"):
+        if name in ("T", "numpy_T"):
             return order[::-1]
         one, other = (ndim - 2, ndim - 1) if ndim > 1 else (0, 0)
     else:  # transpose, swapaxes, swapdims

@@ -113,7 +113,7 @@ _BY_NAME: list[tuple[str, Rule]] = [
      hardtanh hardswish prelu celu mish isin relu6 pin_memory
      """, keeping),
     ("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", reshaping),
-    ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint", permuting),
+    ("permute transpose swapaxes swapdims movedim moveaxis t T H mT mH adjoint numpy_T matrix_H", permuting),
     ("expand expand_as broadcast_to", expanding),
     ("repeat tile", repeating),
     ("repeat_interleave", interleaving),

@@ -1,0 +1,203 @@
+"""What is measured and named under torch.compile is what is measured and named in eager torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_clars.norms import PerSampleNorms
+
+from .compiled_table import TABLE
+from .function_table import FUNCTIONS
+from .test_norms_functions import Function
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning", "ignore:PerSampleNorms cannot measure:UserWarning"
+)
+
+# Of these the compiler's view is named: what they change in place has another name in memory.
+NAMED = {"a view of a copy is doubled", "a copy seen through a view, doubled"}
+# Chosen to be quick and of all kinds; the others are slow tests.
+QUICK = {
+    "weight.T", "chunk", "unbind", "iteration", "F.normalize", "mul_ of a copy", "cat", "tied embedding, transposed",
+    "a row of a copy is zeroed", "a view of a copy is doubled", "old weight_norm", "cdist", "gru cell",
+    "F.pad in front", "attention, three inputs, positions first, with weights",
+}  # fmt: skip
+
+
+class Seen:
+    """What became of one model: norms, names, gradients."""
+
+    def __init__(self, model: nn.Module, call: nn.Module, xs: list[Tensor], mode: str = "per_sample") -> None:
+        model.zero_grad()
+        with PerSampleNorms(model, mode, norm_samples=2) as norms:
+            for x in xs:
+                call(x).square().sum().backward()
+            of = norms.denominators()
+            self.denominators = {n: of[p] for n, p in model.named_parameters() if p in of}
+            self.norms, self.untracked = norms.per_sample(), dict(norms.untracked)
+        self.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(eager: Seen, compiled: Seen, named: bool = False) -> None:
+    torch.testing.assert_close(compiled.gradients, eager.gradients, rtol=1e-9, atol=1e-9)
+    less = {n: compiled.untracked.get(n) for n in eager.denominators.keys() - compiled.denominators.keys()}
+    if named:
+        assert less, "it is measured: no need to expect that it is named"
+        assert all("torch.compile" in (reason or "") for reason in less.values()), less
+    else:
+        assert not less
+    assert eager.untracked.keys() <= compiled.untracked.keys() | compiled.denominators.keys()
+    for n in eager.denominators.keys() & compiled.denominators.keys():
+        torch.testing.assert_close(compiled.denominators[n], eager.denominators[n], rtol=1e-9, atol=1e-9, msg=n)
+        torch.testing.assert_close(compiled.norms[n], eager.norms[n], rtol=1e-9, atol=1e-9, msg=n)
+
+
+def as_double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def judge(model: nn.Module, x: Tensor, named: bool = False, mode: str = "per_sample", **options: object) -> None:
+    torch.compiler.reset()
+    model, xs = model.double(), [as_double(x)]
+    if mode == "per_sample":  # micro-batches, the second one of another size
+        xs.append(xs[0].flip(0)[:3])
+    eager = Seen(model, model, xs, mode)
+    options = {"backend": "aot_eager", "fullgraph": True} | options
+    compare(eager, Seen(model, torch.compile(model, **options), xs, mode), named)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TABLE])
+def test_measured_as_in_eager(name):
+    judge(*TABLE[name](), named=name in NAMED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weight.T", "F.normalize", "chunked qkv", "batch norm", "cdist", "windows"])
+@pytest.mark.parametrize(
+    "options", [{"mode": "subset"}, {"dynamic": True}, {"backend": "inductor"}, {"fullgraph": False}], ids=str
+)
+def test_measured_as_in_eager_in_other_ways(name, options):
+    judge(*TABLE[name](), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_measured_as_in_eager(name):
+    torch.manual_seed(0)
+    model, x = Function(name, beside=True), torch.randn(3, *FUNCTIONS[name][1], dtype=torch.float64)
+    torch.compiler.reset()
+    eager = Seen(model.double(), model, [x])
+    compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=name not in BREAKS), [x]))
+
+
+BREAKS: set[str] = set()  # what torch itself does not compile in one graph
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.out = nn.Embedding(12, 6), nn.LayerNorm(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.table(torch.arange(x.shape[1])) + self.table.weight[: x.shape[1]].tanh()
+        return self.out(self.norm(x.transpose(0, 1))).transpose(0, 1)
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_sizes_may_change(dynamic):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = Positions().double()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for batch, length in ((4, 5), (3, 7), (6, 8), (4, 5)):
+        x = torch.randn(batch, length, 6, dtype=torch.float64)
+        compare(Seen(model, model, [x]), Seen(model, compiled, [x]))
+
+
+class Broken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.sum().item() > 1e9:
+            return x
+        return self.second(x.transpose(0, 1)).transpose(0, 1) @ self.first.weight.T
+
+
+@pytest.mark.slow
+def test_a_graph_may_break():
+    torch.manual_seed(0)
+    judge(Broken(), torch.randn(4, 3, 6), fullgraph=False)
+
+
+@pytest.mark.parametrize("name", ["chunked qkv", "attention, three inputs, positions first, with weights"])
+def test_a_part_may_be_compiled(name):
+    model, x = TABLE[name]()
+    model = nn.Sequential(nn.Linear(6, 6), model, nn.Linear(6, 4)).double()
+    torch.compiler.reset()
+    eager = Seen(model, model, [x.double()])
+    model[1].compile(backend="aot_eager", fullgraph=True)
+    compare(eager, Seen(model, model, [x.double()]))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 6), nn.Linear(6, 6)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.table(ids)).relu()
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_use_outside_of_what_is_compiled_is_noticed(outside):
+    """And looking for it neither breaks the graph nor compiles it anew."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = Tied().double()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    counted = []
+    with PerSampleNorms(model) as norms:
+        for _ in range(4):
+            model.zero_grad()
+            h = compiled(torch.randint(0, 9, (4, 5)))
+            (F.linear(h, model.table.weight) if outside else h).square().sum().backward()
+            of = norms.denominators()
+            assert {n for n, p in model.named_parameters() if p in of} >= {"out.weight", "out.bias"}
+            assert (model.table.weight not in of) == outside == ("table.weight" in norms.untracked)
+            counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counted[1] == counted[-1]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda w, x: F.linear(F.pad(x, (0, 1)), w),
+        lambda w, x: F.linear(x, torch._weight_norm(w, w[:, :1], 0)[:, :6]),
+        lambda w, x: x * sum(row[:6] for row in w),
+    ],
+    ids=["pad", "_weight_norm", "iteration"],
+)
+def test_dynamo_shows_what_it_would_hide(forward):
+    """What `shown.py` reaches for has a private name: where this fails, that went."""
+    torch.compiler.reset()
+    model = Function("stack", False).double()
+    model.weights[0] = nn.Parameter(torch.randn(5, 7, dtype=torch.float64))
+    model.use = lambda x, w: forward(w, x)
+    with PerSampleNorms(model) as norms:
+        x = torch.randn(4, 6, dtype=torch.float64)
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
+        assert norms.untracked == {}
+        assert norms.per_sample()
+
+
+def test_dynamo_shows_assignments():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = Function("setitem", False).double()
+    x = torch.randn(4, 4, 6, dtype=torch.float64)
+    eager = Seen(model, model, [x])
+    compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=True), [x]))
