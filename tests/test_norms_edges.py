@@ -62,12 +62,14 @@ def test_a_backward_pass_that_failed_leaves_nothing_behind():
         assert norms.sums().keys() == {"0.weight", "0.bias"}
 
 
-def test_batches_of_different_size_in_one_backward_pass_are_refused():
+def test_batches_of_different_size_in_one_backward_pass_are_named():
     model = nn.Sequential(nn.Linear(3, 4, bias=False))
-    with PerSampleNorms(model):
+    with PerSampleNorms(model) as norms:
         loss = model(torch.randn(6, 3)).sum() + model(torch.randn(4, 3)).sum()
-        with pytest.raises(RuntimeError, match=r"batches of \d and \d samples in one backward pass"):
+        with pytest.warns(UserWarning, match=r"batches of \d and \d samples in one backward pass"):
             loss.backward()
+        assert set(norms.untracked) == {"0.weight"}
+        assert norms.per_sample() == {}
 
 
 def test_a_partly_measured_parameter_does_not_count():

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from .function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED
 from .verdicts import Verdict, functional, verdict
 
+# Torch's own word on losses whose operands broadcast, as they do here on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+
 BATCHES = (0, 1, 2, 3, 4)  # which divide, or are, the lengths of some parameters
 
 

@@ -8,6 +8,7 @@ shapes, and its nodes stand for the functions of which `sample_axis/` has rules.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,8 +98,8 @@ def _after(node: Any, found: dict[Any, list[Place | None]]) -> list[Place | None
 class _Shaped:
     """What rules see of a tensor: its shape and its place; of one without samples the shape does not matter."""
 
-    def __init__(self, shape: torch.Size, place: Place | None) -> None:
-        self.shape, self.ndim = shape, len(shape)
+    def __init__(self, shape: Sequence[int], place: Place | None) -> None:
+        self.shape, self.ndim = torch.Size(shape), len(shape)
         setattr(self, PLACE, place)
 
     def numel(self) -> int:

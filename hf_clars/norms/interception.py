@@ -95,6 +95,11 @@ class Interception(TorchFunctionMode):
                 marked(tensor, PLACE, Lost("its input comes from a function that is not watched"))
                 samples, alike = True, None
         rule = RULES.get(func) if samples else None
+        opens = opened(func) if samples and rule is None else None
+        if opens is None and sources and torch.is_grad_enabled():
+            opens = opened(func)
+        if opens is not None:
+            return self._inside(opens, args, kwargs)
         if not torch.is_grad_enabled():
             cut = self._cut(tensors) if self.trains else ()
             out = func(*args, **kwargs)
@@ -103,14 +108,9 @@ class Interception(TorchFunctionMode):
             if sources and torch.compiler.is_compiling() and is_writing(func):
                 note_change(args[0])
         elif sources:
-            inside = opened(func)
-            if inside is not None:
-                return self._inside(inside, args, kwargs)
             if not samples:
                 return self._compute(func, args, kwargs, [s for s in map(source_of, tensors) if s is not None])
             out = self._meet(func, args, kwargs, tensors)
-        elif samples and rule is None and (inside := opened(func)) is not None:
-            return self._inside(inside, args, kwargs)
         else:
             out = func(*args, **kwargs)
         if samples:
@@ -241,7 +241,7 @@ class Interception(TorchFunctionMode):
             out = func(*args, **kwargs)
         elif self.regions.is_unwatched():
             self.norms.exclude(entries, "it is used in a checkpointed function that is not a module")
-            return func(*args, **kwargs)
+            return marked(func(*args, **kwargs), ENTRIES, ())
         else:
             with self.regions.kept():
                 out = func(*args, **kwargs)

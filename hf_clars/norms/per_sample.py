@@ -35,8 +35,9 @@ class PerSampleNorms:
 
     `c_i` is the derivative of the loss that `backward()` was called on with respect to sample i's own copy of the
     weight. So `Σ_i c_i = weight.grad`, with train-mode BatchNorm included, and `c_i = ∇f_i / B` where samples do not
-    mix. A sample is one index of the first dimension of the model's first tensor argument; a layer that sees k·B rows,
-    sample by sample, gets k of them each (windows, patches). One backward pass is one batch: a parameter that is used
+    mix. A sample is one index of the first dimension (`batch_dim`) of the first tensor argument of an outermost call.
+    Where samples stand in other tensors is known from the functions that made them, see `sample_axis/`; after a
+    function of which it is not, parameters are named. One backward pass is one batch: a parameter that is used
     several times in it has the norm of its summed contribution.
 
     Measuring begins with construction and ends with `detach()` or the end of a `with` block.
