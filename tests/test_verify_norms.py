@@ -313,7 +313,7 @@ def test_what_cannot_be_measured_is_named(capsys):
 
 
 def test_a_pass_that_measuring_breaks_is_wrong(monkeypatch):
-    def fails(self, args, kwargs):
+    def fails(self, *args, **kwargs):
         raise RuntimeError("of the measuring")
 
     monkeypatch.setattr(PerSampleNorms, "begin_pass", fails)

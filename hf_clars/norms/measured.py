@@ -111,14 +111,14 @@ def decide(norms: PerSampleNorms, operator: Operator) -> Measured | None:
 
 def _axis_of_input(norms: PerSampleNorms, rule: Rule, x: Tensor, entries: list[Any]) -> SampleAxis | None:
     place = place_of(x)
+    if x.numel() == 0:
+        return None  # no samples, no contributions
     if type(place) is not SampleAxis:
         norms.exclude(entries, place.reason if type(place) is Lost else "its input does not depend on samples")
         return None
     if place.pick is not None:
         norms.exclude(entries, PICKED)
         return None
-    if x.numel() == 0:
-        return None  # no samples, no contributions
     if x.ndim == rule.unbatched_ndim and place.batch == 1:
         return place
     if place.dim >= rule.sample_dims(x.ndim) or x.ndim == rule.unbatched_ndim:
