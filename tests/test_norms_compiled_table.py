@@ -12,7 +12,10 @@ from .function_table import FUNCTIONS
 from .test_norms_functions import Function
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor:UserWarning", "ignore:PerSampleNorms cannot measure:UserWarning"
+    "ignore:The .grad attribute of a Tensor:UserWarning",
+    "ignore:PerSampleNorms cannot measure:UserWarning",
+    # Torch has no batched derivative of _weight_norm, and says that it takes samples one by one.
+    "ignore:There is a performance drop:UserWarning",
 )
 
 # Of these the compiler's view is named: what they change in place has another name in memory.

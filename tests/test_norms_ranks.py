@@ -52,7 +52,9 @@ def test_shards_and_devices_are_one_process(tmp_path, layout, case):
 
 def test_a_part_that_came_past_one_rank_excludes_the_parameter_on_all(tmp_path):
     first, second = ranks.by_two(tmp_path, "outside on one rank")
-    assert first["untracked"] == {"special.weight": "its gradient, or part of it, did not come through a forward pass that was watched"}
+    assert first["untracked"] == {
+        "special.weight": "its gradient, or part of it, did not come through a forward pass that was watched"
+    }
     assert second["untracked"] == {"special.weight": "another process cannot measure all of it"}
     assert first["rates"] == second["rates"]
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())

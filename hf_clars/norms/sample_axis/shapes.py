@@ -34,7 +34,7 @@ def permuting(call: Call) -> SampleAxis | None:
 def _order(call: Call) -> list[int]:
     ndim = call.x.ndim
     order = list(range(ndim))
-    name = name_of(call.func).removesuffix("_")
+    name = name_of(call.func)
     if name == "permute":
         return _dims(_all_of(call, ("dims",)), ndim)
     if name in ("movedim", "moveaxis"):
@@ -46,7 +46,7 @@ def _order(call: Call) -> list[int]:
         for target, source in sorted(zip(targets, sources, strict=True)):
             rest.insert(target, source)
         return rest
-    if name in ("t", "T", "H", "mT", "mH", "adjoint", "numpy_T", "matrix_H"):
+    if name in ("t", "t_", "T", "H", "mT", "mH", "adjoint", "numpy_T", "matrix_H"):
         if name in ("T", "numpy_T"):
             return order[::-1]
         one, other = (ndim - 2, ndim - 1) if ndim > 1 else (0, 0)
