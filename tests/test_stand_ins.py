@@ -129,8 +129,9 @@ def test_it_may_be_an_error():
     norms = PerSampleNorms(model, untracked="error")
     model.loss(torch.randn(5, 4)).backward()
     message = (
-        r"^PerSampleNorms cannot measure 1 parameter\(s\), and untracked='error' ends the training: outer\.weight: its "
-        r"gradient, or part of it, did not come through a forward pass that was watched; untracked='stand_in' trains on$"
+        r"^PerSampleNorms cannot measure 1 parameter\(s\), and untracked='error' ends the training: outer\.weight: "
+        r"its gradient, or part of it, did not come through a forward pass that was watched; "
+        r"untracked='stand_in' trains on$"
     )
     with pytest.raises(UserError, match=message):
         CLARS(model.parameters(), 0.5, norms=norms).step()
