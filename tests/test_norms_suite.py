@@ -74,6 +74,8 @@ def must_be_right(name: str, layout: str) -> bool:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+# What torch says of masks of two types, and of layouts in which inference would be slower.
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask", "ignore:enable_nested_tensor is True")
 def test_right_or_named(name, layout):
     allowed = {"right"} if must_be_right(name, layout) else {"right", "named"}
     found = {size: judge(name, layout, *size) for size in SIZES}
