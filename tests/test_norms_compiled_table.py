@@ -204,3 +204,30 @@ def test_dynamo_shows_assignments():
     x = torch.randn(4, 4, 6, dtype=torch.float64)
     eager = Seen(model, model, [x])
     compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=True), [x]))
+
+
+class Table(nn.Module):
+    """Takes samples, and a table of positions or of other samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return self.a(x) + self.b(table)
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("length", [None, 3, 4])
+def test_a_second_argument_is_taken_for_samples_if_it_meets_them_as_such(dynamic, length):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model, batch = Table().double(), 4
+    x = torch.randn(batch, *([] if length is None else [length]), 6, dtype=torch.float64)
+    table = torch.randn(*x.shape[-2:], dtype=torch.float64)
+    seen = []
+    for call in (model, torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)):
+        seen.append(Seen(model, lambda x, call=call: call(x, table), [x, x]))
+    compare(*seen)
+    assert seen[1].norms.keys() == seen[0].norms.keys()
+    assert seen[1].untracked.keys() == ({"b.weight", "b.bias"} if length == batch else set())

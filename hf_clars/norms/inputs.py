@@ -54,7 +54,7 @@ class Inputs:
                 continue
             # Another argument with as many rows may be something else: a mask over as many positions.
             assumed: tuple[Assumption, ...] = ()
-            if known and batch > 1 and not torch.compiler.is_compiling():
+            if known and batch > 1:
                 assumed = (Assumption(likely=True),)
                 self.assumptions += assumed
             self._mark(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
