@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _TOLERANCE = {torch.float64: (1e-7, 1e-11), torch.float32: (1e-3, 1e-5)}
 _TOLERANCE_OF_HALF = (5e-2, 1e-3)
 _FIRST, _EVERY = 2, 512
+_PART = 2**18  # numbers of r that are held at a time
 
 
 class GradientCheck:
@@ -110,13 +111,19 @@ class GradientCheck:
 
 
 def _measures(entry: Entry, gradient: Tensor) -> Tensor:
-    """`⟨r, g⟩` with r from a standard normal distribution, the same for a parameter each time; and ‖g‖."""
+    """`⟨r, g⟩` with r from a standard normal distribution, the same for a parameter each time; and ‖g‖.
+
+    r is drawn in parts, so that no second tensor of the parameter's size is held.
+    """
     generator = torch.Generator(gradient.device).manual_seed(entry.index)
     dtype = norm_dtype(gradient.dtype)
     g = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
-    r = torch.randn(g.shape, generator=generator, device=g.device, dtype=dtype)
-    g = g.to(dtype)
-    return torch.stack([(r * g).sum(), torch.linalg.vector_norm(g)])
+    along = g.new_zeros((), dtype=dtype)
+    rows = max(1, _PART * g.shape[0] // max(1, g.numel())) if g.ndim else 1
+    for part in g.split(rows) if g.ndim else [g]:
+        r = torch.randn(part.shape, generator=generator, device=g.device, dtype=dtype)
+        along += r.mul_(part).sum()
+    return torch.stack([along, torch.linalg.vector_norm(g, dtype=dtype)])
 
 
 def _sum(measures: list[Tensor]) -> Tensor:
