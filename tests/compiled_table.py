@@ -70,6 +70,25 @@ def parametrized(scale: nn.Module) -> nn.Module:
 V, M, IMAGE = (6,), (4, 6), (3, 8, 8)
 IDS = torch.randint(0, 7, (4, 5), generator=torch.Generator().manual_seed(0))
 
+# what torch writes in Python: of samples, of weights, and of both
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rsub": lambda t: 1 - t,
+    "rtruediv": lambda t: 1 / (t.abs() + 1),
+    "rpow": lambda t: 2**t,
+    "pow": lambda t: t**2,
+    "rmod": lambda t: t + 3 % (t.detach().abs() + 1),
+    "floordiv": lambda t: t + t.detach() // 2,
+    "rfloordiv": lambda t: t + 3 // (t.detach().abs() + 1),
+    "norm": lambda t: t / t.norm(dim=-1, keepdim=True),
+    "split": lambda t: torch.cat(t.split(3, -1), -1),
+    "unflatten": lambda t: t.unflatten(-1, (2, 3)).flatten(-2),
+    "argsort": lambda t: t * (t.argsort(-1) // 2),
+}
+for operator, of in OPERATORS.items():
+    add(f"{operator} of samples", lambda m, x, of=of: m.a(of(x)), V, a=nn.Linear(6, 5))
+    add(f"{operator} of a weight", lambda m, x, of=of: F.linear(x, of(m.w)), V, w=(5, 6))
+    add(f"{operator} of both", lambda m, x, of=of: of(x * m.w), V, w=(6,))
+
 # what is made of weights
 add("weight.T", lambda m, x: x @ m.w.T, V, w=(5, 6))
 add("weight.t()", lambda m, x: x @ m.w.t(), V, w=(5, 6))

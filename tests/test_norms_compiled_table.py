@@ -24,7 +24,8 @@ NAMED = {"a view of a copy is doubled", "a copy seen through a view, doubled"}
 QUICK = {
     "weight.T", "chunk", "unbind", "iteration", "F.normalize", "mul_ of a copy", "cat", "tied embedding, transposed",
     "a row of a copy is zeroed", "a view of a copy is doubled", "old weight_norm", "cdist", "gru cell",
-    "F.pad in front", "attention, three inputs, positions first, with weights",
+    "F.pad in front", "attention, three inputs, positions first, with weights", "rsub of samples", "pow of both",
+    "floordiv of a weight", "unflatten of a weight",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from .marks import (
     tensors_in,
 )
 from .measured import PICKED, decide, entries_of, measurable, tap
-from .opened import opened
+from .opened import opened, recognised
 from .operators import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .recipes import is_random, is_writing, note_change, remember
 from .recomputation import Regions, pages_of
@@ -68,8 +68,8 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.unflatten and torch.compiler.is_compiling():
-            func = torch.unflatten  # the method asks super(), where torch 2.11's compiler cannot follow
+        if torch.compiler.is_compiling():
+            func = recognised(func)
         if func in OF_FIRST:
             tensors = [args[0]]
         else:
