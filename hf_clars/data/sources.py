@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..processes import once
 from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
 from .folders import FileChunks, class_folders, folder_table, list_images, split_folders, trained_classes
+from .labels import label_number
 from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_split, split_and_rows
 from .tars import TarChunks, extensions, stored_examples
 
@@ -103,8 +104,13 @@ class ImageSource:
         """
         for where, labels in self._labels():
             for row, label in enumerate(labels):
-                number = int(label) if str(label).isdecimal() else -1
-                if not 0 <= number < num_classes:
+                number = label_number(label)
+                if number is None and label is not None:
+                    raise UserError(
+                        f"{self.name}: label {str(label)[:40]} of row {row} in {where} is no whole number: labels are "
+                        f"0 to {num_classes - 1}"
+                    )
+                if number is None or not 0 <= number < num_classes:
                     raise UserError(
                         f"{self.name}: label {label} of row {row} in {where} is outside the {num_classes} classes "
                         f"(0 to {num_classes - 1}); is --num_classes right?"
@@ -219,6 +225,8 @@ def open_source(
     image = find_column(name, "image", image_column, IMAGE_COLUMNS, features)
     label = find_column(name, "label", label_column, LABEL_COLUMNS, features)
     feature = features[label]
+    if not _holds_encoded_images(features[image]):
+        raise UserError(f"{name}: column {image!r} holds {features[image]}, not encoded images or their paths")
     if _loader_name(builder) == "imagefolder" and isinstance(feature, ClassLabel):
         trained = trained_classes(name, builder.config.data_files, found, split_and_rows(train_split)[0])
         feature = ClassLabel(names=trained) if trained else feature
@@ -274,6 +282,13 @@ def _open_folder(
 def _loader_name(builder: Any) -> str:
     """`parquet`, `imagefolder`, `webdataset`, …: the packaged loader behind a builder."""
     return type(builder).__module__.rsplit(".", 1)[-1]
+
+
+def _holds_encoded_images(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return bool({"bytes", "path"} & set(feature))
+    kind = str(getattr(feature, "dtype", ""))
+    return feature is None or isinstance(feature, Image) or kind.endswith(("binary", "string", "binary_view"))
 
 
 def _count(builder: Any, split: str) -> int | None:

@@ -199,7 +199,7 @@ class StreamedBatches(_Base):
         inputs.pop("skipped", None)  # of a collator that serves training, too
         labels = inputs.get("labels")
         loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
-        if loss is not None and labels is not None:
+        if loss is not None and isinstance(labels, torch.Tensor):  # those of a detector are dictionaries in a list
             # Nothing in this batch counts, so it has no loss; a NaN would be the mean's, and the mean so far is not.
             loss = torch.where((labels == IGNORED_LABEL).all(), self._mean_loss.nan_to_num(0).to(loss), loss)
             self._losses += 1
