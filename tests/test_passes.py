@@ -55,10 +55,12 @@ class Seeing(ClarsTrainer):
             self.control.should_training_stop = True
 
 
-def run(folder, stream, stop: int = 0, resume: bool = False, **options) -> Seeing:
+def run(folder, stream, stop: int = 0, resume: bool = False, kind_of_trainer=Seeing, **options) -> Seeing:
     options = {"total_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": 13, "save_steps": 1,
                "save_strategy": "steps", "remove_unused_columns": False, **options}  # fmt: skip
-    trainer = Seeing(seeded(dropout=0.2), arguments(folder, **options), train_dataset=stream, data_collator=collate)
+    trainer = kind_of_trainer(
+        seeded(dropout=0.2), arguments(folder, **options), train_dataset=stream, data_collator=collate
+    )
     trainer.seen, trainer.stop = [], stop
     trainer.train(resume_from_checkpoint="auto" if resume else None)
     return trainer
@@ -160,7 +162,9 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("shuffled", "stateful") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_resumed_in_its_second_pass_a_stream_gives_the_examples_that_were_to_come(tmp_path_factory, kind):
     seen = check_resumed(tmp_path_factory, KINDS[kind], stop=7)
     assert len(seen) >= 26
@@ -168,7 +172,7 @@ def test_resumed_in_its_second_pass_a_stream_gives_the_examples_that_were_to_com
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     stop=st.integers(1, 12),
@@ -229,9 +233,27 @@ def test_two_processes(tmp_path, kind, dispatched):
         assert [row for row in part[rank] if row[0] < 7] + rest[rank] == whole[rank]
 
 
-def test_a_checkpoint_at_the_end_of_a_pass(tmp_path_factory):
+@pytest.mark.slow
+def test_a_checkpoint_at_the_last_step_of_a_pass(tmp_path_factory):
     for stop in (5, 10):
         check_resumed(tmp_path_factory, KINDS["shuffled as a whole"], stop=stop)
+
+
+@pytest.mark.parametrize("kind", ["of epoch", "stateful"])
+def test_a_checkpoint_when_a_pass_is_over(tmp_path, kind):
+    class Killed(Seeing):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 7:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+    whole = run(tmp_path / "whole", KINDS[kind]())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", KINDS[kind](), kind_of_trainer=Killed, save_strategy="epoch")
+    rest = run(tmp_path / "part", KINDS[kind](), resume=True, save_strategy="epoch")
+    assert rest.seen == [row for row in whole.seen if row[0] >= 5]
+    for a, b in zip(weights(whole), weights(rest), strict=True):
+        assert torch.equal(a, b)
 
 
 # --- what cannot go on exactly -----------------------------------------------------------------------------------
