@@ -207,16 +207,19 @@ def as_rank(rank: int, port: int, folder: str, kind: str, stop: int, resume: boo
     Path(f"{folder}/seen_{rank}.json").write_text(json.dumps(trainer.seen))
 
 
-def seen_by_two(folder: Path, kind: str, stop: int = 0, resume: bool = False, **options) -> list[list[list[int]]]:
+def by_two(*arguments) -> list[int]:
+    """Exit statuses of two processes, each of which calls `as_rank`."""
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    processes = [
-        context.Process(target=as_rank, args=(rank, port, str(folder), kind, stop, resume, options)) for rank in (0, 1)
-    ]
+    processes = [context.Process(target=as_rank, args=(rank, port, *arguments)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(180)
-    assert [process.exitcode for process in processes] == [0, 0]
+    return [process.exitcode for process in processes]
+
+
+def seen_by_two(folder: Path, kind: str, stop: int = 0, resume: bool = False, **options) -> list[list[list[int]]]:
+    assert by_two(str(folder), kind, stop, resume, options) == [0, 0]
     return [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -231,6 +234,13 @@ def test_two_processes(tmp_path, kind, dispatched):
     assert whole[0] != whole[1]
     for rank in (0, 1):
         assert [row for row in part[rank] if row[0] < 7] + rest[rank] == whole[rank]
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_is_refused_by_all_of_them(tmp_path):
+    run(tmp_path, from_generator(), 7)
+    assert by_two(str(tmp_path), "from_generator", 0, True, {}) == [1, 1]
+    assert not (tmp_path / "seen_1.json").exists()
 
 
 @pytest.mark.slow
