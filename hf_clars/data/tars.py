@@ -24,6 +24,7 @@ from .names import is_no_data
 _EXAMPLES = 64
 _LOOKED_AT = 64  # members of a tar that is not on this machine, to find out what members there are
 _AT_ONCE = 16
+_MOST_BYTES = 2**29  # of a member; that of an encoded image has less
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class TarChunks(Chunks):
                 if member.isfile() and _extension(member.name, (*self._images, self._label)):
                     content = tar.extractfile(member)
                     assert content is not None
-                    contents[member.name] = content.read()
+                    # Holes are zeros of any number, so that a small tar could fill the memory; they are no image.
+                    is_whole = not member.issparse() and member.size <= _MOST_BYTES
+                    contents[member.name] = content.read() if is_whole else b""
         return [
             {
                 "image": {"bytes": contents[image], "path": image},
