@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..errors import UserError
+from .labels import label_number
 from .transforms import ImageTooLargeError, Transform, decode_image
 
 SKIP_REASONS = ("unreadable", "too_large", "label", "shard")
 IGNORED_LABEL = -100  # torch's cross entropy leaves it out
 
 _NAMED = 10  # skipped examples that each worker names; all are counted
+
+_SHOWN = 60  # characters of a label, which may be any text
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +82,11 @@ class ImageCollator:
 
     def _label(self, example: dict[str, Any]) -> int:
         label = example["label"]
-        number = int(label) if isinstance(label, str) and label.isdecimal() else label
-        if not isinstance(number, int) or not 0 <= number < self.num_classes:
+        number = label_number(label)
+        if number is None or not 0 <= number < self.num_classes:
             raise _SkippedError(
                 "label",
-                f"label {label!r} of {_name(example)} is not one of the {self.num_classes} classes "
+                f"label {_short(label)} of {_name(example)} is not one of the {self.num_classes} classes "
                 f"0 to {self.num_classes - 1}: correct num_classes or the data",
             )
         return number
@@ -97,7 +100,7 @@ class ImageCollator:
             reason = "no image in a format that Pillow knows"
             if not isinstance(error, UnidentifiedImageError):
                 reason = " ".join(str(error).split()) or type(error).__name__
-            message = f"cannot read {_name(example)} with label {example['label']}: {reason}"
+            message = f"cannot read {_name(example)} with label {str(example['label'])[:_SHOWN]}: {reason}"
             raise _SkippedError("unreadable", message) from error
 
     def _filled(self, usable: list[tuple[Tensor, int] | None]) -> list[tuple[Tensor, int]]:
@@ -141,8 +144,13 @@ def _randomness_of(example: dict[str, Any]) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def _short(label: Any) -> str:
+    shown = repr(label)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
 def _name(example: dict[str, Any]) -> str:
-    image = example["image"] or {"path": None, "bytes": None}
-    if image["path"] is not None:
+    image = example["image"] or {}
+    if image.get("path") is not None:
         return f"image {image['path']}"
-    return f"an image of {len(image['bytes'] or b'')} bytes without a name"
+    return f"an image of {len(image.get('bytes') or b'')} bytes without a name"

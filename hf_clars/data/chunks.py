@@ -132,10 +132,11 @@ class _Rows(Sequence[Example]):
     def __getitem__(self, row: Any) -> Any:
         image = self._images[row].as_py()
         if isinstance(image, bytes):
-            image = {"bytes": image, "path": None}
+            image = {"bytes": image}
         elif isinstance(image, str):
-            image = {"bytes": None, "path": image}
-        return {"image": image, "label": self._labels[row].as_py()}
+            image = {"path": image}
+        whole = None if image is None else {"bytes": None, "path": None, **image}
+        return {"image": whole, "label": self._labels[row].as_py()}
 
 
 def is_remote(file: str) -> bool:
