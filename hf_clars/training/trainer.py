@@ -29,6 +29,7 @@ from .freezing import FreezeFullyConnected
 from .health import StepHealth
 from .layerwise_warmup import LayerwiseWarmup
 from .measuring import MeasureWhileTraining
+from .model_files import ModelFiles
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .registration import own_groups
@@ -43,7 +44,7 @@ from .tracking import keep_wandb_offline_without_login
 logger = logging.getLogger(__name__)
 
 
-class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedules, Trainer):
+class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, EpochSchedules, Trainer):
     """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation, and for runs of days.
 
     What it changes, and nothing else:
