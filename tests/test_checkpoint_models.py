@@ -37,7 +37,10 @@ def clip() -> nn.Module:
 
 def detr() -> nn.Module:
     config = t.DetrConfig(
-        backbone_config=t.ResNetConfig(**RESNET, out_features=["stage4"]), use_timm_backbone=False, backbone=None, **DETR
+        backbone_config=t.ResNetConfig(**RESNET, out_features=["stage4"]),
+        use_timm_backbone=False,
+        backbone=None,
+        **DETR,
     )
     return t.DetrForObjectDetection(config)
 
@@ -81,8 +84,7 @@ def examples(model: nn.Module) -> list[dict]:
         if isinstance(model, t.CLIPModel):
             example = {"pixel_values": pixels[:, :8, :8], "input_ids": tokens, "return_loss": True}
         elif isinstance(model, t.DetrForObjectDetection):
-            labels = [{"class_labels": torch.tensor([i % 3]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
-            example = {"pixel_values": pixels, "labels": labels}
+            example = {"pixel_values": pixels, "labels": torch.tensor(i % 3)}
         elif hasattr(model, "config") and hasattr(model.config, "vocab_size"):
             whole = "ForSequenceClassification" in type(model).__name__
             example = {"input_ids": tokens, "labels": torch.tensor(i % 3) if whole else tokens}
@@ -93,20 +95,27 @@ def examples(model: nn.Module) -> list[dict]:
 
 
 def collate(made: list[dict]) -> dict:
-    batch = {}
-    for key in made[0]:
-        values = [example[key] for example in made]
-        if key == "labels" and isinstance(values[0], list):
-            batch[key] = [label for labels in values for label in labels]
-        else:
-            batch[key] = torch.stack(values) if isinstance(values[0], torch.Tensor) else values[0]
-    return batch
+    batch = {key: [example[key] for example in made] for key in made[0]}
+    return {key: torch.stack(v) if isinstance(v[0], torch.Tensor) else v[0] for key, v in batch.items()}
+
+
+def loss_of_boxes(outputs, labels, **kwargs) -> torch.Tensor:
+    """In the place of DETR's own, which needs scipy."""
+    return outputs.logits.square().mean() + (outputs.pred_boxes - 0.5).square().mean()
 
 
 def trained(folder: Path, model: nn.Module, resume: str | None = None, **options) -> ClarsTrainer:
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.1, "optim": "lars", **options}
+    options = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "learning_rate": 0.1,
+        "optim": "lars",
+        **options,
+    }
     args = arguments(folder, total_batch_size=8, remove_unused_columns=False, **options)
-    trainer = ClarsTrainer(model, args, train_dataset=examples(model), data_collator=collate)
+    loss = loss_of_boxes if isinstance(model, t.DetrForObjectDetection) else None
+    trainer = ClarsTrainer(model, args, train_dataset=examples(model), data_collator=collate, compute_loss_func=loss)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -179,20 +188,22 @@ def small(folder: Path, model: nn.Module, resume: str | None = None, **options) 
 
 def test_keys_that_do_not_fit_are_an_error_that_names_them(tmp_path):
     small(tmp_path, Classifier())
-    with pytest.raises(UserError, match="checkpoint-4 is of another model: it lacks extra.bias, extra.weight$"):
+    with pytest.raises(UserError, match=r"checkpoint-4 is of another model: it lacks extra\.bias, extra\.weight$"):
         small(tmp_path, Deeper(), "true")
     changed(tmp_path / "checkpoint-4", other=torch.zeros(2))
-    with pytest.raises(UserError, match="of another model: it has other, which the model has not$"):
+    with pytest.raises(UserError, match=r"of another model: it has other, which the model has not$"):
         small(tmp_path, Classifier(), "true")
     changed(tmp_path / "checkpoint-4", drop="head.bias")
-    with pytest.raises(UserError, match="it lacks head.bias and it has other, which the model has not$"):
+    with pytest.raises(UserError, match=r"it lacks head\.bias and it has other, which the model has not$"):
         small(tmp_path, Classifier(), "true")
 
 
 def test_so_are_those_of_a_transformers_model(tmp_path):
     trained(tmp_path, built("vit", 1), max_steps=2)
     name = "vit.encoder.layer.0.attention.attention.query.weight"
-    del_own = next(n for n in load_file(tmp_path / "checkpoint-2" / "model.safetensors") if n.endswith("0.bias") or "q" in n)
+    del_own = next(
+        n for n in load_file(tmp_path / "checkpoint-2" / "model.safetensors") if n.endswith("0.bias") or "q" in n
+    )
     changed(tmp_path / "checkpoint-2", drop=del_own, **{f"x.{name}": torch.zeros(2)})
     with pytest.raises(UserError, match=f"it lacks {del_own}.* and it has x.vit"):
         trained(tmp_path, built("vit", 1), str(tmp_path / "checkpoint-2"))
@@ -286,7 +297,7 @@ class Untied(Tied):
 
 def test_a_model_that_does_not_tie_them_is_another(tmp_path):
     small(tmp_path, Tied())
-    with pytest.raises(UserError, match="it lacks (second|first).weight$"):
+    with pytest.raises(UserError, match=r"it lacks (second|first)\.weight$"):
         small(tmp_path, Untied(), "true")
 
 
@@ -302,3 +313,34 @@ def test_a_model_that_cannot_be_saved_ends_at_the_first_checkpoint(tmp_path):
     with pytest.raises(TrainingFailedError, match=r"checkpoint of step 2 could not be written: .*save_strategy=no"):
         small(tmp_path, WithNotes())
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+# --- transformers' own Trainer -----------------------------------------------------------------------------------
+
+
+def plain(folder: Path, model: nn.Module, resume: bool = False, **options) -> t.Trainer:
+    args = t.TrainingArguments(
+        output_dir=str(folder), optim="clars", learning_rate=1.0, max_grad_norm=0, per_device_train_batch_size=8,
+        max_steps=4, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+        **options,
+    )  # fmt: skip
+    trainer = t.Trainer(model, args, train_dataset=examples(model), data_collator=collate)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_trainer_with_clars_does_not_go_on_from_random_values(tmp_path):
+    plain(tmp_path, built("vit", 1))
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    message = (
+        r"Trainer does not restore this model from .*checkpoint-2: it lacks vit\..* and it has vit\..*ClarsTrainer"
+    )
+    with pytest.raises(UserError, match=message):
+        plain(tmp_path, built("vit", 2), True)
+
+
+@pytest.mark.slow
+def test_trainer_with_clars_goes_on_where_names_are_the_models(tmp_path):
+    whole = plain(tmp_path, built("llama-tied", 1)).model
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert_same(whole, plain(tmp_path, built("llama-tied", 2), True).model)

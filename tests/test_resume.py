@@ -233,7 +233,12 @@ def test_the_newest_stays_where_clocks_go_back_and_others_folders_look_newer(tmp
 
 def test_leftovers_are_cleared_away_at_the_next_start(tmp_path):
     streaming(tmp_path, callbacks=[StopAfter(6)]).train()
-    for name in ("deleted-checkpoint-2", "unfinished-checkpoint", "replaced-checkpoint-3", "deleted-replaced-checkpoint-3"):
+    for name in (
+        "deleted-checkpoint-2",
+        "unfinished-checkpoint",
+        "replaced-checkpoint-3",
+        "deleted-replaced-checkpoint-3",
+    ):
         (tmp_path / name / "inside").mkdir(parents=True)
         (tmp_path / name / "inside" / "model.safetensors").touch()
     (tmp_path / "checkpoint-6").rename(tmp_path / "replaced-checkpoint-6")

@@ -5,26 +5,27 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
 
 from ..errors import UserError
 from ..processes import once
 from . import checkpoints
+from .model_names import differences, named
 from .resuming import same_randomness_afterwards
+from .shared_tensors import stored_once
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
-
-_NAMED = 8  # keys of each kind that a message has
 
 
 class ModelFiles(_Base):
@@ -47,11 +48,12 @@ class ModelFiles(_Base):
         if isinstance(model, PreTrainedModel):
             with _own_names(model, self._staging is not None):
                 super()._save(output_dir, state_dict)
-        elif hasattr(model, "save_pretrained"):  # PEFT's, whose adapters are saved alone
+        elif _is_peft(model):  # adapters alone are saved
             super()._save(output_dir, state_dict)
         else:
-            ours = self.model.state_dict() if state_dict is None and self.args.should_save else state_dict
-            super()._save(output_dir, None if ours is None else stored_once(ours))
+            if state_dict is None and self.args.should_save:
+                state_dict = cast(nn.Module, self.model).state_dict()
+            super()._save(output_dir, None if state_dict is None else stored_once(state_dict))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with self._loads(Path(resume_from_checkpoint)):
@@ -86,16 +88,11 @@ class ModelFiles(_Base):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         model = self.model
         assert isinstance(model, nn.Module)
-        missing, unexpected = _differences(model, load_result.missing_keys, load_result.unexpected_keys)
+        missing, unexpected = differences(model, load_result.missing_keys, load_result.unexpected_keys)
         if (missing or unexpected) and isinstance(model, PreTrainedModel) and self._loading is not None:
             missing, unexpected = _load_converted(model, self._loading)
         if missing or unexpected:
-            raise UserError(
-                f"{self._loading} is of another model:"
-                + (f" it lacks {_listed(missing)}" if missing else "")
-                + (" and" if missing and unexpected else "")
-                + (f" it has {_listed(unexpected)}, which the model has not" if unexpected else "")
-            )
+            raise UserError(f"{self._loading} is of another model: {named(missing, unexpected)}")
 
 
 @contextmanager
@@ -104,94 +101,35 @@ def _own_names(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = vars(model).get("save_pretrained")
-    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    attributes = vars(model)
+    before = attributes.get("save_pretrained")
+    attributes["save_pretrained"] = functools.partial(model.save_pretrained, save_original_format=False)
     try:
         yield
     finally:
-        if before is None:
-            del model.save_pretrained
-        else:
-            model.save_pretrained = before
+        del attributes["save_pretrained"]
+        if before is not None:
+            attributes["save_pretrained"] = before
 
 
-def stored_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What safetensors can store: no tensor that another one contains, and each contiguous in memory of its own.
+def _is_peft(model: nn.Module) -> bool:
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
 
-    Raises:
-        ValueError: something is not a tensor, such as the extra state of a module.
-    """
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"the model has no tensor but {type(tensor).__name__} as {name}, which is not stored")
-    largest_first = sorted(state, key=lambda name: (-state[name].untyped_storage().nbytes(), -state[name].numel(), name))
-    kept: dict[str, Tensor] = {}
-    neighbours: dict[Any, list[_Memory]] = {}
-    for name in largest_first:
-        memory = _Memory.of(state[name])
-        others = neighbours.setdefault(memory.storage, [])
-        if not any(other.contains(memory) for other in others):
-            kept[name] = state[name]
-            others.append(memory)
-    return {
-        name: kept[name].clone() if len(neighbours[_Memory.of(kept[name]).storage]) > 1 else kept[name].contiguous()
-        for name in state
-        if name in kept
-    }
-
-
-class _Memory(NamedTuple):
-    """Where a tensor's values are."""
-
-    storage: Any
-    start: int
-    end: int
-    layout: Any
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Memory:
-        start = tensor.data_ptr()
-        extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        end = start + (extent * tensor.element_size() if tensor.numel() else 0)
-        whole = extent == tensor.numel()
-        layout = "whole" if whole else (tensor.shape, tensor.stride(), tensor.dtype)
-        # A tensor without values is nobody's part.
-        storage = (tensor.device, tensor.untyped_storage().data_ptr()) if tensor.numel() else object()
-        return cls(storage, start, end, layout)
-
-    def contains(self, other: _Memory) -> bool:
-        """Whether all of the other's values are among these."""
-        if self.storage != other.storage:
-            return False
-        return self == other or (self.layout == "whole" and self.start <= other.start and other.end <= self.end)
-
-
-def _differences(model: nn.Module, missing: Iterable[str], unexpected: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Those that matter: a tensor that has been loaded under another name, or as a part of another, is not missing."""
-    absent = set(missing)
-    if not absent:
-        return [], sorted(unexpected)
-    state = model.state_dict()
-    loaded = [_Memory.of(tensor) for name, tensor in state.items() if name not in absent]
-    absent -= set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    restored = {n for n in absent & state.keys() if any(other.contains(_Memory.of(state[n])) for other in loaded)}
-    return sorted(absent - restored), sorted(unexpected)
+    return isinstance(model, PeftModel)
 
 
 def _load_converted(model: PreTrainedModel, checkpoint: Path) -> tuple[list[str], list[str]]:
     """Load a checkpoint through `from_pretrained`, which knows the names of the Hub; returns what does not fit."""
     dtype = functools.reduce(torch.promote_types, {p.dtype for p in model.parameters()})  # loses no bit
     with same_randomness_afterwards():
-        loaded, told = type(model).from_pretrained(
+        result: Any = type(model).from_pretrained(
             checkpoint, config=copy.deepcopy(model.config), dtype=dtype, output_loading_info=True, local_files_only=True
         )
+    loaded, told = result
     missing, unexpected = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
     if not missing and not unexpected:
         result = model.load_state_dict(loaded.state_dict(), strict=False)
-        missing, unexpected = _differences(model, result.missing_keys, result.unexpected_keys)
+        missing, unexpected = differences(model, result.missing_keys, result.unexpected_keys)
     return missing, unexpected
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
