@@ -18,6 +18,7 @@ from ..data import TrainStream
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
+from ..output import forgiving
 from ..processes import once, what_was_lost
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
@@ -162,7 +163,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; `resume_from_checkpoint="auto"` resumes where there is something to resume."""
         run_dir = Path(self._get_output_dir(kwargs.get("trial")))
-        with nullcontext() if self.alone else alone_in(run_dir):
+        with forgiving(), nullcontext() if self.alone else alone_in(run_dir):
             once(lambda: checkpoints.tidy(run_dir))
             return self._resume_or_begin(str(resume_from_checkpoint or ""), *args, **kwargs)
 
