@@ -254,6 +254,18 @@ def test_the_best_model_of_transformers(tmp_path):
     assert_same(type(model).from_pretrained(trainer.state.best_model_checkpoint), trainer.model)
 
 
+class ForSequenceClassificationOfItsOwn(t.BertForSequenceClassification):
+    def save_pretrained(self, save_directory, state_dict=None, is_main_process=True):
+        super().save_pretrained(save_directory, state_dict=state_dict, is_main_process=is_main_process)
+
+
+def test_a_save_pretrained_with_fewer_arguments(tmp_path):
+    model = ForSequenceClassificationOfItsOwn(t.BertConfig(**TEXT, num_labels=3))
+    trained(tmp_path, model, max_steps=2)
+    assert_same(type(model).from_pretrained(tmp_path / "checkpoint-2"), model)
+    assert "save_pretrained" not in vars(model)
+
+
 # --- tensors that share memory -----------------------------------------------------------------------------------
 
 
@@ -313,6 +325,32 @@ def test_a_model_that_cannot_be_saved_ends_at_the_first_checkpoint(tmp_path):
     with pytest.raises(TrainingFailedError, match=r"checkpoint of step 2 could not be written: .*save_strategy=no"):
         small(tmp_path, WithNotes())
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+# --- adapters ----------------------------------------------------------------------------------------------------
+
+
+def adapted(seed: int) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)  # the base model is given, and not saved
+    base = MODELS["llama"]()
+    torch.manual_seed(seed)
+    return peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_adapters(tmp_path):
+    whole = trained(tmp_path, adapted(1)).model
+    assert_same(whole, trained(tmp_path, adapted(2), str(tmp_path / "checkpoint-2")).model)
+    file = tmp_path / "checkpoint-2" / "adapter_model.safetensors"
+    weights = load_file(file)
+    lost = next(iter(weights))
+    save_file({n: w for n, w in weights.items() if n != lost}, file, metadata={"format": "pt"})
+    sign(tmp_path / "checkpoint-2")
+    with pytest.raises(
+        UserError, match=r"checkpoint-2 is of another model: it lacks .*q_proj\.lora_A\.default\.weight$"
+    ):
+        trained(tmp_path, adapted(2), str(tmp_path / "checkpoint-2"))
 
 
 # --- transformers' own Trainer -----------------------------------------------------------------------------------

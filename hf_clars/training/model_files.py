@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -46,7 +46,8 @@ class ModelFiles(_Base):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PreTrainedModel):
-            with _own_names(model, self._staging is not None):
+            keywords = {"save_original_format": False} if self._staging is not None and _has_formats(model) else {}
+            with _exchanged(model, "save_pretrained", functools.partial(model.save_pretrained, **keywords)):
                 super()._save(output_dir, state_dict)
         elif _is_peft(model):  # adapters alone are saved
             super()._save(output_dir, state_dict)
@@ -76,14 +77,26 @@ class ModelFiles(_Base):
     @contextmanager
     def _loads(self, checkpoint: Path) -> Iterator[None]:
         self._loading = checkpoint
+        model = self.model
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", "Found missing adapter keys")  # of PEFT
+            if isinstance(model, nn.Module) and _is_peft(model):
+                with _exchanged(model, "load_adapter", self._adapters_checked(model)):
+                    yield
+            else:
                 yield
-        except UserWarning as error:
-            raise UserError(f"{checkpoint} is of another model: {error}") from error
         finally:
             self._loading = None
+
+    def _adapters_checked(self, model: Any) -> Any:
+        """`load_adapter`, which returns the names that do not fit, to a Trainer that does not look at them."""
+        load = model.load_adapter
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            result = load(*args, **kwargs)
+            self._refuse(*differences(model, _adapters(result.missing_keys), _adapters(result.unexpected_keys)))
+            return result
+
+        return checked
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         model = self.model
@@ -91,25 +104,36 @@ class ModelFiles(_Base):
         missing, unexpected = differences(model, load_result.missing_keys, load_result.unexpected_keys)
         if (missing or unexpected) and isinstance(model, PreTrainedModel) and self._loading is not None:
             missing, unexpected = _load_converted(model, self._loading)
+        self._refuse(missing, unexpected)
+
+    def _refuse(self, missing: list[str], unexpected: list[str]) -> None:
         if missing or unexpected:
             raise UserError(f"{self._loading} is of another model: {named(missing, unexpected)}")
 
 
 @contextmanager
-def _own_names(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """`model.save_pretrained` writes the model as it is, and not as the files on the Hub are, if that is `wanted`."""
-    if not wanted:
-        yield
-        return
+def _exchanged(model: nn.Module, method: str, by: Any) -> Iterator[None]:
+    """`model.method` is another while this lasts."""
     attributes = vars(model)
-    before = attributes.get("save_pretrained")
-    attributes["save_pretrained"] = functools.partial(model.save_pretrained, save_original_format=False)
+    before = attributes.get(method)
+    attributes[method] = by
     try:
         yield
     finally:
-        del attributes["save_pretrained"]
+        del attributes[method]
         if before is not None:
-            attributes["save_pretrained"] = before
+            attributes[method] = before
+
+
+def _has_formats(model: PreTrainedModel) -> bool:
+    """False where a class has a `save_pretrained` of its own, with fewer arguments."""
+    parameters = inspect.signature(model.save_pretrained).parameters
+    return "save_original_format" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _adapters(names: Iterable[str]) -> list[str]:
+    """Without what PEFT computes from the rest, and does not save."""
+    return [name for name in names if "prompt_encoder" not in name]
 
 
 def _is_peft(model: nn.Module) -> bool:
