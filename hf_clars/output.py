@@ -41,9 +41,9 @@ def forgiving() -> Iterator[None]:
                 nowhere = undo.enter_context(open(os.devnull, "w"))
                 setattr(sys, name, nowhere)
                 undo.callback(setattr, sys, name, None)
-            else:
+            elif hasattr(stream, "__dict__"):  # as all of Python's own have
                 for method, forgiven in (("write", _write(stream)), ("flush", _flush(stream))):
-                    before = vars(stream).get(method) if hasattr(stream, "__dict__") else None
+                    before = vars(stream).get(method)
                     setattr(stream, method, forgiven)
                     undo.callback(_restore, stream, method, forgiven, before)
         yield

@@ -127,7 +127,7 @@ def _free(folder: Path) -> str:
 
 
 # How torch's writer and safetensors say that a file could not be written, in RuntimeErrors and errors of their own.
-_OF_DISK = ("inline_container", "PytorchStreamWriter", "ios", "I/O error", "cannot be opened", "does not exist")
+_OF_DISK = ("inline_container", "PytorchStreamWriter", "iostream", "I/O error", "cannot be opened", "does not exist")
 
 
 def _attempt(work: Callable[[], Any]) -> Trouble | None:

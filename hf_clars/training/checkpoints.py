@@ -93,17 +93,17 @@ def finish(written: Path, final: Path) -> None:
 def what_is_wrong(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used; None if it can. The manifest, written last, says what belongs to it."""
     try:
-        listed = dict(json.loads((checkpoint / MANIFEST).read_text())["files"])
-    except FileNotFoundError:
-        return NOT_OURS
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} cannot be read"
-    try:
         json.loads((checkpoint / _STATE).read_text())
     except FileNotFoundError:
         return f"it has no {_STATE}"
     except (OSError, ValueError):
         return f"its {_STATE} cannot be read"
+    try:
+        listed = dict(json.loads((checkpoint / MANIFEST).read_text())["files"])
+    except FileNotFoundError:
+        return NOT_OURS
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} cannot be read"
     if "scheduler.pt" not in listed:
         return MODEL_ALONE
     return _what_has_changed(checkpoint, listed)
