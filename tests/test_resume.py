@@ -222,6 +222,7 @@ def test_a_folder_without_a_manifest_is_never_whole(tmp_path, caplog):
 
 def test_the_newest_stays_where_clocks_go_back_and_others_folders_look_newer(tmp_path, monkeypatch):
     (tmp_path / "checkpoint-99").mkdir(parents=True)
+    (tmp_path / "checkpoint-99" / "trainer_state.json").write_text("{}")  # another Trainer's
     os.utime(tmp_path / "checkpoint-99", (2**32, 2**32))
     now = iter(range(10**9, 0, -(10**6)))
     monkeypatch.setattr(checkpoints.time, "time", lambda: next(now))
