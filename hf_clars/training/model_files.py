@@ -46,7 +46,9 @@ class ModelFiles(_Base):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, PreTrainedModel):
-            keywords = {"save_original_format": False} if self._staging is not None and _has_formats(model) else {}
+            keywords: dict[str, Any] = (
+                {"save_original_format": False} if self._staging is not None and _has_formats(model) else {}
+            )
             with _exchanged(model, "save_pretrained", functools.partial(model.save_pretrained, **keywords)):
                 super()._save(output_dir, state_dict)
         elif _is_peft(model):  # adapters alone are saved
