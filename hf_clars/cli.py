@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from .errors import Preempted, TrainingFailedError, UserError
+from .output import forgiving, give_up_broken_streams, open_closed_streams
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +35,11 @@ def main(argv: list[str] | None = None) -> int:
         if argv[:1] == [name]:  # what it needs is imported for it alone
             getattr(import_module(module, __package__), add_arguments)(command)
     options = parser.parse_args(argv)
-    return _guarded(lambda: _work(options))
+    guarded = _unstoppable if options.command in _TRAINING else _guarded
+    return guarded(lambda: _work(options))
 
+
+_TRAINING = ("figure", "tune", "sweep")  # beside `train`: what they print is not worth the runs they make
 
 # Command → what it is for, its module, the function that adds its arguments, and the one that does its work.
 _IN_MODULES = {
@@ -71,7 +75,7 @@ def train(argv: list[str] | None = None) -> int:
 
         run(argv)
 
-    return _guarded(work)
+    return _unstoppable(work)
 
 
 def _plot(options: Namespace) -> None:
@@ -92,6 +96,15 @@ def _work(options: Namespace) -> None:
         return _plot(options)
     _, module, _, work = _IN_MODULES[options.command]
     getattr(import_module(module, __package__), work)(options)
+
+
+def _unstoppable(work: Callable[[], None]) -> int:
+    """For what trains: a full disk behind standard output, and nobody who reads it, are no reason to end."""
+    open_closed_streams()
+    with forgiving():
+        status = _guarded(work)
+    give_up_broken_streams()
+    return status
 
 
 def _guarded(work: Callable[[], None]) -> int:

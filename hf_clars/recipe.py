@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .processes import once
 from .recipe_arguments import RecipeArguments
 from .recipe_data import open_data
 from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
+from .training.folder_lock import alone_in
 from .training.metrics import accuracies, best_classes
 from .training.tracking import wandb_line
 from .training.variance_records import GradientVarianceCallback
@@ -52,8 +54,10 @@ def run(argv: list[str]) -> dict[str, float]:
         raise UserError("channels_last=True does not go with FSDP, which wants contiguous parameters: leave it out")
     if os.environ.get("WANDB_SWEEP_ID") and (own := os.environ.get("WANDB_RUN_ID")):
         args.output_dir = str(Path(str(args.output_dir)) / own)  # an agent starts all its runs with the same one
-    wanted = str(args.resume_from_checkpoint or "")
-    found = once(lambda: checkpoints.find(wanted, Path(str(args.output_dir))))  # a mistake shows before data is read
+    wanted, run_dir = str(args.resume_from_checkpoint or ""), Path(str(args.output_dir))
+    with alone_in(run_dir) if once(run_dir.is_dir) else nullcontext():  # a mistake shows before data is read
+        once(lambda: checkpoints.tidy(run_dir))
+        found = once(lambda: checkpoints.find(wanted, run_dir))
     if wanted and not args.process_index:
         print(f"going on from {found}" if found else f"no checkpoint in {args.output_dir}: beginning", flush=True)
     data = open_data(recipe, args)
@@ -83,7 +87,8 @@ def run(argv: list[str]) -> dict[str, float]:
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)
         trainer.add_callback(GradientVarianceCallback(trainer, batches, recipe.gradient_variance))
-    with trainer.record.closed_afterwards():
+    trainer.alone = True
+    with alone_in(run_dir), trainer.record.closed_afterwards():
         metrics = _train(trainer, wanted)
         reported = wandb_line() or f"reported to: {', '.join(args.report_to or ()) or 'nothing but the files above'}"
     if trainer.is_world_process_zero():

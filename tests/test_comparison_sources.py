@@ -217,6 +217,15 @@ def test_output_folders_may_be_called_run(trainings):
     assert (len(runs), unreadable) == (2, [])
 
 
+@pytest.mark.parametrize(
+    "name", ["broken-checkpoint-4", "deleted-checkpoint-4", "deleted-replaced-checkpoint-4", "unfinished-checkpoint"]
+)
+def test_what_a_kill_leaves_of_a_checkpoint_is_no_run(trainings, name):
+    left = trainings / "plain" / name
+    shutil.copytree(trainings / "plain" / "checkpoint-4", left)
+    assert only(trainings / "plain").source == str(trainings / "plain")
+
+
 def test_what_is_no_file_of_a_run_is_left_alone(trainings):
     os.mkfifo(trainings / "pipe.json")
     (trainings / "folder.json").mkdir()

@@ -318,7 +318,8 @@ def test_a_search_over_hyperparameters(tmp_path, kind):
     failing = Failing()
     failing.next("on_step_end", 5)
     trainer = trainer_of(kind, tmp_path, model_init=lambda: seeded(), callbacks=[failing])
-    trainer.hp_search_backend, trainer.hp_name, trainer._get_output_dir = HPSearchBackend.WANDB, None, lambda _: "none"
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.WANDB, None
+    trainer._get_output_dir = lambda _: str(tmp_path)
     results = {}
     for rate in (1e-2, 2e-2, 1e-2):
         try:

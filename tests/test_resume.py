@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, Preempted, TrainingFailedError, UserError
 from hf_clars.data import TrainStream
 from hf_clars.data.chunks import Chunks
+from hf_clars.training import checkpoints
 
 from .models import Classifier, dataset
 from .test_trainer import arguments, seeded, weights
@@ -199,23 +200,57 @@ def test_a_signal_where_only_the_best_is_saved(tmp_path):
     assert (tmp_path / "checkpoint-6" / "manifest.json").is_file()
 
 
-def test_a_checkpoint_of_another_trainer(tmp_path, caplog):
-    """As from an earlier version: no manifest, and nothing of ours in its state."""
+def test_a_folder_without_a_manifest_is_never_whole(tmp_path, caplog):
+    """As another Trainer leaves it, or a deletion that was cut off; however new it looks."""
     streaming(tmp_path, callbacks=[StopAfter(6)]).train()
+    (tmp_path / "checkpoint-6" / "manifest.json").unlink()
+    os.utime(tmp_path / "checkpoint-6", (2**32, 2**32))
+    why = "it has no manifest.json: another Trainer wrote it, or it is a part of one that was being deleted"
+    with pytest.raises(UserError, match=f"is not a whole checkpoint \\({why}\\)"):
+        streaming(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    resumed = streaming(tmp_path, callbacks=[StopAfter(4)])
+    resumed.train(resume_from_checkpoint="auto")
+    assert caplog.messages == [f"{tmp_path / 'checkpoint-6'} cannot be resumed from: {why}"]
+    assert [e["step"] for e in resumed.state.log_history if "loss" in e] == [1, 2, 3, 4]
+    assert (tmp_path / "checkpoint-6").is_dir()  # it may be somebody's
+    caplog.clear()
     shutil.rmtree(tmp_path / "checkpoint-3")
-    checkpoint = tmp_path / "checkpoint-6"
-    (checkpoint / "manifest.json").unlink()
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    del state["stateful_callbacks"]["ResumePoint"]
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    resumed = streaming(tmp_path)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 12
-    assert caplog.messages == [
-        "the checkpoint is not one of ClarsTrainer: the order of the unfinished epoch is not known"
-    ]
-    assert 0 < resumed.state.log_history[-1]["train_loss"] < 3
-    assert (tmp_path / "checkpoint-12" / "manifest.json").is_file()
+    begun = streaming(tmp_path, callbacks=[StopAfter(2)])
+    begun.train(resume_from_checkpoint="auto")
+    assert begun.state.global_step == 2
+
+
+def test_the_newest_stays_where_clocks_go_back_and_others_folders_look_newer(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-99").mkdir(parents=True)
+    (tmp_path / "checkpoint-99" / "trainer_state.json").write_text("{}")  # another Trainer's
+    os.utime(tmp_path / "checkpoint-99", (2**32, 2**32))
+    now = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(checkpoints.time, "time", lambda: next(now))
+    streaming(tmp_path, save_total_limit=1, callbacks=[StopAfter(6)]).train(resume_from_checkpoint="auto")
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-99"}
+    streaming(tmp_path, save_total_limit=1, callbacks=[StopAfter(9)]).train(resume_from_checkpoint="auto")
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-9", "checkpoint-99"}
+
+
+def test_leftovers_are_cleared_away_at_the_next_start(tmp_path):
+    streaming(tmp_path, callbacks=[StopAfter(6)]).train()
+    for name in (
+        "deleted-checkpoint-2",
+        "unfinished-checkpoint",
+        "replaced-checkpoint-3",
+        "deleted-replaced-checkpoint-3",
+    ):
+        (tmp_path / name / "inside").mkdir(parents=True)
+        (tmp_path / name / "inside" / "model.safetensors").touch()
+    (tmp_path / "checkpoint-6").rename(tmp_path / "replaced-checkpoint-6")
+    streaming(tmp_path, callbacks=[StopAfter(1)]).train()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_a_replaced_checkpoint_of_another_training_counts(tmp_path):
+    streaming(tmp_path, num_train_epochs=3).train()  # leaves checkpoint-3, 6, 9 and 12
+    streaming(tmp_path, save_total_limit=1).train()  # replaces each of them
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-12"]
 
 
 def test_the_best_checkpoint_is_kept_and_found(tmp_path):

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -19,9 +19,11 @@ from ..errors import UserError
 MANIFEST = "manifest.json"
 STAGING = "unfinished-checkpoint"
 MODEL_ALONE = "it holds the model alone, and nothing of the optimizer"
+NOT_OURS = f"it has no {MANIFEST}: another Trainer wrote it, or it is a part of one that was being deleted"
 _STATE = "trainer_state.json"
 _BLOCK = 2**20
 _REPLACED = "replaced-"
+_DELETED = "deleted-"  # no scan takes such a folder for a checkpoint, however much of it is left
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,37 @@ def begin(run_dir: Path) -> Path:
     return staging
 
 
+def tidy(run_dir: Path) -> None:
+    """Clear away what a killed training left of its last file operations. For the only training in this folder."""
+    for old in run_dir.glob(f"{_REPLACED}*"):  # a checkpoint about to be replaced: it is whole
+        final = old.with_name(old.name.removeprefix(_REPLACED))
+        if final.exists():
+            delete(old)
+        else:
+            _rename(old, final)
+    for left in (run_dir / STAGING, *run_dir.glob(f"{_DELETED}*")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _rename(old: Path, new: Path) -> None:
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        raise UserError(f"output_dir: {old} cannot be renamed to {new.name}: {error.strerror or error}") from error
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a folder that counts as a checkpoint until it is gone as a whole: a kill amid this leaves no part of it.
+
+    What keeps it from being deleted (another's files, say) is not worth a training, and is tried again by `tidy`.
+    """
+    gone = checkpoint.with_name(f"{_DELETED}{checkpoint.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(checkpoint, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def finish(written: Path, final: Path) -> None:
     """Put a checkpoint that was written below `begin`'s folder in its place, with a list of its files and checksums.
 
@@ -41,32 +74,24 @@ def finish(written: Path, final: Path) -> None:
     """
     files = {str(f.relative_to(written)): _synced(f) for f in sorted(written.rglob("*")) if f.is_file()}
     manifest = written / MANIFEST
-    manifest.write_text(json.dumps({"written": time.time(), "files": files}, indent=1))
+    # A clock that was set back, or another machine's, does not change which one is the newest.
+    last = max((_written(c) for c in all_of(final.parent)), default=0.0)
+    manifest.write_text(json.dumps({"written": max(time.time(), last + 1e-3), "files": files}, indent=1))
     _synced(manifest)
     for folder in (*(f for f in written.rglob("*") if f.is_dir()), written):
         _sync_folder(folder)
     old = final.with_name(f"{_REPLACED}{final.name}")
     if final.exists():  # of a training that had come this far before it went on from an earlier checkpoint
-        shutil.rmtree(old, ignore_errors=True)
+        delete(old)
         os.replace(final, old)
     os.replace(written, final)
     _sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    delete(old)
     shutil.rmtree(written.parent, ignore_errors=True)
 
 
-def _put_back(run_dir: Path) -> None:
-    """Give a checkpoint its name again that was about to be replaced when the training was killed."""
-    for old in run_dir.glob(f"{_REPLACED}*"):
-        final = old.with_name(old.name.removeprefix(_REPLACED))
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(old, final)
-
-
 def what_is_wrong(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used; None if it can. One without a manifest is judged by what Trainer writes last."""
+    """Why a checkpoint cannot be used; None if it can. The manifest, written last, says what belongs to it."""
     try:
         json.loads((checkpoint / _STATE).read_text())
     except FileNotFoundError:
@@ -76,19 +101,26 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     try:
         listed = dict(json.loads((checkpoint / MANIFEST).read_text())["files"])
     except FileNotFoundError:
-        listed = {}
+        return NOT_OURS
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} cannot be read"
-    if "scheduler.pt" not in listed and not (checkpoint / "scheduler.pt").is_file():
+    if "scheduler.pt" not in listed:
         return MODEL_ALONE
+    return _what_has_changed(checkpoint, listed)
+
+
+def _what_has_changed(checkpoint: Path, listed: Mapping[str, tuple[int, int]]) -> str | None:
     for name, (size, checksum) in listed.items():
         file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _checksum(file) != checksum:
-            return f"{name} has changed since it was written"
+        try:
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            if _checksum(file) != checksum:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
     return None
 
 
@@ -97,17 +129,16 @@ def newest(run_dir: Path) -> Path | None:
 
     The newest one was written last. It need not have the highest number: an earlier training may have left its own.
     """
-    _put_back(run_dir)
     for checkpoint in reversed(all_of(run_dir)):
         trouble = what_is_wrong(checkpoint)
         if trouble is None:
             return checkpoint
-        if trouble == MODEL_ALONE:
+        if trouble in (MODEL_ALONE, NOT_OURS):
             logger.warning("%s cannot be resumed from: %s", checkpoint, trouble)
             continue
         aside = checkpoint.with_name(f"broken-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        os.replace(checkpoint, aside)
+        _rename(checkpoint, aside)
         logger.warning("%s is broken (%s): trying the one before it; it is now %s", checkpoint, trouble, aside.name)
     return None
 
@@ -119,11 +150,21 @@ def keep(run_dir: Path, limit: int | None, best: str | None, others: Sequence[Pa
     """
     if not limit or limit < 0:
         return
-    *older, newest_one = (c for c in all_of(run_dir) if c not in others)
+    ours = [c for c in all_of(run_dir) if c not in others and (c / MANIFEST).exists()]
+    if not ours:
+        return
+    *older, newest_one = ours
     spared = {newest_one.name, Path(best).name if best else newest_one.name}
     older = [checkpoint for checkpoint in older if checkpoint.name not in spared]
     for checkpoint in older[: max(0, len(older) + len(spared) - limit)]:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        delete(checkpoint)
+
+
+def keep_only(run_dir: Path, best: str, others: Sequence[Path] = ()) -> None:
+    """Delete all checkpoints but the best one, and but `others`, of another training."""
+    for checkpoint in all_of(run_dir):
+        if checkpoint not in others and checkpoint.name != Path(best).name and (checkpoint / MANIFEST).exists():
+            delete(checkpoint)
 
 
 def find(wanted: str, run_dir: Path) -> Path | None:

@@ -5,6 +5,7 @@ either. This file is the one place that reaches for them; tests/test_registratio
 """
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from timm.optim import Lamb
@@ -16,8 +17,9 @@ from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
 from .measuring import MeasureWhileTraining
+from .model_names import refuse_other_names
 from .options import AUTHORS, OPTIMIZERS, OptimizerOptions, check_lamb, refuse_deepspeed
-from .seams import trainer_on_the_stack
+from .seams import resumed_from, trainer_on_the_stack
 
 
 def register() -> None:
@@ -93,6 +95,7 @@ def _options(context: Any) -> OptimizerOptions:
     options = resolve_options(args, context.optim_args)
     if not hasattr(args, "optimizer_options"):
         _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)) == "clars")
+        _check_resumed_model()
     return options
 
 
@@ -110,6 +113,13 @@ def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
             "they are not decayed here, and are in ClarsTrainer",
             stacklevel=2,
         )
+
+
+def _check_resumed_model() -> None:
+    """Trainer makes its optimizer when it has loaded a checkpoint, as far as that fitted the model."""
+    trainer, checkpoint = trainer_on_the_stack(), resumed_from()
+    if checkpoint is not None and trainer is not None and not trainer.is_fsdp_enabled:
+        refuse_other_names(Path(checkpoint), trainer.model)
 
 
 def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:

@@ -40,6 +40,17 @@ def trainer_on_the_stack() -> Trainer | None:
     return None
 
 
+def resumed_from() -> str | None:
+    """The checkpoint that the Trainer on the stack goes on from; its state says that it does, but not from which."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "train" and isinstance(frame.f_locals.get("self"), Trainer):
+            found = frame.f_locals.get("resume_from_checkpoint")
+            return found if isinstance(found, str) else None
+        frame = frame.f_back
+    return None
+
+
 def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> Callable[[], None]:
     """Call `observe()` when all gradients of a step are there, before they are unscaled and clipped.
 

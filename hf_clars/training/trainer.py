@@ -18,16 +18,19 @@ from ..data import TrainStream
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
+from ..output import forgiving
 from ..processes import once, what_was_lost
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
 from .authors_norms import AuthorsNorms, KeptSamples
 from .checkpointing import AtomicCheckpoints
 from .clock import TrainingClock
+from .folder_lock import alone_in
 from .freezing import FreezeFullyConnected
 from .health import StepHealth
 from .layerwise_warmup import LayerwiseWarmup
 from .measuring import MeasureWhileTraining
+from .model_files import ModelFiles
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .registration import own_groups
@@ -42,7 +45,7 @@ from .tracking import keep_wandb_offline_without_login
 logger = logging.getLogger(__name__)
 
 
-class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedules, Trainer):
+class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, EpochSchedules, Trainer):
     """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation, and for runs of days.
 
     What it changes, and nothing else:
@@ -78,6 +81,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
     """
 
     args: ClarsTrainingArguments
+    alone = False  # set by a program that has locked `output_dir` itself, since it does more there than to train
 
     def __init__(
         self,
@@ -158,7 +162,13 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, EpochSchedul
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; `resume_from_checkpoint="auto"` resumes where there is something to resume."""
-        wanted, run_dir = str(resume_from_checkpoint or ""), Path(str(self.args.output_dir))
+        run_dir = Path(self._get_output_dir(kwargs.get("trial")))
+        with forgiving(), nullcontext() if self.alone else alone_in(run_dir):
+            once(lambda: checkpoints.tidy(run_dir))
+            return self._resume_or_begin(str(resume_from_checkpoint or ""), *args, **kwargs)
+
+    def _resume_or_begin(self, wanted: str, *args: Any, **kwargs: Any) -> Any:
+        run_dir = Path(str(self.args.output_dir))
         checkpoint = once(lambda: checkpoints.find(wanted, run_dir))
         saved = {} if checkpoint is None else saved_values(checkpoint)
         if checkpoint is not None:

@@ -18,7 +18,8 @@ from .tensorboard_events import event_folders, read_event_folders
 from .trainer_folder import is_trainer_folder, read_trainer_folder
 from .wandb_offline import logs_in, read_logs
 
-_NO_PLACE_OF_RUNS = re.compile(r"\.|checkpoint-\d|(offline-)?run-\d{8}_\d{6}-|latest-run$|(wandb|runs)$")
+_CHECKPOINTS = r"((broken|deleted|replaced)-)*checkpoint-\d|unfinished-checkpoint$"  # that a kill leaves, too
+_NO_PLACE_OF_RUNS = re.compile(rf"\.|{_CHECKPOINTS}|(offline-)?run-\d{{8}}_\d{{6}}-|latest-run$|(wandb|runs)$")
 
 
 @dataclass

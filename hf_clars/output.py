@@ -1,0 +1,98 @@
+"""What a training prints is not worth its end: standard output and error that may fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+STREAMS = ("stdout", "stderr")
+
+
+def open_closed_streams() -> None:
+    """Give a program that was started without standard streams (`>&-`) some that lead nowhere.
+
+    The next file to be opened would take the number of one that is closed, and what libraries print would go into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    for name in STREAMS:
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the program)
+
+
+@contextmanager
+def forgiving() -> Iterator[None]:
+    """While this lasts, what standard output or error do not take is lost, and raises nothing.
+
+    That is so on a full disk, where nobody reads on, and where a stream is closed. Characters that a stream's encoding
+    lacks are written as escapes. What others do to the streams meanwhile, such as W&B, which copies what is printed,
+    stays in place.
+    """
+    with ExitStack() as undo:
+        for name in STREAMS:
+            stream = getattr(sys, name)
+            if stream is None:
+                nowhere = undo.enter_context(open(os.devnull, "w"))
+                setattr(sys, name, nowhere)
+                undo.callback(setattr, sys, name, None)
+            elif hasattr(stream, "__dict__"):  # as all of Python's own have
+                for method, forgiven in (("write", _write(stream)), ("flush", _flush(stream))):
+                    before = vars(stream).get(method)
+                    setattr(stream, method, forgiven)
+                    undo.callback(_restore, stream, method, forgiven, before)
+        yield
+
+
+def give_up_broken_streams() -> None:
+    """For the end of a program: Python tries once more to write what is left, and makes a failure of its status."""
+    for name in STREAMS:
+        stream = getattr(sys, name)
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), STREAMS.index(name) + 1)
+
+
+def _write(stream: Any) -> Callable[[str], int]:
+    write = stream.write
+
+    def forgiven(text: str) -> int:
+        try:
+            return write(text)
+        except UnicodeEncodeError as error:
+            return forgiven(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) or stream.closed:
+                return len(text)
+            raise
+
+    return forgiven
+
+
+def _flush(stream: Any) -> Callable[[], None]:
+    flush = stream.flush
+
+    def forgiven() -> None:
+        try:
+            flush()
+        except (OSError, ValueError) as error:
+            if not isinstance(error, OSError) and not stream.closed:
+                raise
+
+    return forgiven
+
+
+def _restore(stream: Any, method: str, ours: Any, before: Any) -> None:
+    if vars(stream).get(method) is not ours:  # wrapped since, by somebody who will call ours
+        return
+    if before is None:
+        delattr(stream, method)
+    else:
+        setattr(stream, method, before)
