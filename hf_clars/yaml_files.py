@@ -37,7 +37,7 @@ def read_yaml(file: Path, name: str) -> Any:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, most_characters: int = _MOST_CHARACTERS) -> Any:
     """The only document in a text, as `yaml.safe_load` has it.
 
     Aliases may repeat values, but not so often that somebody who walks through all of them is busy for long, and a
@@ -47,8 +47,8 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: for all of it: too long, too deep, too many values, a cycle, no YAML, and values such as
             `2025-02-30` for which PyYAML raises errors of many kinds.
     """
-    if len(text) > _MOST_CHARACTERS:
-        raise yaml.YAMLError(f"it is longer than {_MOST_CHARACTERS:,} characters")
+    if len(text) > most_characters:
+        raise yaml.YAMLError(f"it is longer than {most_characters:,} characters")
     loader = _BoundedLoader(text)
     try:
         return loader.get_single_data()
@@ -69,7 +69,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _DEEPEST:
             raise _refusal(f"it is nested more than {_DEEPEST} deep", mark)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if node not in self._sizes:
             if self._is_open(node):
@@ -91,7 +91,8 @@ class _BoundedLoader(yaml.SafeLoader):
                     if (key.tag, key.value) in keys:
                         raise _refusal(f"the key {key.value!r} stands twice in one mapping", key.start_mark)
                     keys.add((key.tag, key.value))
-            return 1 + sum(self._sizes[key] + self._sizes[value] for key, value in node.value)
+            pairs: list[tuple[Any, Any]] = node.value
+            return 1 + sum(self._sizes[key] + self._sizes[value] for key, value in pairs)
         return 1 + sum(map(self._sizes.__getitem__, node.value)) if isinstance(node, yaml.SequenceNode) else 1
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:

@@ -11,18 +11,22 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from ..errors import UserError
 from .chunks import Chunks, Example
+from .home import Home
 
 
 class FileChunks(Chunks):
     """Images that are files: each a chunk, so that a pass is in no order at all. Whoever decodes one reads it."""
 
-    def __init__(self, images: list[tuple[str, int]]) -> None:
+    def __init__(self, images: list[tuple[str, int]], home: Home) -> None:
+        self._home = home
         self._paths = np.array([path for path, _ in images], np.str_)  # one block, which forked workers share
         self._labels = np.array([label for _, label in images], np.int64)
         self.sizes = np.ones(len(images), np.int64)
 
     def read(self, number: int) -> Sequence[Example]:
-        return [_example(str(self._paths[number]), int(self._labels[number]))]
+        example = _example(str(self._paths[number]), int(self._labels[number]))
+        example["image"]["home"] = self._home
+        return [example]
 
     def name(self, number: int) -> str:
         return str(self._paths[number])

@@ -18,15 +18,23 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import ClassLabel, Image, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import UserError
 from ..processes import once
+from .card import check_card
 from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
 from .folders import FileChunks, class_folders, folder_table, list_images, split_folders
+from .home import TO_FOLLOW as _TO_FOLLOW
+from .home import Home, home_of_folder, is_within
+from .own_files import with_own_files
 from .tars import TarChunks
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+_KINDS = ("parquet", "arrow", "imagefolder", "webdataset", "json", "csv")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lz4")
 _SAME_SPLIT = ("validation", "val", "valid", "test")  # what people call the split that is not trained on
 
 
@@ -52,6 +60,7 @@ class ImageSource:
     rows: slice | None
     _builder: Any
     _features: datasets.Features
+    _home: Home
 
     @cached_property
     def chunks(self) -> Chunks:
@@ -65,7 +74,7 @@ class ImageSource:
         with _clear_errors(self.name):
             if kind == "parquet":
                 known = once(lambda: self._row_groups(files)) if any(map(is_remote, files)) else None
-                return ParquetChunks(files, *columns, known)
+                return ParquetChunks(files, *columns, known, self._home)
             if kind == "webdataset":
                 return TarChunks(files, *columns)
         return TableChunks(everything.table())
@@ -82,7 +91,7 @@ class ImageSource:
                 _loader_name(self._builder), data_files={"evaluation": list(files)}, split="evaluation",
                 **({"features": self._features} if _loader_name(self._builder) == "parquet" else {}),
             )  # fmt: skip
-            table = self._raw(table)
+            table = with_own_files(self._raw(table), self._home, self.name)
         if self.rows is not None:
             table = table.select(range(len(table))[self.rows])
         if self.num_examples is not None and self.num_examples < len(table):
@@ -134,11 +143,12 @@ class FolderSource(ImageSource):
 
     @cached_property
     def chunks(self) -> Chunks:
-        return FileChunks(self._images)
+        return FileChunks(self._images, self._home)
 
     def table(self) -> datasets.Dataset:
         assert self.class_names is not None
-        return folder_table(self._images[: self.num_examples], self.class_names)
+        table = folder_table(self._images[: self.num_examples], self.class_names)
+        return with_own_files(table, self._home, self.name)
 
     def _labels(self) -> Iterator[tuple[str, list[Any]]]:
         yield f"split {self.split!r}", [label for _, label in self._images]
@@ -153,14 +163,18 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     num_examples: int | None = None,
+    follow_links: bool = False,
 ) -> ImageSource:
     """Find a split of a data set on the Hub, or of a folder of Parquet files, image folders or WebDataset tars.
 
-    Nothing is downloaded but what describes it. `validation` also finds `val`, `valid` or `test`. `train[:45000]` is a
-    part of a split, by rows; it is downloaded as a whole.
+    The data set does not choose what is opened: what its card, its rows and (unless `follow_links`) the links in its
+    folder lead to must lie in its folder, or in its repository on the Hub. Nothing is downloaded but what describes
+    it. `validation` also finds `val`, `valid` or `test`. `train[:45000]` is a part of a split, by rows; it is
+    downloaded as a whole.
 
     Raises:
-        UserError: no such folder, data set, split or column; an empty split; a data set that needs a login.
+        UserError: no such folder, data set, split or column; an empty split; a data set that needs a login; data files
+            elsewhere.
     """
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
@@ -172,10 +186,14 @@ def open_source(
     if looks_local and not any(path.rglob("*.*")):
         raise UserError(f"dataset {name!r}: the folder is empty")
     if looks_local and (folders := split_folders(path)):
-        return _open_folder(name, folders, _find_split(name, split, list(folders)), rows, num_examples)
+        home = home_of_folder(path, follow_links)
+        return _open_folder(name, folders, _find_split(name, split, list(folders)), rows, num_examples, home)
+    home = home_of_folder(path, follow_links) if looks_local else Home(repository=name)
+    check_card(name, path if looks_local else None, revision, home)
     with _clear_errors(name):
-        builder = load_dataset_builder(str(path) if looks_local else name, config, revision=revision)
+        builder = _builder(str(path) if looks_local else name, config, revision)
         found = _find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
+        home = _home_of(builder, home, found)
         features = builder.as_streaming_dataset(split=found).features
     if features is None:  # tar files say nothing about themselves
         with _clear_errors(name):
@@ -203,6 +221,7 @@ def open_source(
         rows=rows,
         _builder=builder,
         _features=features,
+        _home=home,
     )
 
 
@@ -218,9 +237,12 @@ def _split_and_rows(split: str) -> tuple[str, slice | None]:
 
 
 def _open_folder(
-    name: str, folders: dict[str, Path], split: str, rows: slice | None, num_examples: int | None
+    name: str, folders: dict[str, Path], split: str, rows: slice | None, num_examples: int | None, home: Home
 ) -> FolderSource:
     class_names = class_folders(folders, split)
+    for folder in (folders[split], *(folders[split] / each for each in class_names)):
+        if not home.follow_links and folder.exists() and not is_within(folder, home.folders):
+            raise UserError(f"{name}: {folder} is a link that leads out of the data set's folder: {_TO_FOLLOW}")
     images = list_images(folders[split], class_names)[rows or slice(None)]
     if not images:
         raise UserError(f"{name}: split {split!r} is empty in these rows")
@@ -234,8 +256,34 @@ def _open_folder(
         rows=rows,
         _builder=None,
         _features=datasets.Features(),
+        _home=home,
         _images=images,
     )
+
+
+def _builder(path: str, config: str | None, revision: str | None) -> Any:
+    """`load_dataset_builder`, for kinds of files that hold images and lead nowhere else."""
+    try:
+        builder = load_dataset_builder(path, config, revision=revision)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:  # of a card that is not what it should be
+        raise ValueError(f"its README.md or dataset_infos.json is damaged ({type(error).__name__}: {error})") from error
+    if (kind := _loader_name(builder)) not in _KINDS:
+        raise ValueError(f"its files are of the kind {kind!r}, which is none of {', '.join(_KINDS)}")
+    return builder
+
+
+def _home_of(builder: Any, home: Home, split: str) -> Home:
+    """Where rows of a split may lead; raises `ForeignFileError` where its files are not at home already."""
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    if not home.folders:
+        cached = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=str(home.repository), repo_type="dataset")
+        home = replace(home, base=builder.base_path, folders=(os.path.realpath(cached),))
+    for file in files:
+        home.place(file)
+    if _loader_name(builder) == "imagefolder" and any(file.lower().endswith(_ARCHIVES) for file in files):
+        unpacked = os.path.realpath(datasets.config.EXTRACTED_DATASETS_PATH)
+        home = replace(home, folders=(*home.folders, unpacked))
+    return home
 
 
 def _loader_name(builder: Any) -> str:

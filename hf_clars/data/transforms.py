@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -22,7 +21,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
+from .home import read_bytes
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # what image folders hold; Pillow reads them itself
 AUGMENTATIONS = ("random_resized_crop", "random_crop", "flip", "none")
 
 
@@ -33,18 +34,21 @@ class ImageTooLargeError(ValueError):
 def decode_image(example_image: dict[str, Any]) -> Tensor:
     """The image of `{"bytes": bytes | None, "path": str | None}`, upright and in RGB: uint8 `[3, H, W]`.
 
-    Bytes win over the path, which may be a local file or any address fsspec opens (`hf://...`). Orientation tags are
-    applied; CMYK, grey, palette and 16-bit images become 8-bit RGB; transparency is dropped.
+    Bytes win over the path, which is that of a local file or an address on the Hub (`hf://…`). Where a `Home` stands
+    beside it, under `"home"`, the path must lie in there. Orientation tags are applied; CMYK, grey, palette and 16-bit
+    images become 8-bit RGB; transparency is dropped. Formats other than `FORMATS` are no images, whatever they begin
+    with: Pillow hands some to other programs.
 
-    Raises what Pillow raises for what is no image or a broken one, `OSError` for what cannot be read, and
-    `ImageTooLargeError` beyond `PIL.Image.MAX_IMAGE_PIXELS`.
+    Raises what Pillow raises for what is no image or a broken one, `OSError` for what cannot be read,
+    `ForeignFileError` for a path that may not be opened, and `ImageTooLargeError` beyond
+    `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     data, path = example_image["bytes"], example_image["path"]
     if data is None:
         if path is None:
             raise ValueError("it has neither bytes nor a path")
-        with fsspec.open(path, "rb") as file:
-            data = file.read()
+        home = example_image.get("home")
+        data = read_bytes(path) if home is None else home.read(path)
     image = _opened(data)
     decode_jpeg = _torchcodec()
     if image.format == "JPEG" and decode_jpeg is not None:
@@ -59,7 +63,7 @@ def _opened(data: bytes) -> Image.Image:
     with warnings.catch_warnings():  # Pillow warns from its limit on, and refuses from twice the limit on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageTooLargeError(str(error).partition(",")[0]) from error
 
