@@ -13,6 +13,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, TypeGuard
 
+from ...secrets import without_secrets
 from ..runs import STATES
 
 Row = dict[str, float]
@@ -190,7 +191,7 @@ def flat_config(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= flat_config(value, f"{before}{key}.")
         else:
-            flat[intern(before + key)] = value
+            flat[intern(before + key)] = without_secrets(value, key)
     return flat
 
 
