@@ -74,7 +74,9 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path:
                 )
         axis.set(title=f"{STATISTICS[statistic]} per layer", xlabel="optimizer step", yscale="log")
         axis.grid(alpha=0.3)
-    axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
+    legend = axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names of layers, whoever wrote the file
     return _save(figure, path)
 
 

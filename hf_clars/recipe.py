@@ -23,6 +23,7 @@ from .preflight import summary
 from .processes import once
 from .recipe_arguments import RecipeArguments
 from .recipe_data import open_data
+from .texts import printable
 from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
 from .training.metrics import accuracies, best_classes
 from .training.tracking import wandb_line
@@ -155,4 +156,4 @@ def _say(
         f"{recipe.eval_split} after {metrics['train_runtime']:.0f} s"
     )
     print(f"model, logs and plots: {folder}/" + (f" ({', '.join(p.name for p in pictures)})" if pictures else ""))
-    print(reported, flush=True)
+    print(printable(reported), flush=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..errors import UserError
+from ..texts import plain_records
 from .transforms import ImageTooLargeError, Transform, decode_image
 
 SKIP_REASONS = ("unreadable", "too_large", "label", "shard")
@@ -21,6 +22,7 @@ IGNORED_LABEL = -100  # torch's cross entropy leaves it out
 _NAMED = 10  # skipped examples that each worker names; all are counted
 
 logger = logging.getLogger(__name__)
+logger.addFilter(plain_records)
 
 
 class ImageCollator:

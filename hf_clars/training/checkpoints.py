@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
+from ..texts import plain_records
 
 MANIFEST = "manifest.json"
 STAGING = "unfinished-checkpoint"
@@ -24,6 +25,7 @@ _BLOCK = 2**20
 _REPLACED = "replaced-"
 
 logger = logging.getLogger(__name__)
+logger.addFilter(plain_records)
 
 
 def begin(run_dir: Path) -> Path:
