@@ -15,9 +15,13 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from hf_clars import UserError
+from hf_clars.comparison.sources import read_sources
 from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.home import Home, home_of_folder
 from hf_clars.data.transforms import _torchcodec
+from hf_clars.packing.data import copy_data, find_data
+from hf_clars.plots import plot_run
+from hf_clars.training.checkpoints import find, newest, what_is_wrong
 
 from .audit import Seen, watched
 from .hub import NAME, serving
@@ -403,3 +407,130 @@ def test_home_is_the_folder_and_not_its_namesake(tmp_path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match="outside"):
         home_of_folder(tmp_path / "a").place(str(tmp_path / "ab" / "x.png"))
+
+
+# --- folders of runs, checkpoints, packs -----------------------------------------------------------------------------
+
+
+def write_run(folder: Path, accuracy: float = 0.5) -> None:
+    folder.mkdir(parents=True)
+    log = [{"step": 1, "epoch": 1.0, "loss": 1.0}, {"step": 1, "epoch": 1.0, "eval_accuracy": accuracy}]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log, "max_steps": 1}))
+    (folder / "layer_statistics.jsonl").write_text(json.dumps({"step": 1, "epoch": 1.0, "layers": {}}) + "\n")
+
+
+FILES_OF_RUNS = ("trainer_state.json", "layer_statistics.jsonl", "run.json", "config.json", "x.json")
+
+
+@pytest.mark.parametrize("name", FILES_OF_RUNS)
+def test_a_run_is_read_from_its_own_folder(ours, secret, name) -> None:
+    (secret.parent / name).write_text('{"place": {}, "log_history": [], "config": {"password": "hunter2"}}')
+    write_run(ours / "good")
+    write_run(ours / "evil")
+    (ours / "evil" / ("trainer_state.json" if name == "x.json" else name)).unlink(missing_ok=True)
+    (ours / "evil" / name).symlink_to(secret.parent / name)
+    with watched() as seen:
+        runs, unreadable = read_sources([str(ours)])
+    harmless(seen, secret)
+    assert "good" in {run.name for run in runs}
+    assert [line for line in unreadable if f"{name} is a link that leads out of the run's folder" in line]
+
+
+def test_folders_of_runs_are_in_the_folder_that_was_named(ours, secret) -> None:
+    write_run(ours / "good")
+    write_run(secret.parent / "theirs")
+    (ours / "evil").symlink_to(secret.parent / "theirs")
+    for place in ("wandb", "good/wandb"):
+        (ours / place).mkdir()
+        (ours / place / "offline-run-20250101_000000-abc").symlink_to(secret.parent)
+    (secret.parent / "run-abc.wandb").write_bytes(b"secret")
+    with watched() as seen:
+        runs, unreadable = read_sources([str(ours)])
+    harmless(seen, secret)
+    assert [run.name for run in runs] == ["good"]
+    assert len([line for line in unreadable if "leads out of" in line]) >= 2
+    runs, _ = read_sources([str(ours / "evil")])  # the user's own word
+    assert [run.name for run in runs] == ["theirs"]
+
+
+def test_a_picture_is_not_written_through_a_link(ours, secret) -> None:
+    pytest.importorskip("matplotlib")
+    write_run(ours / "run")
+    (ours / "run" / "layer_statistics.jsonl").unlink()
+    (ours / "run" / "curves.png").symlink_to(secret)
+    before = secret.read_bytes()
+    plot_run(ours / "run")
+    assert secret.read_bytes() == before
+    (ours / "run" / "trainer_state.json").unlink()
+    (ours / "run" / "trainer_state.json").symlink_to(secret)
+    with watched() as seen, pytest.raises(UserError, match="leads out of the run's folder"):
+        plot_run(ours / "run")
+    harmless(seen, secret)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"../../outside/secret.png": [1, 1]}, {"{outside}/secret.png": [1, 1]}, {"link": [1, 1]}, {"a": 5}, {"a": [1]},
+        [1], 5, "deep",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_is_read_from_its_own_folder(ours, secret, manifest) -> None:
+    checkpoint = ours / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "scheduler.pt").write_bytes(b"")
+    files = json.dumps({"files": manifest, "written": 1}).replace("{outside}", str(secret.parent))
+    (checkpoint / "manifest.json").write_text("[" * 100_000 if manifest == "deep" else files)
+    if manifest == {"link": [1, 1]}:
+        (checkpoint / "link").symlink_to(secret)
+    with watched() as seen:
+        assert what_is_wrong(checkpoint) is not None
+        assert newest(ours) is None
+    harmless(seen, secret)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "trainer_state.json", "optimizer.pt", "model.safetensors"])
+def test_no_file_of_a_checkpoint_is_a_link_that_leads_out_of_it(ours, secret, name) -> None:
+    checkpoint = ours / "checkpoint-1"
+    checkpoint.mkdir()
+    for file in ("trainer_state.json", "scheduler.pt"):
+        (checkpoint / file).write_text("{}")
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to(secret)
+    with watched() as seen, pytest.raises(UserError, match=f"{name} is a link that leads out of the folder"):
+        find(str(checkpoint), ours)
+    harmless(seen, secret)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder", "a chain", "a loop", "nothing", "a pipe"])
+def test_a_pack_follows_no_link_out_of_a_data_set(ours, secret, kind) -> None:
+    (ours / "train").mkdir()
+    write_rows(ours / "train" / "a.parquet", [{"bytes": picture(), "path": None}])
+    (ours / "train" / "b.parquet").symlink_to("a.parquet")
+    assert find_data([str(ours)]) == {"ours": ours}
+    evil = ours / "train" / "evil"
+    if kind == "a pipe":
+        os.mkfifo(evil)
+    else:
+        (ours / "hop").symlink_to(secret.parent if kind == "a chain" else ours)
+        target = {"a file": secret, "a folder": secret.parent, "a chain": "../hop", "a loop": ours, "nothing": "none"}
+        evil.symlink_to(target[kind])
+        if kind != "a chain":
+            (ours / "hop").unlink()
+    with watched() as seen, pytest.raises(UserError, match="own files alone"):
+        find_data([str(ours)])
+    harmless(seen, secret)
+
+
+def test_a_pack_of_a_snapshot_in_the_hubs_cache_has_its_files(tmp_path) -> None:
+    cache = tmp_path / "datasets--me--pictures"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "0123").write_bytes(b"bytes")
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    (cache / "snapshots" / "abc" / "a.parquet").symlink_to("../../blobs/0123")
+    found = find_data([str(cache / "snapshots" / "abc")])
+    copy_data(found, tmp_path / "data")
+    copy = tmp_path / "data" / "abc" / "a.parquet"
+    assert (copy.read_bytes(), copy.is_symlink()) == (b"bytes", False)

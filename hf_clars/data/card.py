@@ -13,8 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..errors import UserError
+from ..links import is_within
 from ..yaml_files import parse_yaml
-from .home import Home, is_within
+from .home import Home
 
 _CARD, _ALONE = "README.md", ".huggingface.yaml"
 _READ_BY_DATASETS = (_CARD, _ALONE, "dataset_infos.json")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import normpath, realpath
 from pathlib import Path
 
 import fsspec
 
+from ..links import is_below, own_folders
+
 TO_FOLLOW = "--follow_links true goes along"
 
 _MOST_BYTES = 2**29  # of an encoded image; a sparse file may claim any number
-_CACHED = ("datasets--", "models--")
 _HUB = re.compile(r"hf://datasets/([^/@]+(?:/[^/@]+)?)(?:@[^/]+)?(?:/|$)")
 
 
@@ -55,8 +55,8 @@ class Home:
             return path
         absolute = normpath(Path(self.folders[0] if self.folders else "", path))
         found = absolute if self.follow_links else realpath(absolute)
-        if not any(_within(found, folder) for folder in self.folders):
-            is_link = any(_within(absolute, folder) for folder in self.folders)
+        if not any(is_below(found, folder) for folder in self.folders):
+            is_link = any(is_below(absolute, folder) for folder in self.folders)
             how = (
                 f"is a link that leads out of the data set's folder ({TO_FOLLOW})"
                 if is_link
@@ -99,22 +99,6 @@ def read_bytes(path: str) -> bytes:
 def home_of_folder(folder: Path, follow_links: bool = False) -> Home:
     """Of a folder that the user named, wherever that name leads."""
     return Home(own_folders(folder), follow_links=follow_links)
-
-
-def own_folders(folder: Path) -> tuple[str, ...]:
-    """Where links in a folder may lead: into it, and if it is a snapshot in the Hub's cache, to the files beside it."""
-    real = Path(realpath(folder))
-    caches = (p.parent for p in (real, *real.parents) if p.name == "snapshots" and p.parent.name.startswith(_CACHED))
-    return (str(real), *(str(cache) for cache in caches if (cache / "blobs").is_dir()))
-
-
-def is_within(path: str | Path, folders: Iterable[str]) -> bool:
-    """Whether a path, all links followed, is in one of the folders."""
-    return any(_within(realpath(path), folder) for folder in folders)
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _check_size(size: int | None, path: str) -> None:

@@ -22,12 +22,13 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import UserError
+from ..links import is_within
 from ..processes import once
 from .card import check_card
 from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
 from .folders import FileChunks, class_folders, folder_table, list_images, split_folders
 from .home import TO_FOLLOW as _TO_FOLLOW
-from .home import Home, home_of_folder, is_within
+from .home import Home, home_of_folder
 from .own_files import with_own_files
 from .tars import TarChunks
 

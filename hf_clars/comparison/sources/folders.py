@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...links import is_within, own_folders
 from ..runs import AXES, ComparedRun
 from .result_files import read_result_file
 from .rows import Row, Unreadable
@@ -41,12 +42,15 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
     places: list[Path] = []
     for folder in folders:
         inner = sorted(p for p in folder.iterdir() if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))
+        away = [p for p in inner if not is_within(p, own_folders(folder))]
+        unreadable += [f"{p}: it is a link that leads out of {folder}; name the folder itself" for p in away]
+        inner = [p for p in inner if p not in away]
         closed = [p for p in inner if not os.access(p, os.R_OK | os.X_OK)]
         unreadable += [f"{p}: it may not be read" for p in closed]
         places += [folder, *(p for p in inner if p not in closed)]
     places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once, as it was named first
     trainings = list(_trainings(places, unreadable))
-    logs = dict.fromkeys(log for place in places for log in logs_in(place))
+    logs = dict.fromkeys(log for place in places for log in _own(logs_in(place), place, unreadable))
     logged = [_Found(run, Path(run.source), run_id) for run_id, run in read_logs(logs, unreadable)]
     events = list(_events(places, {t.place for t in trainings}, unreadable))
     files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json")) if f.is_file()]
@@ -79,7 +83,7 @@ def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
 def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
     """Event folders of one training are one run, and no news if they cannot be read; others are a run each."""
     for place in places:
-        folders = event_folders(place)
+        folders = _own(event_folders(place), place, unreadable)
         if folders and place in trainings:
             if run := _read(partial(read_event_folders, folders), place, []):
                 yield _Found(run, place)
@@ -87,6 +91,12 @@ def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> 
         for folder in folders:
             if run := _read(partial(read_event_folders, [folder]), folder, unreadable):
                 yield _Found(run, place)
+
+
+def _own(paths: list[Path], place: Path, unreadable: list[str]) -> list[Path]:
+    own = [path for path in paths if is_within(path, own_folders(place))]
+    unreadable += [f"{path}: it is a link that leads out of {place}" for path in paths if path not in own]
+    return own
 
 
 def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, TypeGuard
 
+from ...links import is_within, own_folders
 from ...secrets import without_secrets
 from ..runs import STATES
 
@@ -53,9 +54,17 @@ def read_from(file: str) -> Iterator[None]:
         raise Unreadable(f"{file} lacks something, or has something else ({error})") from None
 
 
-def read_json(file: Path) -> Any:
-    """Raises `Unreadable`."""
+def own(file: Path, folder: Path) -> Path:
+    """A file of a run that a stranger may have made; raises `Unreadable` where it is a link that leads elsewhere."""
+    if not is_within(file, own_folders(folder)):
+        raise Unreadable(f"{file.name} is a link that leads out of the run's folder")
+    return file
+
+
+def read_json(file: Path, folder: Path | None = None) -> Any:
+    """What a file in a run's folder (its own by default) holds; raises `Unreadable`."""
     try:
+        own(file, file.parent if folder is None else folder)
         return json.loads(file.read_text())
     except OSError as error:
         raise Unreadable(f"{file.name}: {error.strerror or error}") from None

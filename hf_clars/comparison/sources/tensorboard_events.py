@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import ComparedRun
-from .rows import History, Unreadable, end_state, flat_config, guessed_end
+from .rows import History, Unreadable, end_state, flat_config, guessed_end, own
 
 FILES = "events.out.tfevents.*"
 _TEXTS = ("model_config", "args")  # of transformers' TensorBoardCallback, JSON; what comes later goes first
@@ -33,6 +33,8 @@ def read_event_folders(folders: Sequence[Path], source: Path) -> ComparedRun:
     config: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for folder in folders:
+        for file in folder.glob(FILES):
+            own(file, folder)
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 1}).Reload()
         tags = events.Tags()
         for text in _TEXTS:
