@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ...links import is_within, own_folders
 from ..runs import AXES, ComparedRun
 from .result_files import read_result_file
 from .rows import Row, Unreadable
-from .tensorboard_events import event_folders, read_event_folders
+from .tensorboard_events import event_folders, read_event_files
 from .trainer_folder import is_trainer_folder, read_trainer_folder
 from .wandb_offline import logs_in, read_logs
 
@@ -36,8 +35,8 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
     TensorBoard's event files (also those in a `runs/`), results.
 
     A training that left several of them, in whichever of the folders, is one run, see `_joined`: W&B's is Trainer's
-    where the ids are equal or, if Trainer's is not known, where it is the only one with that `output_dir`, whose name
-    a result's file has, too; TensorBoard's where it lies in Trainer's folder.
+    where the ids are equal or, if Trainer's is not known, where each is the only one with that name of `output_dir`,
+    which a result's file has, too; TensorBoard's where it lies in Trainer's folder.
     """
     places: list[Path] = []
     for folder in folders:
@@ -60,12 +59,13 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
 
     by_id = {found.wandb_id: found for found in logged}
     times = Counter(map(_output_dir, logged))
+    named = Counter(training.place.resolve().name for training in (*trainings, *results))
     by_output_dir = {name: found for found in logged if times[name := _output_dir(found)] == 1}
     joined = []
     taken: set[int] = set()
     for training in (*trainings, *results):
         if training.wandb_id is None:
-            same = by_output_dir.get(training.place.resolve().name)
+            same = by_output_dir.get(name) if named[name := training.place.resolve().name] == 1 else None
         else:
             same = by_id.get(training.wandb_id)
         forms = [training, *([same] if same else []), *(found for found in events if found.place == training.place)]
@@ -81,16 +81,28 @@ def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
 
 
 def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
-    """Event folders of one training are one run, and no news if they cannot be read; others are a run each."""
+    """Event folders of one training are one run, and no news if they cannot be read; others are as many as they say."""
     for place in places:
         folders = _own(event_folders(place), place, unreadable)
         if folders and place in trainings:
-            if run := _read(partial(read_event_folders, folders), place, []):
-                yield _Found(run, place)
+            parts = _read_each([folders], [], one_training=True)
+            yield from (_Found(run, place) for run in parts[-1:])
             continue
-        for folder in folders:
-            if run := _read(partial(read_event_folders, [folder]), folder, unreadable):
-                yield _Found(run, place)
+        troubles: list[str] = []
+        runs = _read_each([folders] if folders else [], troubles)
+        if troubles:  # one of them at least cannot be read
+            runs = _read_each([[folder] for folder in folders], unreadable)
+        yield from (_Found(run, place) for run in runs)
+
+
+def _read_each(groups: list[list[Path]], unreadable: list[str], one_training: bool = False) -> list[ComparedRun]:
+    runs = []
+    for folders in groups:
+        try:
+            runs += read_event_files(folders, one_training)
+        except Unreadable as error:
+            unreadable.append(f"{folders[0]}: {error}")
+    return runs
 
 
 def _own(paths: list[Path], place: Path, unreadable: list[str]) -> list[Path]:

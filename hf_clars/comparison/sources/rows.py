@@ -28,7 +28,7 @@ _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole tra
     *_STEPS, "step", "train/train_loss", "train/train_runtime", "train/train_samples_per_second",
     "train/train_steps_per_second", "train/total_flos",
 }  # fmt: skip
-_TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
+TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
 _EVALUATION_LOSSES = ("eval/loss", "eval_loss")
 _NO_SETTINGS = ("id2label", "label2id")  # names of classes, of which there may be thousands
 
@@ -107,7 +107,7 @@ class History:
                 stretches.append([])
             stretches[-1].append((row, now))
         for stretch in stretches:
-            if any(name in row for row, _ in stretch for name in _TRAINING_LOSSES):
+            if any(name in row for row, _ in stretch for name in TRAINING_LOSSES):
                 self._drop_from(stretch[0][1])
             for row, at in stretch:
                 self.add(row, at, row.get(time))
@@ -222,7 +222,7 @@ def end_state(state: str, rows: list[Row], diverged: Any = False) -> str:
     """
     if diverged is True or diverged == "true":
         return "diverged"
-    for names in (_TRAINING_LOSSES, _EVALUATION_LOSSES):
+    for names in (TRAINING_LOSSES, _EVALUATION_LOSSES):
         losses = next(filter(None, ([row[name] for row in rows if name in row] for name in names)), [0.0])
         if not math.isfinite(losses[-1]):
             return "diverged"
