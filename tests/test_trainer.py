@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import IterableDataset
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError, build_model
 
@@ -251,3 +251,44 @@ def test_bad_input(tmp_path):
     args._n_gpu = 2
     with pytest.raises(UserError, match=r"accelerate launch --num_processes 2"):
         ClarsTrainer(seeded(), args)
+
+
+class Detector(Classifier):
+    """Takes labels as those for object detection are: a list of dictionaries, of a length of its own for each image."""
+
+    def forward(self, pixel_values, labels=None):
+        outputs = super().forward(pixel_values)
+        boxes = torch.stack([label["boxes"].mean(0)[:3] for label in labels])
+        return {"loss": F.mse_loss(outputs["logits"], boxes), "logits": outputs["logits"]}
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_labels_of_a_detector_evaluate_as_in_trainer(tmp_path, kind):
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        {
+            **e,
+            "labels": {"boxes": torch.rand(1 + i % 3, 4, generator=generator), "class_labels": torch.zeros(1 + i % 3)},
+        }
+        for i, e in enumerate(dataset(12))
+    ]
+
+    def collate(examples):
+        pixels = torch.stack([e["pixel_values"] for e in examples])
+        return {"pixel_values": pixels, "labels": kind(e["labels"] for e in examples)}
+
+    def metrics(prediction) -> dict[str, float]:
+        seen = [label["boxes"] for batch in prediction.label_ids for label in batch]
+        return {"boxes": float(sum(boxes.sum() for boxes in seen)), "images": len(seen)}
+
+    options = {"per_device_eval_batch_size": 5, "eval_do_concat_batches": False, "remove_unused_columns": False}
+    plain = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, **options)
+    results = []
+    for trainer, args in ((Trainer, plain), (ClarsTrainer, arguments(tmp_path, **options))):
+        torch.manual_seed(1)
+        evaluated = trainer(
+            Detector(), args, eval_dataset=data, data_collator=collate, compute_metrics=metrics
+        ).evaluate()  # fmt: skip
+        results.append({key: evaluated[key] for key in ("eval_loss", "eval_boxes", "eval_images")})
+    assert results[0] == pytest.approx(results[1])
+    assert results[0]["eval_images"] == 12

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from ..errors import UserError
 from ..texts import plain_records
+from .labels import label_number
 from .transforms import ImageTooLargeError, Transform, decode_image
 
 SKIP_REASONS = ("unreadable", "too_large", "label", "shard")
@@ -81,8 +82,8 @@ class ImageCollator:
 
     def _label(self, example: dict[str, Any]) -> int:
         label = example["label"]
-        number = int(label) if isinstance(label, str) and label.isdecimal() else label
-        if not isinstance(number, int) or not 0 <= number < self.num_classes:
+        number = label_number(label)
+        if number is None or not 0 <= number < self.num_classes:
             raise _SkippedError(
                 "label",
                 f"label {label!r} of {_name(example)} is not one of the {self.num_classes} classes "
@@ -144,7 +145,7 @@ def _randomness_of(example: dict[str, Any]) -> Iterator[None]:
 
 
 def _name(example: dict[str, Any]) -> str:
-    image = example["image"] or {"path": None, "bytes": None}
-    if image["path"] is not None:
+    image = example["image"] or {}
+    if image.get("path") is not None:
         return f"image {image['path']}"
-    return f"an image of {len(image['bytes'] or b'')} bytes without a name"
+    return f"an image of {len(image.get('bytes') or b'')} bytes without a name"

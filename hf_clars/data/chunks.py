@@ -145,11 +145,13 @@ class _Rows(Sequence[Example]):
     def __getitem__(self, row: Any) -> Any:
         image = self._images[row].as_py()
         if isinstance(image, bytes):
-            image = {"bytes": image, "path": None}
+            image = {"bytes": image}
         elif isinstance(image, str):
-            image = {"bytes": None, "path": image}
-        if image is not None and image["bytes"] is None:
-            image["home"] = self._home
+            image = {"path": image}
+        if image is not None:
+            image = {"bytes": None, "path": None, **image}
+            if image["bytes"] is None:
+                image["home"] = self._home
         return {"image": image, "label": self._labels[row].as_py()}
 
 

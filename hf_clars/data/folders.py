@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import logging
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import UserError
 from .chunks import Chunks, Example
 from .home import Home
+from .names import is_no_data, same_split, shortened
+
+_EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+
+logger = logging.getLogger(__name__)
 
 
 class FileChunks(Chunks):
@@ -40,27 +49,65 @@ def split_folders(root: Path) -> dict[str, Path]:
     return {
         folder.name: folder
         for folder in _folders(root)
-        if not any(folder.glob("metadata.*")) and any(_holds_images(inner) for inner in _folders(folder))
+        if not any(folder.glob("metadata.*")) and any(_entries(inner)[0] for inner in _folders(folder))
     }
 
 
-def class_folders(folders: dict[str, Path], split: str) -> list[str]:
-    """Class names in the order of their labels: those of `train` where there is one, so that all splits agree.
+def class_folders(folders: dict[str, Path], split: str, train_split: str) -> list[str]:
+    """Names of the classes in the order of their labels: those of the training split, so that all splits agree.
+
+    A folder in which there is no image is no class. Where no split is the training's, a split has its own classes.
 
     Raises:
         UserError: the split has a class that is not trained on.
     """
-    names = [folder.name for folder in _folders(folders.get("train", folders[split]))]
-    for folder in _folders(folders[split]):
-        if folder.name not in names:
-            raise UserError(f"{folder} is a class that {folders['train']} does not have")
+    train = same_split(train_split, list(folders)) or split
+    names, empty = _classes(folders[train])
+    for name in _classes(folders[split])[0] if split != train else ():
+        if name not in names:
+            raise UserError(f"{folders[split] / name} is a class that {folders[train]} does not have")
+    if empty and split == train:
+        logger.warning("%d folders without images are no classes: %s", len(empty), shortened(empty))
+    return names
+
+
+def trained_classes(name: str, files: Mapping[str, Sequence[Any]], split: str, train_split: str) -> list[str]:
+    """As `class_folders`, of images that `datasets` has found, wherever they lie, in zip files too; empty if unknown.
+
+    Raises:
+        UserError: the split has a class that is not trained on.
+    """
+    train = same_split(train_split, list(files)) or split
+    names = _names_of_folders(files[train])
+    further = [each for each in _names_of_folders(files[split]) if each not in names]
+    if names and further:
+        raise UserError(f"{name}: split {split!r} has classes that {train!r} does not have: {shortened(further)}")
     return names
 
 
 def list_images(folder: Path, class_names: list[str]) -> list[tuple[str, int]]:
-    """Path and label of every image, sorted."""
-    labels = {name: label for label, name in enumerate(class_names)}
-    return make_dataset(str(folder), labels, extensions=IMG_EXTENSIONS, allow_empty=True)
+    """Path and label of every image, sorted.
+
+    The images of a class lie right in its folder, or, where none does, in folders below it. What lies below although
+    there are images above it (thumbnails, masks, copies) is left out, and said.
+    """
+    images, left_out = [], []
+    for label, name in enumerate(class_names):
+        if (folder / name).is_dir():
+            own, further = _entries(folder / name)
+            below = _images_below(further)
+            images += [(path, label) for path in own or below]
+            left_out += below if own else []
+    if left_out:
+        logger.warning(
+            "%d images in folders beside the images of a class are left out: %s", len(left_out), shortened(left_out)
+        )
+    return images
+
+
+def is_image(name: str) -> bool:
+    """Whether this is what an image's file is called."""
+    return name.lower().endswith(_EXTENSIONS) and not is_no_data(name)
 
 
 def folder_table(images: list[tuple[str, int]], class_names: list[str]) -> Dataset:
@@ -73,9 +120,47 @@ def _example(path: str, label: int) -> Example:
     return {"image": {"bytes": None, "path": path}, "label": label}
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _names_of_folders(files: Sequence[Any]) -> list[str]:
+    paths: list[str] = []
+    for file in map(str, files):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                paths += archive.namelist()
+        else:
+            paths.append(file)
+    return sorted({path.name for path in (PurePosixPath(p).parent for p in paths if is_image(PurePosixPath(p).name))})
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(entry.suffix.lower() in IMG_EXTENSIONS for entry in folder.iterdir())
+def _folders(folder: str | Path) -> list[Path]:
+    return [Path(path) for path in _entries(folder)[1]]
+
+
+def _classes(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders that hold images, and of those that do not."""
+    names: tuple[list[str], list[str]] = ([], [])
+    for inner in _folders(folder):
+        images, further = _entries(inner)
+        names[not (images or _images_below(further))].append(inner.name)
+    return names
+
+
+def _images_below(folders: list[str]) -> list[str]:
+    images = []
+    for folder in folders:
+        if not os.path.islink(folder):  # which may lead back up
+            own, further = _entries(folder)
+            images += own + _images_below(further)
+    return images
+
+
+def _entries(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Paths of the images and of the folders in a folder, sorted."""
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_no_data(entry.name):
+                if is_image(entry.name) and entry.is_file():
+                    images.append(entry.path)
+                elif entry.is_dir():
+                    folders.append(entry.path)
+    return sorted(images), sorted(folders)

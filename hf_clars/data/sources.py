@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,15 @@ from ..links import is_within
 from ..processes import once
 from .card import check_card
 from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
-from .folders import FileChunks, class_folders, folder_table, list_images, split_folders
-from .home import TO_FOLLOW as _TO_FOLLOW
-from .home import Home, home_of_folder
+from .folders import FileChunks, class_folders, folder_table, list_images, split_folders, trained_classes
+from .home import TO_FOLLOW, Home, home_of_folder
+from .labels import label_number
+from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_split, split_and_rows
 from .own_files import with_own_files
-from .tars import TarChunks
+from .tars import TarChunks, extensions, stored_examples
 
-_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 _KINDS = ("parquet", "arrow", "imagefolder", "webdataset", "json", "csv")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lz4")
-_SAME_SPLIT = ("validation", "val", "valid", "test")  # what people call the split that is not trained on
 
 
 @dataclass(frozen=True)
@@ -66,19 +64,19 @@ class ImageSource:
     @cached_property
     def chunks(self) -> Chunks:
         """Where the examples lie. Called by all processes; the first one looks at what is far away for all."""
-        everything = replace(self, num_examples=None)  # how many make an epoch is the order's business
         if self.rows is not None:
-            return TableChunks(everything.table())
-        files = [str(file) for file in self._builder.config.data_files[self.split]]
-        kind = _loader_name(self._builder)
-        columns = (self.image_column, self.label_column)
+            return TableChunks(
+                replace(self, num_examples=None).table()
+            )  # how many make an epoch is the order's business
         with _clear_errors(self.name):
-            if kind == "parquet":
-                known = once(lambda: self._row_groups(files)) if any(map(is_remote, files)) else None
-                return ParquetChunks(files, *columns, known, self._home)
-            if kind == "webdataset":
-                return TarChunks(files, *columns)
-        return TableChunks(everything.table())
+            return self._whole_split()
+
+    def _whole_split(self) -> Chunks:
+        if _loader_name(self._builder) != "parquet":
+            return TableChunks(replace(self, num_examples=None).table())
+        files = [str(file) for file in self._builder.config.data_files[self.split]]
+        known = once(lambda: self._row_groups(files)) if any(map(is_remote, files)) else None
+        return ParquetChunks(files, self.image_column, self.label_column, known, self._home)
 
     def _row_groups(self, files: list[str]) -> list[list[int]]:
         with _clear_errors(self.name):
@@ -87,17 +85,26 @@ class ImageSource:
     def table(self) -> datasets.Dataset:
         """The same examples, stored on this machine (in the cache of `datasets`) and open to random access."""
         with _clear_errors(self.name), PartialState().main_process_first():
-            files = self._builder.config.data_files[self.split]
-            table = datasets.load_dataset(
-                _loader_name(self._builder), data_files={"evaluation": list(files)}, split="evaluation",
-                **({"features": self._features} if _loader_name(self._builder) == "parquet" else {}),
-            )  # fmt: skip
-            table = with_own_files(self._raw(table), self._home, self.name)
+            table = with_own_files(self._stored(), self._home, self.name)
         if self.rows is not None:
             table = table.select(range(len(table))[self.rows])
         if self.num_examples is not None and self.num_examples < len(table):
             table = table.select(range(self.num_examples))
         return table
+
+    def _stored(self) -> datasets.Dataset:
+        kind, files = _loader_name(self._builder), self._builder.config.data_files[self.split]
+        options: dict[str, Any] = {}
+        if kind == "parquet" or self.class_names is not None:  # this split alone may lack some of the classes
+            options["features"] = self._features
+        if kind == "imagefolder" and self.class_names is not None:
+            options["drop_labels"] = False
+        data = datasets.load_dataset(kind, data_files={"evaluation": list(files)}, split="evaluation", **options)
+        data = data.select_columns([self.image_column, self.label_column])
+        for old, new in ((self.image_column, "image"), (self.label_column, "label")):
+            if old != new:
+                data = data.rename_column(old, new)
+        return data.cast_column("image", Image(decode=False))
 
     def check_labels(self, num_classes: int) -> None:
         """Look at all labels of local Parquet files, which is cheap, and at the first examples of everything else.
@@ -107,8 +114,13 @@ class ImageSource:
         """
         for where, labels in self._labels():
             for row, label in enumerate(labels):
-                number = int(label) if str(label).isdecimal() else -1
-                if not 0 <= number < num_classes:
+                number = label_number(label)
+                if number is None and label is not None:
+                    raise UserError(
+                        f"{self.name}: label {str(label)[:40]} of row {row} in {where} is no whole number: labels are "
+                        f"0 to {num_classes - 1}"
+                    )
+                if number is None or not 0 <= number < num_classes:
                     raise UserError(
                         f"{self.name}: label {label} of row {row} in {where} is outside the {num_classes} classes "
                         f"(0 to {num_classes - 1}); is --num_classes right?"
@@ -118,6 +130,7 @@ class ImageSource:
         local = [Path(f) for f in self._builder.config.data_files[self.split] if "://" not in str(f)]
         if _loader_name(self._builder) == "parquet" and local:
             for path in local:
+                self._check_class_names(path)
                 yield path.name, pq.read_table(path, columns=[self.label_column]).column(0).to_pylist()
             return
         with _clear_errors(self.name):
@@ -128,12 +141,30 @@ class ImageSource:
             raise UserError(f"{self.name}: split {self.split!r} is empty")
         yield f"split {self.split!r}", first
 
-    def _raw(self, data: Any) -> Any:
-        data = data.select_columns([self.image_column, self.label_column])
-        for old, new in ((self.image_column, "image"), (self.label_column, "label")):
-            if old != new:
-                data = data.rename_column(old, new)
-        return data.cast_column("image", Image(decode=False))
+    def _check_class_names(self, file: Path) -> None:
+        feature = datasets.Features.from_arrow_schema(pq.read_schema(file)).get(self.label_column)
+        if self.class_names is None or not isinstance(feature, ClassLabel):
+            return
+        for number, (name, here) in enumerate(zip_longest(self.class_names, feature.names)):
+            if name != here:
+                raise UserError(
+                    f"{self.name}: class {number} is {here!r} in {file.name} and {name!r} in the first file: "
+                    "number the classes alike in all of them"
+                )
+
+
+@dataclass(frozen=True)
+class TarSource(ImageSource):
+    """A split that is WebDataset tars."""
+
+    _images: tuple[str, ...] = ()
+
+    def _whole_split(self) -> Chunks:
+        files = [str(file) for file in self._builder.config.data_files[self.split]]
+        return TarChunks(files, self._images, self.label_column)
+
+    def _stored(self) -> datasets.Dataset:
+        return stored_examples(self._whole_split(), self._builder.config.data_files[self.split])
 
 
 @dataclass(frozen=True)
@@ -164,22 +195,27 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     num_examples: int | None = None,
+    train_split: str = "train",
     follow_links: bool = False,
 ) -> ImageSource:
     """Find a split of a data set on the Hub, or of a folder of Parquet files, image folders or WebDataset tars.
 
-    The data set does not choose what is opened: what its card, its rows and (unless `follow_links`) the links in its
-    folder lead to must lie in its folder, or in its repository on the Hub. Nothing is downloaded but what describes
-    it. `validation` also finds `val`, `valid` or `test`. `train[:45000]` is a part of a split, by rows; it is
-    downloaded as a whole.
+    The data set does not choose what is opened: what its card, its rows and the links in its folder lead to must lie in
+    its folder, or in its repository on the Hub. Nothing is downloaded but what describes it. `validation` also finds
+    `val`, `valid`, `dev`, `test` or `testing`, and `train` finds `training`. `train[:45000]` is a part of a split, by
+    rows; it is downloaded as a whole.
+
+    Args:
+        train_split: whose classes the labels of image folders number, whatever split is asked for.
+        follow_links: links in the folder may lead anywhere.
 
     Raises:
         UserError: no such folder, data set, split or column; an empty split; a data set that needs a login; data files
-            elsewhere.
+            elsewhere; image folders with a class that the training split does not have.
     """
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
-    split, rows = _split_and_rows(split)
+    split, rows = split_and_rows(split)
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()
     if looks_local and not path.is_dir():
@@ -187,24 +223,36 @@ def open_source(
     if looks_local and not any(path.rglob("*.*")):
         raise UserError(f"dataset {name!r}: the folder is empty")
     if looks_local and (folders := split_folders(path)):
+        found = find_split(name, split, list(folders))
         home = home_of_folder(path, follow_links)
-        return _open_folder(name, folders, _find_split(name, split, list(folders)), rows, num_examples, home)
+        _check_folders(name, folders.values(), home)
+        class_names = class_folders(folders, found, split_and_rows(train_split)[0])
+        return _open_folder(
+            name, found, list_images(folders[found], class_names), class_names, rows, num_examples, home
+        )
     home = home_of_folder(path, follow_links) if looks_local else Home(repository=name)
     check_card(name, path if looks_local else None, revision, home)
     with _clear_errors(name):
         builder = _builder(str(path) if looks_local else name, config, revision)
-        found = _find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
-        home = _home_of(builder, home, found)
-        features = builder.as_streaming_dataset(split=found).features
-    if features is None:  # tar files say nothing about themselves
-        with _clear_errors(name):
-            first = next(iter(builder.as_streaming_dataset(split=found)), None)
-        if first is None:
-            raise UserError(f"{name}: split {found!r} is empty")
-        features = datasets.Features({key: datasets.Value("string") for key in first})
-    image = _find_column(name, "image", image_column, _IMAGE_COLUMNS, features)
-    label = _find_column(name, "label", label_column, _LABEL_COLUMNS, features)
+        home = _home_of(builder, home)
+        found = find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
+        if _loader_name(builder) == "webdataset":  # datasets would have all parts of an example side by side
+            features = dict.fromkeys(extensions(list(map(str, builder.config.data_files[found]))))
+        else:
+            features = builder.as_streaming_dataset(split=found).features
+    if not features:
+        raise UserError(f"{name}: split {found!r} is empty")
+    if _loader_name(builder) == "webdataset":
+        image_column, label_column = image_column and image_column.lower(), label_column and label_column.lower()
+    image = find_column(name, "image", image_column, IMAGE_COLUMNS, features)
+    label = find_column(name, "label", label_column, LABEL_COLUMNS, features)
     feature = features[label]
+    if not _holds_encoded_images(features[image]):
+        raise UserError(f"{name}: column {image!r} holds {features[image]}, not encoded images or their paths")
+    if _loader_name(builder) == "imagefolder" and isinstance(feature, ClassLabel):
+        trained = trained_classes(name, builder.config.data_files, found, split_and_rows(train_split)[0])
+        feature = ClassLabel(names=trained) if trained else feature
+        features = datasets.Features({**features, label: feature})
     known = _count(builder, found)
     if known is not None and rows is not None:
         known = len(range(known)[rows])
@@ -212,39 +260,33 @@ def open_source(
         raise UserError(f"{name}: split {found!r} is empty" + (" in these rows" if rows is not None else ""))
     if num_examples is not None and known is not None:
         num_examples = min(num_examples, known)
-    return ImageSource(
-        name=name,
-        split=found,
-        image_column=image,
-        label_column=label,
-        class_names=list(feature.names) if isinstance(feature, ClassLabel) else None,
-        num_examples=known if num_examples is None else num_examples,
-        rows=rows,
-        _builder=builder,
-        _features=features,
-        _home=home,
-    )
-
-
-def _split_and_rows(split: str) -> tuple[str, slice | None]:
-    """`train[:45000]` → `train` and the rows meant."""
-    match = re.fullmatch(r"([^\[\]]+)\[(\d*):(\d*)\]", split)
-    if match is None:
-        if "[" in split:
-            raise UserError(f"split {split!r} is not of the form NAME, NAME[FROM:TO], NAME[FROM:] or NAME[:TO]")
-        return split, None
-    name, start, stop = match.groups()
-    return name, slice(int(start) if start else None, int(stop) if stop else None)
+    common: dict[str, Any] = {
+        "name": name,
+        "split": found,
+        "image_column": image,
+        "label_column": label,
+        "class_names": list(feature.names) if isinstance(feature, ClassLabel) else None,
+        "num_examples": known if num_examples is None else num_examples,
+        "rows": rows,
+        "_builder": builder,
+        "_features": features,
+        "_home": home,
+    }
+    if _loader_name(builder) == "webdataset":
+        return TarSource(**common, _images=IMAGE_COLUMNS if image_column is None else (image,))
+    return ImageSource(**common)
 
 
 def _open_folder(
-    name: str, folders: dict[str, Path], split: str, rows: slice | None, num_examples: int | None, home: Home
+    name: str,
+    split: str,
+    images: list[tuple[str, int]],
+    class_names: list[str],
+    rows: slice | None,
+    num_examples: int | None,
+    home: Home,
 ) -> FolderSource:
-    class_names = class_folders(folders, split)
-    for folder in (folders[split], *(folders[split] / each for each in class_names)):
-        if not home.follow_links and folder.exists() and not is_within(folder, home.folders):
-            raise UserError(f"{name}: {folder} is a link that leads out of the data set's folder: {_TO_FOLLOW}")
-    images = list_images(folders[split], class_names)[rows or slice(None)]
+    images = images[rows or slice(None)]
     if not images:
         raise UserError(f"{name}: split {split!r} is empty in these rows")
     return FolderSource(
@@ -273,18 +315,27 @@ def _builder(path: str, config: str | None, revision: str | None) -> Any:
     return builder
 
 
-def _home_of(builder: Any, home: Home, split: str) -> Home:
-    """Where rows of a split may lead; raises `ForeignFileError` where its files are not at home already."""
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+def _home_of(builder: Any, home: Home) -> Home:
+    """Where rows may lead; raises `ForeignFileError` where the files of a split are not at home already."""
+    files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
     if not home.folders:
         cached = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=str(home.repository), repo_type="dataset")
         home = replace(home, base=builder.base_path, folders=(os.path.realpath(cached),))
+    seen: set[str] = set()
     for file in files:
-        home.place(file)
+        if (folder := os.path.dirname(file)) not in seen or os.path.islink(file):  # a million files lie in few folders
+            home.place(file)
+            seen.add(folder)
     if _loader_name(builder) == "imagefolder" and any(file.lower().endswith(_ARCHIVES) for file in files):
         unpacked = os.path.realpath(datasets.config.EXTRACTED_DATASETS_PATH)
         home = replace(home, folders=(*home.folders, unpacked))
     return home
+
+
+def _check_folders(name: str, splits: Iterable[Path], home: Home) -> None:
+    for folder in (each for split in splits for each in (split, *split.iterdir())):
+        if not home.follow_links and folder.is_dir() and not is_within(folder, home.folders):
+            raise UserError(f"{name}: {folder} is a link that leads out of the data set's folder: {TO_FOLLOW}")
 
 
 def _loader_name(builder: Any) -> str:
@@ -292,27 +343,11 @@ def _loader_name(builder: Any) -> str:
     return type(builder).__module__.rsplit(".", 1)[-1]
 
 
-def _find_split(name: str, split: str, existing: list[str]) -> str:
-    if split in existing:
-        return split
-    if split == _SAME_SPLIT[0]:
-        for other in _SAME_SPLIT:
-            if other in existing:
-                return other
-    raise UserError(f"{name} has no split {split!r}: it has {', '.join(existing)}")
-
-
-def _find_column(name: str, what: str, given: str | None, usual: tuple[str, ...], features: Any) -> str:
-    if given is not None:
-        if given not in features:
-            raise UserError(f"{name} has no column {given!r} ({what}): it has {', '.join(features)}")
-        return given
-    for column in usual:
-        if column in features:
-            return column
-    raise UserError(
-        f"{name} has no column that looks like the {what}: it has {', '.join(features)}; name it with --{what}_column"
-    )
+def _holds_encoded_images(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return bool({"bytes", "path"} & set(feature))
+    kind = str(getattr(feature, "dtype", ""))
+    return feature is None or isinstance(feature, Image) or kind.endswith(("binary", "string", "binary_view"))
 
 
 def _count(builder: Any, split: str) -> int | None:

@@ -3,115 +3,187 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import numpy as np
+from datasets import Dataset, Features, Image, Value
+from fsspec.core import url_to_fs
 
 from ..errors import UserError
 from .chunks import Chunks, Example, is_remote
+from .names import is_no_data
 
 _EXAMPLES = 64
+_LOOKED_AT = 64  # members of a tar that is not on this machine, to find out what members there are
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Consecutive examples of a tar: bytes `start` to `end` of it (None: to its end), which are a tar themselves."""
+    """Examples of a tar: ranges of its bytes (to its end: None) that are a tar themselves, one after the other."""
 
     file: str
-    start: int
-    end: int | None
+    ranges: tuple[tuple[int, int | None], ...]
     examples: int
 
 
 class TarChunks(Chunks):
-    """Consecutive examples of WebDataset tars, whose members `name.jpg` and `name.cls` belong together.
+    """Examples of WebDataset tars, whose members `name.jpg` and `name.cls` belong together, wherever they stand.
 
-    Tars on this machine are looked through once for where examples begin, which reads their headers alone. Those
-    elsewhere are read as a whole; how many examples they have must stand in a `_info.json` beside them, as the tars
-    that timm publishes have it (`{"splits": {name: {"filenames": […], "shard_lengths": […]}}}`).
+    `name` may have dots: `x.1.jpg` is an image of its own, unless it has no label and there is `x.jpg`, of which it is
+    a further part then. Extensions are the same in capitals. What systems leave behind (`._1.jpg`) is no member.
+
+    Tars on this machine are looked through once for their members, which reads their headers alone. Those elsewhere
+    are read as a whole; how many examples they have must stand in a `_info.json` beside them, as the tars that timm
+    publishes have it (`{"splits": {name: {"filenames": […], "shard_lengths": […]}}}`).
 
     Args:
         files: paths or addresses that fsspec opens.
-        image, label: the members' extensions.
+        images: extensions of images; of several images of one name that of the first extension counts.
+        label: extension of labels.
 
     Raises:
         UserError: tars elsewhere without that file.
     """
 
-    def __init__(self, files: Sequence[str], image: str, label: str) -> None:
-        self._members = (image, label)
+    def __init__(self, files: Sequence[str], images: Sequence[str], label: str) -> None:
+        self._images, self._label = tuple(images), label
         remote = [file for file in files if is_remote(file)]
         lengths = _published_lengths(remote) if remote else {}
+
+        def parts_of(file: str) -> list[_Part]:
+            return [_Part(file, ((0, None),), lengths[file])] if file in lengths else self._scan(file)
+
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            scanned = pool.map(lambda f: [_Part(f, 0, None, lengths[f])] if f in lengths else _scan(f, image), files)
-            self._parts = [part for parts in scanned for part in parts]
+            self._parts = [part for parts in pool.map(parts_of, files) for part in parts]
         self.sizes = np.array([part.examples for part in self._parts], np.int64)
 
     def read(self, number: int) -> Sequence[Example]:
         part = self._parts[number]
+        data = io.BytesIO()
         with fsspec.open(part.file, "rb") as opened:
-            opened.seek(part.start)
-            data = opened.read() if part.end is None else opened.read(part.end - part.start)
-        examples = list(self._examples(data))
+            for start, end in part.ranges:
+                opened.seek(start)
+                data.write(opened.read() if end is None else opened.read(end - start))
+        data.seek(0)
+        examples = self._examples(data)
         if len(examples) != part.examples:
             raise ValueError(f"{part.file} has {len(examples)} examples where there should be {part.examples}")
         return examples
 
     def name(self, number: int) -> str:
         part = self._parts[number]
-        return f"{part.file} from byte {part.start} on"
+        return f"{part.file} from byte {part.ranges[0][0]} on"
 
     def _may_pass(self, number: int, error: Exception) -> bool:
         return is_remote(self._parts[number].file) and not isinstance(error, (FileNotFoundError, PermissionError))
 
-    def _examples(self, data: bytes) -> Iterator[Example]:
-        image, label = self._members
-        found: dict[str, dict[str, Any]] = {}
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+    def _scan(self, file: str) -> list[_Part]:
+        """Parts of at most 64 examples, in the order in which their first members stand."""
+        ranges: dict[str, tuple[int, int]] = {}
+        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             for member in tar:
-                name, extension = _split(member.name)
-                if member.isfile() and extension in (image, label):
+                if member.isfile():
+                    ranges[member.name] = (member.offset, tar.offset)
+        examples = [sorted(ranges[name] for name in pair if name) for pair in self._pairs(ranges)]
+        examples.sort()
+        some = [examples[i : i + _EXAMPLES] for i in range(0, len(examples), _EXAMPLES)]
+        return [_Part(file, _joined(r for example in part for r in example), len(part)) for part in some]
+
+    def _examples(self, file: IO[bytes]) -> list[Example]:
+        contents: dict[str, bytes] = {}
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile() and _extension(member.name, (*self._images, self._label)):
                     content = tar.extractfile(member)
                     assert content is not None
-                    found.setdefault(name, {})[extension] = (member.name, content.read())
-        for parts in found.values():
-            if image in parts:
-                number = parts[label][1].decode(errors="replace").strip() if label in parts else None
-                yield {"image": {"bytes": parts[image][1], "path": parts[image][0]}, "label": number}
+                    contents[member.name] = content.read()
+        return [
+            {
+                "image": {"bytes": contents[image], "path": image},
+                "label": contents[label].decode(errors="replace").strip() if label else None,
+            }
+            for image, label in self._pairs(contents)
+        ]
+
+    def _pairs(self, members: Iterable[str]) -> list[tuple[str, str | None]]:
+        """The members that are the image and the label of each example."""
+        found: dict[str, dict[str, str]] = {}
+        for member in members:
+            extension = _extension(member, (*self._images, self._label))
+            if extension and not any(map(_left_behind, member.split("/"))):
+                found.setdefault(member[: -len(extension) - 1], {})[extension] = member
+        images = {key: next((parts[e] for e in self._images if e in parts), None) for key, parts in found.items()}
+        return [
+            (image, found[key].get(self._label))
+            for key, image in images.items()
+            if image and (self._label in found[key] or not any(images.get(whole) for whole in _without_dots(key)))
+        ]
 
 
-def _scan(file: str, image: str) -> list[_Part]:
-    """Parts of at most 64 examples. An example begins with the first member of its name."""
-    starts: list[int] = []
-    has_image: list[bool] = []
-    names: dict[str, int] = {}
-    with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            name, extension = _split(member.name)
-            if name not in names:
-                names[name] = len(starts)
-                starts.append(member.offset)
-                has_image.append(False)
-            has_image[names[name]] |= extension == image
-    bounds: list[int | None] = [*starts[::_EXAMPLES], None]
-    counts = [sum(has_image[i : i + _EXAMPLES]) for i in range(0, len(starts), _EXAMPLES)]
-    return [_Part(file, a, b, n) for a, b, n in zip(starts[::_EXAMPLES], bounds[1:], counts, strict=True)]
+def extensions(files: Sequence[str]) -> list[str]:
+    """Of the members of the first tar that has any: what stands behind the last dot, and behind the first."""
+    for file in files:
+        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+            members = itertools.islice(tar, _LOOKED_AT) if is_remote(file) else tar
+            bases = [member.name.rpartition("/")[2].lower() for member in members if member.isfile()]
+        found = [e for base in bases if not is_no_data(base) for e in (base.rpartition(".")[2], base.partition(".")[2])]
+        if found:
+            return list(dict.fromkeys(found))
+    return []
 
 
-def _split(member: str) -> tuple[str, str]:
-    """`a/b/name.seg.jpg` is part `seg.jpg` of example `a/b/name`."""
-    folder, _, base = member.rpartition("/")
-    name, _, extension = base.partition(".")
-    return f"{folder}/{name}", extension.lower()
+def stored_examples(chunks: Chunks, files: Sequence[str]) -> Dataset:
+    """All examples as a table in the cache of `datasets`, which is used again while the tars are what they were."""
+    state = [(str(file), *_stamp(str(file))) for file in files]
+    features = Features({"image": Image(decode=False), "label": Value("string")})
+    return Dataset.from_generator(_examples_of, features, gen_kwargs={"chunks": chunks, "state": (state,)})
+
+
+def _examples_of(chunks: Chunks, state: Any) -> Iterator[Example]:
+    for number in range(len(chunks.sizes)):
+        yield from chunks.read_patiently(number)
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    if is_remote(file):
+        return (0, 0)
+    there = os.stat(url_to_fs(file)[1])
+    return there.st_size, there.st_mtime_ns
+
+
+def _extension(member: str, known: Sequence[str]) -> str:
+    """Which of the extensions a member has; empty if none."""
+    name = member.lower()
+    return next((extension for extension in known if name.endswith(f".{extension}")), "")
+
+
+def _left_behind(name: str) -> bool:
+    return name != "." and is_no_data(name)  # tars made of `.` have members `./1.jpg`
+
+
+def _without_dots(key: str) -> list[str]:
+    """`a/b.c.d` → `a/b` and `a/b.c`."""
+    base = key.rpartition("/")[2]
+    return [key[: len(key) - len(base) + place] for place, letter in enumerate(base) if letter == "."]
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int | None], ...]:
+    """The same in ascending order, as few as possible."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return tuple(joined)
 
 
 def _published_lengths(files: Sequence[str]) -> dict[str, int]:

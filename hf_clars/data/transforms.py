@@ -7,6 +7,7 @@ with Pillow. Decoding at a lower resolution seldom applies to crops of 224 pixel
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
@@ -31,19 +32,21 @@ class ImageTooLargeError(ValueError):
     """More pixels than Pillow's limit against decompression bombs."""
 
 
-def decode_image(example_image: dict[str, Any]) -> Tensor:
+def decode_image(example_image: dict[str, Any] | None) -> Tensor:
     """The image of `{"bytes": bytes | None, "path": str | None}`, upright and in RGB: uint8 `[3, H, W]`.
 
-    Bytes win over the path, which is that of a local file or an address on the Hub (`hf://…`). Where a `Home` stands
-    beside it, under `"home"`, the path must lie in there. Orientation tags are applied; CMYK, grey, palette and 16-bit
-    images become 8-bit RGB; transparency is dropped. Formats other than `FORMATS` are no images, whatever they begin
-    with: Pillow hands some to other programs.
+    Bytes win over the path, which is that of a local file or an address on the Hub (`hf://…`). Either may be absent.
+    Where a `Home` stands beside the path, under `"home"`, it must lie in there. Orientation tags are applied where they
+    can be read; CMYK, grey, palette and 16-bit images become 8-bit RGB; transparency is dropped. Formats other than
+    `FORMATS` are no images, whatever they begin with: Pillow hands some to other programs.
 
     Raises what Pillow raises for what is no image or a broken one, `OSError` for what cannot be read,
     `ForeignFileError` for a path that may not be opened, and `ImageTooLargeError` beyond
     `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    data, path = example_image["bytes"], example_image["path"]
+    if example_image is None:
+        raise ValueError("it is null")
+    data, path = example_image.get("bytes"), example_image.get("path")
     if data is None:
         if path is None:
             raise ValueError("it has neither bytes nor a path")
@@ -62,6 +65,7 @@ def decode_image(example_image: dict[str, Any]) -> Tensor:
 def _opened(data: bytes) -> Image.Image:
     with warnings.catch_warnings():  # Pillow warns from its limit on, and refuses from twice the limit on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        _ignore_damaged_tags()
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -80,7 +84,7 @@ def _torchcodec() -> Callable[[Tensor], Tensor] | None:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    _turn_upright(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255, not scale
@@ -88,6 +92,18 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P":  # by way of RGBA, as Pillow asks for when a palette carries transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """As the orientation tag says. One that cannot be read is none: the pixels are what counts."""
+    with warnings.catch_warnings(), contextlib.suppress(Exception):  # Pillow's parsers of tags raise whatever they meet
+        _ignore_damaged_tags()
+        # It turns the pixels before it rewrites the tags, which may fail as well.
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _ignore_damaged_tags() -> None:
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def train_transform(image_size: int, augmentation: str = "random_resized_crop", min_scale: float = 0.08) -> Transform:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard, IterableDatasetShard
@@ -26,15 +26,11 @@ from ..data import (
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
 from .health import StepHealth
+from .passes import CountedPasses
 from .signals import PatientWorkers
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
-
-class StreamedBatches(_Base):
+class StreamedBatches(CountedPasses):
     """A mix-in for `Trainer`: every step has B samples, and memory does not grow with their number."""
 
     args: Any
@@ -181,7 +177,7 @@ class StreamedBatches(_Base):
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None  # resumed from a checkpoint of the last step, which Trainer would go beyond
-        batches = self._watched(epoch_iterator)
+        batches = self._watched(self.micro_batches_of(epoch_iterator))
         if self.model_accepts_loss_kwargs or self.compute_loss_func is not None:
             return super().get_batch_samples(batches, num_batches, device)
         return _MicroBatches(batches, num_batches), None
@@ -199,7 +195,7 @@ class StreamedBatches(_Base):
         inputs.pop("skipped", None)  # of a collator that serves training, too
         labels = inputs.get("labels")
         loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
-        if loss is not None and labels is not None:
+        if loss is not None and isinstance(labels, torch.Tensor):  # those of a detector are dictionaries in a list
             # Nothing in this batch counts, so it has no loss; a NaN would be the mean's, and the mean so far is not.
             loss = torch.where((labels == IGNORED_LABEL).all(), self._mean_loss.nan_to_num(0).to(loss), loss)
             self._losses += 1
