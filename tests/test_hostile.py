@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -407,6 +408,104 @@ def test_home_is_the_folder_and_not_its_namesake(tmp_path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match="outside"):
         home_of_folder(tmp_path / "a").place(str(tmp_path / "ab" / "x.png"))
+
+
+# --- tars and labels -------------------------------------------------------------------------------------------------
+
+
+def write_tar(file: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
+    with tarfile.open(file, "w") as tar:
+        for entry, data in members:
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def sparse_header(name: str, size: int) -> bytes:
+    """Of GNU's old format: one block of a byte in `size` bytes of nothing."""
+    header = bytearray(512)
+    header[: len(name)] = name.encode()
+    header[100:108], header[108:116], header[116:124] = b"0000644\0", b"0000000\0", b"0000000\0"
+    header[124:136], header[136:148] = b"00000001000\0", b"00000000000\0"
+    header[156:157], header[257:265] = b"S", b"ustar  \0"
+    header[386:398], header[398:410] = b"00000000000\0", b"00000001000\0"
+    header[483:495] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(512)
+
+
+def header(entry: tarfile.TarInfo, size: int) -> bytes:
+    entry.size = size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def huge_name(kind: bytes) -> bytes:
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type = kind
+    return header(entry, 2**36)
+
+
+BOMBS = {
+    "sparse": (sparse_header("0.png", 2**36), "is sparse|has 68,719,476,736 bytes"),
+    "large": (header(tarfile.TarInfo("0.png"), 2**36), "has 68,719,476,736 bytes"),
+    "a large label": (header(tarfile.TarInfo("0.cls"), 2**36), "has 68,719,476,736 bytes"),
+    "a long name": (huge_name(tarfile.GNUTYPE_LONGNAME), "a header of 68,719,476,736 bytes"),
+    "a long header": (huge_name(tarfile.XHDTYPE), "a header of 68,719,476,736 bytes"),
+}
+
+
+@pytest.mark.parametrize(("content", "why"), BOMBS.values(), ids=BOMBS)
+def test_a_tar_that_would_fill_the_memory_is_one_line(ours, content, why) -> None:
+    good = tarfile.TarInfo("9.png"), picture()
+    write_tar(ours / "train-0.tar", good, (tarfile.TarInfo("9.cls"), b"1"))
+    with (ours / "train-1.tar").open("wb") as file:
+        file.write(content)
+        file.truncate(2**37)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=why) as refused:
+        _ = open_source(str(ours), "train").chunks
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tar_of_headers_of_headers_is_one_line(ours) -> None:
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type = tarfile.GNUTYPE_LONGNAME
+    (ours / "train.tar").write_bytes((header(entry, 2) + b"a\0" + bytes(510)) * 5000)
+    with pytest.raises(UserError, match=r"^dataset ") as refused:
+        _ = open_source(str(ours), "train").chunks
+    assert "\n" not in str(refused.value)
+
+
+def test_members_of_a_tar_that_lead_elsewhere_are_no_examples(ours, secret) -> None:
+    link, hard, device, up = (tarfile.TarInfo(name) for name in ("1.png", "2.png", "3.png", "../../outside/4.png"))
+    link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+    hard.type, hard.linkname = tarfile.LNKTYPE, "../../outside/secret.png"
+    device.type = tarfile.CHRTYPE
+    good = [(tarfile.TarInfo("0.png"), picture()), (tarfile.TarInfo("0.cls"), b"3"), (up, picture())]
+    labels = [(tarfile.TarInfo(f"{i}.cls"), b"1") for i in (1, 2, 3)]
+    write_tar(ours / "train.tar", *good, (tarfile.TarInfo("../../outside/4.cls"), b"4"), *labels,
+              *((entry, b"") for entry in (link, hard, device)))  # fmt: skip
+    with watched() as seen:
+        source = open_source(str(ours), "train")
+        examples = [e for number in range(len(source.chunks.sizes)) for e in source.chunks.read(number)]
+        batch = ImageCollator(eval_transform(8), 10)(examples)
+    harmless(seen, secret)
+    assert batch["labels"].tolist() == [3]
+    assert not (secret.parent / "4.png").exists()
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "-" + "9" * 5000, "\u0661" * 5000, "\x1b[31m" * 1000, "1e400", "NaN"])
+def test_a_label_of_any_length_is_a_short_line(ours, label, caplog) -> None:
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}] * 2, ["1", label])
+    assert train_on(ours)["skipped"].tolist() == [0, 0, 1, 0]
+    assert max(map(len, caplog.text.splitlines())) < 400
+    assert "\x1b" not in caplog.text
+    with pytest.raises(UserError, match="label ") as refused:
+        open_source(str(ours), "train").check_labels(10)
+    assert len(str(refused.value)) < 400
 
 
 # --- folders of runs, checkpoints, packs -----------------------------------------------------------------------------

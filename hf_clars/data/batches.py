@@ -86,7 +86,7 @@ class ImageCollator:
         if number is None or not 0 <= number < self.num_classes:
             raise _SkippedError(
                 "label",
-                f"label {label!r} of {_name(example)} is not one of the {self.num_classes} classes "
+                f"label {_short(label)} of {_name(example)} is not one of the {self.num_classes} classes "
                 f"0 to {self.num_classes - 1}: correct num_classes or the data",
             )
         return number
@@ -100,7 +100,7 @@ class ImageCollator:
             reason = "no image in a format that Pillow knows"
             if not isinstance(error, UnidentifiedImageError):
                 reason = " ".join(str(error).split()) or type(error).__name__
-            message = f"cannot read {_name(example)} with label {example['label']}: {reason}"
+            message = f"cannot read {_name(example)} with label {_short(example['label'])}: {reason}"
             raise _SkippedError("unreadable", message) from error
 
     def _filled(self, usable: list[tuple[Tensor, int] | None]) -> list[tuple[Tensor, int]]:
@@ -142,6 +142,11 @@ def _randomness_of(example: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def _short(label: Any) -> str:
+    text = repr(label)[:44]
+    return text if len(text) < 44 else f"{text[:40]}…"
 
 
 def _name(example: dict[str, Any]) -> str:

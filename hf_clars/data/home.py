@@ -14,7 +14,7 @@ from ..links import is_below, own_folders
 
 TO_FOLLOW = "--follow_links true goes along"
 
-_MOST_BYTES = 2**29  # of an encoded image; a sparse file may claim any number
+MOST_BYTES = 2**29  # of an encoded image; a sparse file may claim any number
 _HUB = re.compile(r"hf://datasets/([^/@]+(?:/[^/@]+)?)(?:@[^/]+)?(?:/|$)")
 
 
@@ -102,5 +102,5 @@ def home_of_folder(folder: Path, follow_links: bool = False) -> Home:
 
 
 def _check_size(size: int | None, path: str) -> None:
-    if size is not None and size > _MOST_BYTES:
+    if size is not None and size > MOST_BYTES:
         raise ForeignFileError(f"{path!r} has {size:,} bytes, more than an image may")

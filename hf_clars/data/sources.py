@@ -382,5 +382,5 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(f"dataset {name!r}: the Hub cannot be reached ({str(error).splitlines()[0]})") from error
     except UserError:
         raise
-    except (OSError, ValueError, tarfile.TarError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, tarfile.TarError, RecursionError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"dataset {name!r} cannot be read: {' '.join(str(error).split())}") from error
