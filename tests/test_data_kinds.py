@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_clars import UserError
-from hf_clars.data import open_source
+from hf_clars.data import ImageCollator, eval_transform, open_source
 from hf_clars.data.tars import TarChunks
 
 from .test_data_sources import examples_of, png, red, write_images
@@ -117,6 +117,23 @@ def test_the_columns_of_a_tar_may_be_named(tmp_path):
         assert (red(example), example["label"]) == known
     with pytest.raises(UserError, match=r"no column 'jpg' \(image\): it has png, kind, seg.png, cls"):
         open_source(str(tmp_path), "train", image_column="jpg")
+
+
+def test_a_member_with_holes_is_no_image(tmp_path):
+    """Its header says 8 GB, of which nothing is stored."""
+    entry = tarfile.TarInfo("hole.png")
+    entry.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"77777777777\0"  # as large as it can say
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    write_members(tmp_path / "train.tar", [("a.png", png(1)), ("a.cls", b"0"), ("hole.cls", b"1" * 5000)])
+    whole = (tmp_path / "train.tar").read_bytes()
+    (tmp_path / "train.tar").write_bytes(bytes(header[:512]) + whole)
+    hole, image = examples_of(open_source(str(tmp_path), "train"))
+    assert (hole["image"], len(hole["label"])) == ({"bytes": b"", "path": "hole.png"}, 5000)
+    batch = ImageCollator(eval_transform(8), 2)([hole, image])
+    assert batch["labels"].tolist() == [0, 0]
+    assert batch["skipped"].sum() == 1
 
 
 def test_a_tar_that_was_replaced_is_read_again(tmp_path):

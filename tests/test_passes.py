@@ -55,10 +55,12 @@ class Seeing(ClarsTrainer):
             self.control.should_training_stop = True
 
 
-def run(folder, stream, stop: int = 0, resume: bool = False, **options) -> Seeing:
+def run(folder, stream, stop: int = 0, resume: bool = False, kind_of_trainer=Seeing, **options) -> Seeing:
     options = {"total_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": 13, "save_steps": 1,
                "save_strategy": "steps", "remove_unused_columns": False, **options}  # fmt: skip
-    trainer = Seeing(seeded(dropout=0.2), arguments(folder, **options), train_dataset=stream, data_collator=collate)
+    trainer = kind_of_trainer(
+        seeded(dropout=0.2), arguments(folder, **options), train_dataset=stream, data_collator=collate
+    )
     trainer.seen, trainer.stop = [], stop
     trainer.train(resume_from_checkpoint="auto" if resume else None)
     return trainer
@@ -160,7 +162,9 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("shuffled", "stateful") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_resumed_in_its_second_pass_a_stream_gives_the_examples_that_were_to_come(tmp_path_factory, kind):
     seen = check_resumed(tmp_path_factory, KINDS[kind], stop=7)
     assert len(seen) >= 26
@@ -168,7 +172,7 @@ def test_resumed_in_its_second_pass_a_stream_gives_the_examples_that_were_to_com
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     stop=st.integers(1, 12),
@@ -203,16 +207,19 @@ def as_rank(rank: int, port: int, folder: str, kind: str, stop: int, resume: boo
     Path(f"{folder}/seen_{rank}.json").write_text(json.dumps(trainer.seen))
 
 
-def seen_by_two(folder: Path, kind: str, stop: int = 0, resume: bool = False, **options) -> list[list[list[int]]]:
+def by_two(*arguments) -> list[int]:
+    """Exit statuses of two processes, each of which calls `as_rank`."""
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    processes = [
-        context.Process(target=as_rank, args=(rank, port, str(folder), kind, stop, resume, options)) for rank in (0, 1)
-    ]
+    processes = [context.Process(target=as_rank, args=(rank, port, *arguments)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(180)
-    assert [process.exitcode for process in processes] == [0, 0]
+    return [process.exitcode for process in processes]
+
+
+def seen_by_two(folder: Path, kind: str, stop: int = 0, resume: bool = False, **options) -> list[list[list[int]]]:
+    assert by_two(str(folder), kind, stop, resume, options) == [0, 0]
     return [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -229,9 +236,34 @@ def test_two_processes(tmp_path, kind, dispatched):
         assert [row for row in part[rank] if row[0] < 7] + rest[rank] == whole[rank]
 
 
-def test_a_checkpoint_at_the_end_of_a_pass(tmp_path_factory):
+@pytest.mark.slow
+def test_another_number_of_processes_is_refused_by_all_of_them(tmp_path):
+    run(tmp_path, from_generator(), 7)
+    assert by_two(str(tmp_path), "from_generator", 0, True, {}) == [1, 1]
+    assert not (tmp_path / "seen_1.json").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_at_the_last_step_of_a_pass(tmp_path_factory):
     for stop in (5, 10):
         check_resumed(tmp_path_factory, KINDS["shuffled as a whole"], stop=stop)
+
+
+@pytest.mark.parametrize("kind", ["of epoch", "stateful"])
+def test_a_checkpoint_when_a_pass_is_over(tmp_path, kind):
+    class Killed(Seeing):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 7:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+    whole = run(tmp_path / "whole", KINDS[kind]())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", KINDS[kind](), kind_of_trainer=Killed, save_strategy="epoch")
+    rest = run(tmp_path / "part", KINDS[kind](), resume=True, save_strategy="epoch")
+    assert rest.seen == [row for row in whole.seen if row[0] >= 5]
+    for a, b in zip(weights(whole), weights(rest), strict=True):
+        assert torch.equal(a, b)
 
 
 # --- what cannot go on exactly -----------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ IGNORED_LABEL = -100  # torch's cross entropy leaves it out
 
 _NAMED = 10  # skipped examples that each worker names; all are counted
 
+_SHOWN = 60  # characters of a label, which may be any text
+
 logger = logging.getLogger(__name__)
 logger.addFilter(plain_records)
 
@@ -100,7 +102,7 @@ class ImageCollator:
             reason = "no image in a format that Pillow knows"
             if not isinstance(error, UnidentifiedImageError):
                 reason = " ".join(str(error).split()) or type(error).__name__
-            message = f"cannot read {_name(example)} with label {_short(example['label'])}: {reason}"
+            message = f"cannot read {_name(example)} with label {str(example['label'])[:_SHOWN]}: {reason}"
             raise _SkippedError("unreadable", message) from error
 
     def _filled(self, usable: list[tuple[Tensor, int] | None]) -> list[tuple[Tensor, int]]:
@@ -145,8 +147,8 @@ def _randomness_of(example: dict[str, Any]) -> Iterator[None]:
 
 
 def _short(label: Any) -> str:
-    text = repr(label)[:44]
-    return text if len(text) < 44 else f"{text[:40]}…"
+    shown = repr(label)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _name(example: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.utils._pytree import tree_leaves
 from transformers.trainer_utils import has_length
 
@@ -59,6 +60,8 @@ class CountedPasses(_Base):
         self._pass = self._resumed = None
         if resume_from_checkpoint is not None and not self._has_length():
             file = self._position_file(resume_from_checkpoint)
+            if not file.is_file():  # that of another process says how many there were
+                file = self._position_file(resume_from_checkpoint, process=0)
             if not file.is_file():
                 logger.warning(
                     "%s does not say where in its data the training was: what comes after it are other examples, "
@@ -106,39 +109,49 @@ class CountedPasses(_Base):
         if self._pass is None or self._pass.begun is not epoch_iterator:
             number = self._first_pass if self._pass is None else self._pass.number + 1
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self._pass = Pass(epoch_iterator, number, seed, _state_of(self.train_dataset))
             saved, self._resumed = self._resumed, None
-            if saved is not None and not saved["over"]:
+            state = _state_of(self.train_dataset)
+            if saved is not None and saved["state"] is not None:
+                state = saved["state"]
+                self.train_dataset.load_state_dict(state)
+            self._pass = Pass(epoch_iterator, number, seed, state)
+            if saved is not None and not saved["over"] and not self.args.ignore_data_skip:
                 self._read_again(self._pass, saved)
         return self._pass
 
     def _read_again(self, current: Pass, saved: dict[str, Any]) -> None:
-        if saved["state"] is not None:
-            self.train_dataset.load_state_dict(saved["state"])
-            current.state = saved["state"]
-        if self.args.ignore_data_skip:
-            return
         loader: Any = self.callback_handler.train_dataloader
         loader.set_epoch(current.number)
         current.batches = iter(loader)  # Trainer's own would skip them unseen
         for _ in range(saved["micro_batches"]):
             if next(current, None) is None:
                 break
-        if current.micro_batches != saved["micro_batches"] or current.fingerprint() != saved["fingerprint"]:
+        same = current.micro_batches == saved["micro_batches"] and current.fingerprint() == saved["fingerprint"]
+        if not all(gather_object([same])):
             raise UserError(
                 f"pass {current.number + 1} over the training data gives other examples than before the checkpoint, so "
-                "the training cannot go on exactly: shuffle with a seed, let the data set have set_epoch, or state_dict "
+                "the training cannot go on exactly: shuffle with a seed, or give the data set set_epoch, or state_dict "
                 "and load_state_dict; or set ignore_data_skip to begin the pass anew"
             )
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        position = self._resumed if self._pass is None else {**self._pass.position(), "layout": self._layout()}
+        position = self._resumed if self._pass is None else self._position(self._pass)
         if position is not None:
             torch.save(position, self._position_file(output_dir))
 
-    def _position_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"data_position_{self.args.process_index}.pt"
+    def _position(self, current: Pass) -> dict[str, Any]:
+        return {
+            "pass": current.number,
+            "micro_batches": current.micro_batches,
+            "over": current.over,
+            "fingerprint": current.fingerprint(),
+            "state": _state_of(self.train_dataset) if current.over else current.state,  # the next pass begins with it
+            "layout": self._layout(),
+        }
+
+    def _position_file(self, checkpoint: str, process: int | None = None) -> Path:
+        return Path(checkpoint) / f"data_position_{self.args.process_index if process is None else process}.pt"
 
 
 class Pass(Iterator[Any]):
@@ -192,15 +205,6 @@ class Pass(Iterator[Any]):
             content = leaf.cpu().view(torch.uint8).numpy().tobytes() if is_tensor else repr(leaf).encode()
             checksum = zlib.crc32(content, checksum)
         return checksum
-
-    def position(self) -> dict[str, Any]:
-        return {
-            "pass": self.number,
-            "micro_batches": self.micro_batches,
-            "over": self.over,
-            "fingerprint": self.fingerprint(),
-            "state": self.state,
-        }
 
 
 def _some_of(tensor: torch.Tensor) -> torch.Tensor:
