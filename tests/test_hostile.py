@@ -302,7 +302,7 @@ def test_kinds_of_files_that_hold_no_images_are_refused(ours, kind) -> None:
 
 # --- images --------------------------------------------------------------------------------------------------------
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(touch /tmp/x) pop\nshowpage\n%%EOF\n"
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(touch x) pop\nshowpage\n%%EOF\n"
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["torchcodec", "Pillow"])
