@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from .errors import Preempted, TrainingFailedError, UserError
 from .output import forgiving, give_up_broken_streams, open_closed_streams
+from .texts import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,7 +83,7 @@ def _plot(options: Namespace) -> None:
     from .plots import plot_run
 
     for path in plot_run(options.output_dir):
-        print(path)
+        print(printable(path))
 
 
 def _rates(argv: list[str]) -> None:
@@ -121,7 +122,7 @@ def _guarded(work: Callable[[], None]) -> int:
         return _say(error, 1)
     except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":  # all processes stop, and one says so
-            print(stop, file=sys.stderr)
+            print(printable(stop), file=sys.stderr)
         return stop.EXIT_STATUS
     except KeyboardInterrupt:
         return _say("interrupted", 130)
@@ -139,9 +140,10 @@ def _nobody_reads() -> bool:
 
 
 def _say(error: object, status: int) -> int:
-    # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
-    message = str(error).strip().splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
-    print(f"error: {message}", file=sys.stderr)
+    message = str(error).strip()
+    if "Traceback (most recent call last)" in message:  # that of a DataLoader's worker; the last line is ours
+        message = message.splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
+    print(f"error: {printable(message)}", file=sys.stderr)
     return status
 
 

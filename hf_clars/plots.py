@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .training.statistics import STATISTICS, read_layer_statistics
+from .links import is_within, own_folders
+from .training.statistics import FILE_NAME, STATISTICS, read_layer_statistics
 
 
 def plot_run(output_dir: str | Path) -> list[Path]:
@@ -19,6 +20,9 @@ def plot_run(output_dir: str | Path) -> list[Path]:
     """
     folder = Path(output_dir)
     state = folder / "trainer_state.json"
+    for file in (state, folder / FILE_NAME):
+        if not is_within(file, own_folders(folder)):
+            raise UserError(f"{file} is a link that leads out of the run's folder")
     if not state.is_file():
         raise UserError(f"{folder} has no trainer_state.json: it is not the output folder of a finished run")
     try:
@@ -74,13 +78,17 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path:
                 )
         axis.set(title=f"{STATISTICS[statistic]} per layer", xlabel="optimizer step", yscale="log")
         axis.grid(alpha=0.3)
-    axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
+    legend = axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names of layers, whoever wrote the file
     return _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> Path:
     from matplotlib import pyplot as plt
 
+    if path.is_symlink():  # to something else, which is not to be written over
+        path.unlink()
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

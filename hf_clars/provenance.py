@@ -15,9 +15,9 @@ import torch
 HOUSEKEEPING = frozenset(
     {
         "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "disable_tqdm",
-        "eval_on_start", "eval_strategy", "eval_steps", "layer_statistics_steps", "logging_steps", "logging_strategy",
-        "output_dir", "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint", "run_name",
-        "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
+        "eval_on_start", "eval_strategy", "eval_steps", "follow_links", "layer_statistics_steps", "logging_steps",
+        "logging_strategy", "output_dir", "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint",
+        "run_name", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
     }
 )  # fmt: skip
 

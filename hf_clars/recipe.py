@@ -24,6 +24,7 @@ from .preflight import summary
 from .processes import once
 from .recipe_arguments import RecipeArguments
 from .recipe_data import open_data
+from .texts import printable
 from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
 from .training.folder_lock import alone_in
 from .training.metrics import accuracies, best_classes
@@ -160,4 +161,4 @@ def _say(
         f"{recipe.eval_split} after {metrics['train_runtime']:.0f} s"
     )
     print(f"model, logs and plots: {folder}/" + (f" ({', '.join(p.name for p in pictures)})" if pictures else ""))
-    print(reported, flush=True)
+    print(printable(reported), flush=True)

@@ -26,6 +26,9 @@ class RecipeArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the data set on the Hub."})
+    follow_links: bool = field(
+        default=False, metadata={"help": "Follow links in the data set's folder that lead out of it."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})

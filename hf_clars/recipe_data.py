@@ -114,6 +114,7 @@ def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSou
         image_column=recipe.image_column,
         label_column=recipe.label_column,
         num_examples=examples,
+        follow_links=recipe.follow_links,
         train_split=recipe.train_split,
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hf_clars import UserError
+from hf_clars.comparison.runs import ComparedRun
 from hf_clars.comparison.sources import read_sources
 from hf_clars.comparison.sources.rows import History
 from hf_clars.experiments.grid import Run
@@ -281,6 +282,57 @@ def test_tensorboards_scalars_of_a_writer_of_ones_own(tmp_path):
     assert (run.config, run.state) == ({}, "finished")
 
 
+def write_events(folder: Path, steps: range, value: float, clock: float, args: dict | None = None, tag="train/loss"):
+    """A file of transformers' TensorBoardCallback, or of somebody's own writer; its clock begins at `clock`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder, filename_suffix=f".{clock:.0f}") as writer:
+        if args is not None:
+            writer.add_text("args", json.dumps(args), walltime=clock)
+        for step in steps:
+            writer.add_scalar(tag, value + step, step, walltime=clock + step)
+
+
+def test_steps_that_parts_of_a_resumed_run_have_in_tensorboard_count_once(tmp_path):
+    args = {"output_dir": "out", "learning_rate": 1.0, "seed": 1}
+    for name, (first, second) in {
+        "in one folder": ("a", "a"), "in two": ("runs/Jan31_23-00-00_host", "runs/Feb01_01-00-00_host"),
+    }.items():  # fmt: skip
+        folder = tmp_path / name
+        write_events(folder / first, range(1, 8), 100.0, 1e9, {**args, "resume_from_checkpoint": None})
+        write_events(folder / second, range(5, 13), 200.0, 1e9 + 1000, {**args, "resume_from_checkpoint": "auto"})
+        write_events(folder / second, range(12, 13), 0.5, 1e9 + 2000, tag="eval/loss")
+        run = only(folder if name == "in two" else folder / "a")
+        steps, losses = run.points("train/loss")
+        assert steps == [*range(1, 13)]
+        assert losses == [*(100.0 + s for s in range(1, 5)), *(200.0 + s for s in range(5, 13))]
+        assert run.points("eval/loss") == ([12], [12.5])
+
+
+@pytest.mark.parametrize("where", [("a", "a"), ("a", "b"), ("runs/a", "runs/b")], ids=str)
+def test_runs_of_one_name_in_tensorboard_stay_apart(tmp_path, where):
+    for number, folder in enumerate(where):
+        args = {"output_dir": "out", "run_name": "mine", "seed": number}
+        write_events(tmp_path / folder, range(1, 6), 100.0 * number, 1e9 + 1000 * number, args)
+    runs, unreadable = read_sources([str(tmp_path)])
+    assert unreadable == []
+    assert [(run.name, run.config["seed"]) for run in runs] == [("mine", 0), ("mine", 1)]
+    assert [run.points("train/loss")[1][0] for run in runs] == [1.0, 101.0]
+    assert len({run.source for run in runs}) == 2
+
+
+@pytest.mark.parametrize(("first", "number"), [(4, 1), (1, 2)], ids=["goes on", "begins anew"])
+def test_files_of_a_writer_of_ones_own_in_one_folder(tmp_path, first, number):
+    write_events(tmp_path / "log", range(1, 6), 100.0, 1e9, tag="Loss/train")
+    write_events(tmp_path / "log", range(first, 9), 200.0, 1e9 + 1000, tag="Loss/train")
+    runs, _ = read_sources([str(tmp_path / "log")])
+    assert len(runs) == number
+    assert len({run.source for run in runs}) == number
+    steps, values = runs[-1].points("Loss/train")
+    assert steps == [*range(1, 9)]
+    assert values[first - 1 :] == [200.0 + step for step in range(first, 9)]
+
+
 def test_a_trackio_project(made):
     script = """if True:
         import json
@@ -510,3 +562,20 @@ def test_a_training_that_had_no_wandb_run_is_none_of_wandbs(trainings):
     (trainings / "clars" / "run.json").write_text(json.dumps({"config": {}, "state": "finished", "wandb_run_id": None}))
     runs, _ = read_sources([str(trainings)])
     assert len(runs) == 3
+
+
+def test_trainings_of_one_name_do_not_share_a_log_of_wandb(tmp_path, monkeypatch):
+    """Which of them it is of is not known where Trainer kept no id."""
+    logged_run = ComparedRun(
+        name="mine", source="wandb/x", config={"output_dir": "somewhere/run"}, history=[{"step": 1, "train/loss": 9.0}],
+        state="finished", layers=[],
+    )  # fmt: skip
+    monkeypatch.setattr("hf_clars.comparison.sources.folders.read_logs", lambda *_: [("id", logged_run)])
+    for parent, loss in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / parent / "run").mkdir(parents=True)
+        log = {"log_history": [{"step": step, "epoch": 1.0, "loss": loss} for step in (1, 2)]}
+        (tmp_path / parent / "run" / "trainer_state.json").write_text(json.dumps(log))
+    runs, _ = read_sources([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert sorted(run.points("train/loss")[1][0] for run in runs) == [1.0, 2.0, 9.0]
+    runs, _ = read_sources([str(tmp_path / "a")])
+    assert [run.points("train/loss")[1] for run in runs] == [[1.0, 1.0]]

@@ -5,12 +5,17 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerState
 
 from hf_clars import ClarsTrainer, TrainingFailedError
 from hf_clars.training.description import GROUP_LENGTH, TAG_LENGTH, describe
+from hf_clars.training.records import LayerRecords, _thinned, read_records
 
 from .models import Classifier, dataset
 from .test_trainer import accuracy, arguments, seeded
@@ -357,3 +362,31 @@ def test_a_description_has_the_settings_in_force(tmp_path):
     assert "eta" not in mnag.group
     adam = description(tmp_path, optim="adamw_torch")
     assert "adamw_torch Classifier B=" in adam.group
+
+
+# ---- long runs -------------------------------------------------------------------------------------------------------
+
+
+def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
+    args, state = SimpleNamespace(output_dir=str(tmp_path), report_to=[]), TrainerState(is_world_process_zero=True)
+    records = LayerRecords("records.jsonl", {"gamma": "γ_k"})
+    records.begin(args, state)
+    tracemalloc.start()
+    for step in range(1, 3001):
+        state.global_step, state.epoch = step, step / 10
+        records.add(args, state, {f"layer{i}": {"gamma": step + i / 7} for i in range(20)})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 200_000  # 60,000 numbers are some megabytes
+    assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 3001)]
+    state.global_step = 1000
+    LayerRecords("records.jsonl", {}).begin(args, state)  # resumed
+    assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 1001)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 499, 500, 501, 100_000])
+def test_a_panel_has_so_many_records_and_the_last_one(number):
+    drawn = _thinned([{"step": step} for step in range(number)])
+    assert len(drawn) == number if number <= 500 else 250 <= len(drawn) <= 500
+    assert [r["step"] for r in drawn[-1:]] == [*range(number)][-1:]
+    assert len({b["step"] - a["step"] for a, b in pairwise(drawn)}) <= 1

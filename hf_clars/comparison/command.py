@@ -18,6 +18,7 @@ from typing import Any
 from .. import checks
 from ..errors import UserError
 from ..experiments.command import need_matplotlib
+from ..texts import printable
 from .analysis import analyse
 from .document import document
 from .groups import where
@@ -113,11 +114,11 @@ def compare(options: Namespace) -> None:
             written = _write(comparison, drawn, Path(options.out), _about(options))
         except OSError as error:
             raise UserError(f"--out {options.out}: {error.filename or ''} {error.strerror or error}") from None
-        print(*written, sep="\n")
+        print(*map(printable, written), sep="\n")
     if options.wandb_report:
         from .wandb_report import create_wandb_report
 
-        print(create_wandb_report(comparison))
+        print(printable(create_wandb_report(comparison)))
 
 
 def _keys(group_by: str | None) -> list[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..experiments.drawing import panels
+from ..texts import printable
 from .question import UNITS
 from .series import COLOURS, DASHES, STYLES, Series, scale_of, series_of
 from .summaries import Comparison
@@ -37,7 +38,7 @@ def curves_figure(comparison: Comparison, axis: str) -> Any:
     figure.set_size_inches(6.3 + 0.075 * longest, max(3.8, 0.6 + 0.165 * len(labels)))
     legend = figure.legend(
         [line for line, _ in labels],
-        [f" {text}" for _, text in labels],  # matplotlib hides what begins with an underscore
+        [f" {printable(text)}" for _, text in labels],  # matplotlib hides what begins with an underscore
         title=f"best {STYLES} of {len(series)} groups" if len(series) > STYLES else None,
         fontsize=8,
         handlelength=3.2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..texts import in_markdown
 from .summaries import Comparison
 from .tables import DIFFERENCES, differences, lines, markdown, table, title
 from .verdict import verdict
@@ -9,7 +10,10 @@ from .verdict import verdict
 
 def findings(comparison: Comparison) -> str:
     """The verdict, the table of groups, and that of differences if there are any."""
-    parts = [*verdict(comparison), f"{title(comparison)}\n\n{markdown(*table(comparison))}"]
+    parts = [
+        *map(in_markdown, verdict(comparison)),
+        f"{in_markdown(title(comparison))}\n\n{markdown(*table(comparison))}",
+    ]
     head, rows = differences(comparison)
     if rows:
         parts.append(f"{DIFFERENCES}\n\n{markdown(head, rows)}")
@@ -18,7 +22,7 @@ def findings(comparison: Comparison) -> str:
 
 def notes(comparison: Comparison) -> str:
     """A list; empty for none."""
-    return "\n".join(f"- {line}" for line in lines(comparison))
+    return "\n".join(f"- {in_markdown(line)}" for line in lines(comparison))
 
 
 def document(comparison: Comparison) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..texts import printable
 from ..training.statistics import STATISTICS
 from .runs import ComparedRun
 from .summaries import Comparison
@@ -71,7 +72,7 @@ def heat_map(run: ComparedRun, statistic: str) -> HeatMap | None:
     steps = np.linspace(found[0], found[-1], min(len(found), _MOST_COLUMNS))
     nearest = [order[np.abs(found - step).argmin()] for step in steps]
     values = np.asarray([[_of(records[i], name, statistic) for i in nearest] for name in layers], float)
-    return HeatMap(run, statistic, [short(name) for name in layers], steps, values)
+    return HeatMap(run, statistic, [printable(short(name)) for name in layers], steps, values)
 
 
 def heat_maps(runs: Sequence[ComparedRun]) -> list[list[HeatMap]]:
@@ -111,7 +112,7 @@ def layers_figure(rows: Sequence[Sequence[HeatMap]]) -> Any:
             )
             every = math.ceil(len(one.layers) / 60)
             panel.set_yticks(range(0, len(one.layers), every), one.layers[::every], fontsize=6, parse_math=False)
-            panel.set_title(f"{one.symbol}: {one.run.name}", fontsize=9, parse_math=False)
+            panel.set_title(f"{one.symbol}: {printable(one.run.name)}", fontsize=9, parse_math=False)
             panel.set_xlabel("optimizer step")
             panel.set_facecolor("0.85")  # what was not measured
         for panel in panels_[len(row) :]:

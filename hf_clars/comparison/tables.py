@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from ..texts import in_csv, in_markdown, printable
 from .question import MEASURE_NAMES, MEASURES, UNITS, VALUES, target_text
 from .statistics import LEVEL, Mean
 from .summaries import Comparison, GroupSummary
@@ -74,8 +75,8 @@ def lines(comparison: Comparison) -> list[str]:
 def print_comparison(comparison: Comparison, file: TextIO) -> None:
     """Verdict, tables and remarks: with rich on a terminal, as plain aligned text elsewhere or without rich."""
     sections = [
-        (title(comparison), *table(comparison)),
-        (DIFFERENCES, *differences(comparison, ("final", comparison.question.axis))),
+        _printable(title(comparison), *table(comparison)),
+        _printable(DIFFERENCES, *differences(comparison, ("final", comparison.question.axis))),
     ]
     try:
         from rich.console import Console
@@ -88,9 +89,13 @@ def print_comparison(comparison: Comparison, file: TextIO) -> None:
         if rows:
             print(heading, aligned(head, rows), "", sep="\n", file=file)
     for sentence in verdict(comparison):
-        print(sentence, file=file)
+        print(printable(sentence), file=file)
     for line in _most(lines(comparison)):
-        print(f"note: {line}", file=file)
+        print(f"note: {printable(line)}", file=file)
+
+
+def _printable(heading: str, head: list[str], rows: Rows) -> tuple[str, list[str], Rows]:
+    return printable(heading), list(map(printable, head)), [list(map(printable, row)) for row in rows]
 
 
 def _print_rich(comparison: Comparison, sections: Sequence[tuple[str, list[str], Rows]], console: Any) -> None:
@@ -111,9 +116,9 @@ def _print_rich(comparison: Comparison, sections: Sequence[tuple[str, list[str],
             console.print(drawn)
             console.print()
     for i, sentence in enumerate(verdict(comparison)):
-        console.print(Text(sentence, style="bold green" if i == 0 else ""))
+        console.print(Text(printable(sentence), style="bold green" if i == 0 else ""))
     for line in _most(lines(comparison)):
-        console.print(Text(f"note: {line}", style="yellow"))
+        console.print(Text(f"note: {printable(line)}", style="yellow"))
 
 
 def _most(lines: list[str], most: int = 40) -> list[str]:
@@ -147,13 +152,8 @@ def aligned(head: Sequence[str], rows: Rows) -> str:
 def markdown(head: Sequence[str], rows: Rows) -> str:
     """A Markdown table. Names are untrusted: what Markdown or HTML would read in them is written out."""
     align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in [head, align, *rows])
-
-
-def _escaped(cell: str) -> str:
-    for sign in "\\`*_[]|":
-        cell = cell.replace(sign, f"\\{sign}")
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    escaped = [list(map(in_markdown, row)) for row in [head, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], align, *escaped[1:]])
 
 
 def groups_csv(comparison: Comparison) -> str:
@@ -242,5 +242,5 @@ def _column(measure: str) -> str:
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([head, *rows])
+    writer.writerows([in_csv(cell) for cell in row] for row in [head, *rows])
     return text.getvalue()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..errors import UserError
+from ..texts import plain_records
 from .labels import label_number
 from .transforms import ImageTooLargeError, Transform, decode_image
 
@@ -24,6 +25,7 @@ _NAMED = 10  # skipped examples that each worker names; all are counted
 _SHOWN = 60  # characters of a label, which may be any text
 
 logger = logging.getLogger(__name__)
+logger.addFilter(plain_records)
 
 
 class ImageCollator:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.utils import get_protocol
 
+from .home import Home
 from .order import Ints
 
 Example = dict[str, Any]
@@ -35,7 +36,10 @@ class Chunks(ABC):
 
     @abstractmethod
     def read(self, number: int) -> Sequence[Example]:
-        """The examples `{"image": {"bytes", "path"}, "label"}` of one chunk; raises whatever its reader raises."""
+        """The examples `{"image": {"bytes", "path"}, "label"}` of one chunk; raises whatever its reader raises.
+
+        An image without bytes has its `Home` beside its path, under `"home"`.
+        """
 
     @abstractmethod
     def name(self, number: int) -> str:
@@ -67,10 +71,19 @@ class ParquetChunks(Chunks):
         files: paths or addresses that fsspec opens.
         image, label: names of the two columns.
         row_groups: rows of each row group of each file, where they are known; otherwise the footers are read.
+        home: where files lie that rows name in place of an image's bytes; by default they may name none.
     """
 
-    def __init__(self, files: Sequence[str], image: str, label: str, row_groups: list[list[int]] | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        image: str,
+        label: str,
+        row_groups: list[list[int]] | None = None,
+        home: Home = Home(),  # noqa: B008  # frozen
+    ) -> None:
         self.files = list(files)
+        self._home = home
         self._columns = (image, label)
         self.row_groups = row_groups if row_groups is not None else _row_groups(self.files)
         self._where = [(file, group) for file, groups in enumerate(self.row_groups) for group in range(len(groups))]
@@ -88,7 +101,7 @@ class ParquetChunks(Chunks):
             table = parquet.read_row_group(group, columns=list(self._columns))
         if len(table) != self.sizes[number]:
             raise ValueError(f"it has {len(table)} rows instead of {self.sizes[number]}")
-        return _Rows(table, *self._columns)
+        return _Rows(table, *self._columns, self._home)
 
     def name(self, number: int) -> str:
         file, group = self._where[number]
@@ -123,8 +136,8 @@ class TableChunks(Chunks):
 class _Rows(Sequence[Example]):
     """Rows of an Arrow table as examples, made when they are asked for: a table in memory is one block."""
 
-    def __init__(self, table: Any, image: str, label: str) -> None:
-        self._images, self._labels = table.column(image), table.column(label)
+    def __init__(self, table: Any, image: str, label: str, home: Home) -> None:
+        self._images, self._labels, self._home = table.column(image), table.column(label), home
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -135,8 +148,11 @@ class _Rows(Sequence[Example]):
             image = {"bytes": image}
         elif isinstance(image, str):
             image = {"path": image}
-        whole = None if image is None else {"bytes": None, "path": None, **image}
-        return {"image": whole, "label": self._labels[row].as_py()}
+        if image is not None:
+            image = {"bytes": None, "path": None, **image}
+            if image["bytes"] is None:
+                image["home"] = self._home
+        return {"image": image, "label": self._labels[row].as_py()}
 
 
 def is_remote(file: str) -> bool:

@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import UserError
 from .chunks import Chunks, Example
+from .home import Home
 from .names import is_no_data, same_split, shortened
 
 _EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
@@ -25,13 +26,16 @@ logger = logging.getLogger(__name__)
 class FileChunks(Chunks):
     """Images that are files: each a chunk, so that a pass is in no order at all. Whoever decodes one reads it."""
 
-    def __init__(self, images: list[tuple[str, int]]) -> None:
+    def __init__(self, images: list[tuple[str, int]], home: Home) -> None:
+        self._home = home
         self._paths = np.array([path for path, _ in images], np.str_)  # one block, which forked workers share
         self._labels = np.array([label for _, label in images], np.int64)
         self.sizes = np.ones(len(images), np.int64)
 
     def read(self, number: int) -> Sequence[Example]:
-        return [_example(str(self._paths[number]), int(self._labels[number]))]
+        example = _example(str(self._paths[number]), int(self._labels[number]))
+        example["image"]["home"] = self._home
+        return [example]
 
     def name(self, number: int) -> str:
         return str(self._paths[number])

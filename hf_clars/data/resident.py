@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, default_collate
 
 from ..errors import UserError
 from ..processes import once
+from ..texts import plain_records
 from .batches import IGNORED_LABEL, ImageCollator
 from .chunks import Chunks, Example
 from .order import Ints
@@ -34,6 +35,7 @@ _THREADS = 8
 Batch = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
+logger.addFilter(plain_records)
 
 
 class DecodedImages(Dataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,14 +18,23 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import ClassLabel, Image, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import UserError
+from ..links import is_within
 from ..processes import once
+from .card import check_card
 from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
 from .folders import FileChunks, class_folders, folder_table, list_images, split_folders, trained_classes
+from .home import TO_FOLLOW, Home, home_of_folder
 from .labels import label_number
 from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_split, split_and_rows
+from .own_files import with_own_files
 from .tars import TarChunks, extensions, stored_examples
+
+_KINDS = ("parquet", "arrow", "imagefolder", "webdataset", "json", "csv")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lz4")
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class ImageSource:
     rows: slice | None
     _builder: Any
     _features: datasets.Features
+    _home: Home
 
     @cached_property
     def chunks(self) -> Chunks:
@@ -66,7 +76,7 @@ class ImageSource:
             return TableChunks(replace(self, num_examples=None).table())
         files = [str(file) for file in self._builder.config.data_files[self.split]]
         known = once(lambda: self._row_groups(files)) if any(map(is_remote, files)) else None
-        return ParquetChunks(files, self.image_column, self.label_column, known)
+        return ParquetChunks(files, self.image_column, self.label_column, known, self._home)
 
     def _row_groups(self, files: list[str]) -> list[list[int]]:
         with _clear_errors(self.name):
@@ -75,7 +85,7 @@ class ImageSource:
     def table(self) -> datasets.Dataset:
         """The same examples, stored on this machine (in the cache of `datasets`) and open to random access."""
         with _clear_errors(self.name), PartialState().main_process_first():
-            table = self._stored()
+            table = with_own_files(self._stored(), self._home, self.name)
         if self.rows is not None:
             table = table.select(range(len(table))[self.rows])
         if self.num_examples is not None and self.num_examples < len(table):
@@ -165,11 +175,12 @@ class FolderSource(ImageSource):
 
     @cached_property
     def chunks(self) -> Chunks:
-        return FileChunks(self._images)
+        return FileChunks(self._images, self._home)
 
     def table(self) -> datasets.Dataset:
         assert self.class_names is not None
-        return folder_table(self._images[: self.num_examples], self.class_names)
+        table = folder_table(self._images[: self.num_examples], self.class_names)
+        return with_own_files(table, self._home, self.name)
 
     def _labels(self) -> Iterator[tuple[str, list[Any]]]:
         yield f"split {self.split!r}", [label for _, label in self._images]
@@ -185,18 +196,22 @@ def open_source(
     label_column: str | None = None,
     num_examples: int | None = None,
     train_split: str = "train",
+    follow_links: bool = False,
 ) -> ImageSource:
     """Find a split of a data set on the Hub, or of a folder of Parquet files, image folders or WebDataset tars.
 
-    Nothing is downloaded but what describes it. `validation` also finds `val`, `valid`, `dev`, `test` or `testing`, and
-    `train` finds `training`. `train[:45000]` is a part of a split, by rows; it is downloaded as a whole.
+    The data set does not choose what is opened: what its card, its rows and the links in its folder lead to must lie in
+    its folder, or in its repository on the Hub. Nothing is downloaded but what describes it. `validation` also finds
+    `val`, `valid`, `dev`, `test` or `testing`, and `train` finds `training`. `train[:45000]` is a part of a split, by
+    rows; it is downloaded as a whole.
 
     Args:
         train_split: whose classes the labels of image folders number, whatever split is asked for.
+        follow_links: links in the folder may lead anywhere.
 
     Raises:
-        UserError: no such folder, data set, split or column; an empty split; a data set that needs a login; image
-            folders with a class that the training split does not have.
+        UserError: no such folder, data set, split or column; an empty split; a data set that needs a login; data files
+            elsewhere; image folders with a class that the training split does not have.
     """
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
@@ -209,10 +224,17 @@ def open_source(
         raise UserError(f"dataset {name!r}: the folder is empty")
     if looks_local and (folders := split_folders(path)):
         found = find_split(name, split, list(folders))
+        home = home_of_folder(path, follow_links)
+        _check_folders(name, folders.values(), home)
         class_names = class_folders(folders, found, split_and_rows(train_split)[0])
-        return _open_folder(name, found, list_images(folders[found], class_names), class_names, rows, num_examples)
+        return _open_folder(
+            name, found, list_images(folders[found], class_names), class_names, rows, num_examples, home
+        )
+    home = home_of_folder(path, follow_links) if looks_local else Home(repository=name)
+    check_card(name, path if looks_local else None, revision, home)
     with _clear_errors(name):
-        builder = load_dataset_builder(str(path) if looks_local else name, config, revision=revision)
+        builder = _builder(str(path) if looks_local else name, config, revision)
+        home = _home_of(builder, home)
         found = find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
         if _loader_name(builder) == "webdataset":  # datasets would have all parts of an example side by side
             features = dict.fromkeys(extensions(list(map(str, builder.config.data_files[found]))))
@@ -248,6 +270,7 @@ def open_source(
         "rows": rows,
         "_builder": builder,
         "_features": features,
+        "_home": home,
     }
     if _loader_name(builder) == "webdataset":
         return TarSource(**common, _images=IMAGE_COLUMNS if image_column is None else (image,))
@@ -261,6 +284,7 @@ def _open_folder(
     class_names: list[str],
     rows: slice | None,
     num_examples: int | None,
+    home: Home,
 ) -> FolderSource:
     images = images[rows or slice(None)]
     if not images:
@@ -275,8 +299,43 @@ def _open_folder(
         rows=rows,
         _builder=None,
         _features=datasets.Features(),
+        _home=home,
         _images=images,
     )
+
+
+def _builder(path: str, config: str | None, revision: str | None) -> Any:
+    """`load_dataset_builder`, for kinds of files that hold images and lead nowhere else."""
+    try:
+        builder = load_dataset_builder(path, config, revision=revision)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:  # of a card that is not what it should be
+        raise ValueError(f"its README.md or dataset_infos.json is damaged ({type(error).__name__}: {error})") from error
+    if (kind := _loader_name(builder)) not in _KINDS:
+        raise ValueError(f"its files are of the kind {kind!r}, which is none of {', '.join(_KINDS)}")
+    return builder
+
+
+def _home_of(builder: Any, home: Home) -> Home:
+    """Where rows may lead; raises `ForeignFileError` where the files of a split are not at home already."""
+    files = [str(file) for split in (builder.config.data_files or {}).values() for file in split]
+    if not home.folders:
+        cached = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=str(home.repository), repo_type="dataset")
+        home = replace(home, base=builder.base_path, folders=(os.path.realpath(cached),))
+    seen: set[str] = set()
+    for file in files:
+        if (folder := os.path.dirname(file)) not in seen or os.path.islink(file):  # a million files lie in few folders
+            home.place(file)
+            seen.add(folder)
+    if _loader_name(builder) == "imagefolder" and any(file.lower().endswith(_ARCHIVES) for file in files):
+        unpacked = os.path.realpath(datasets.config.EXTRACTED_DATASETS_PATH)
+        home = replace(home, folders=(*home.folders, unpacked))
+    return home
+
+
+def _check_folders(name: str, splits: Iterable[Path], home: Home) -> None:
+    for folder in (each for split in splits for each in (split, *split.iterdir())):
+        if not home.follow_links and folder.is_dir() and not is_within(folder, home.folders):
+            raise UserError(f"{name}: {folder} is a link that leads out of the data set's folder: {TO_FOLLOW}")
 
 
 def _loader_name(builder: Any) -> str:
@@ -323,5 +382,5 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(f"dataset {name!r}: the Hub cannot be reached ({str(error).splitlines()[0]})") from error
     except UserError:
         raise
-    except (OSError, ValueError, tarfile.TarError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, tarfile.TarError, RecursionError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"dataset {name!r} cannot be read: {' '.join(str(error).split())}") from error

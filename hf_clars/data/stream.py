@@ -18,6 +18,7 @@ import numpy as np
 from torch.utils.data import BatchSampler, Dataset
 
 from ..errors import UserError
+from ..texts import plain_records
 from .chunks import Chunks, Example
 from .order import Order, Window
 
@@ -25,6 +26,7 @@ _LAYOUT = ("lanes", "piece", "window", "by_example")  # of an `Order`, what proc
 _STAND_INS = 8  # chunks that are tried in place of one that cannot be read
 
 logger = logging.getLogger(__name__)
+logger.addFilter(plain_records)
 
 
 class TrainStream(Dataset):

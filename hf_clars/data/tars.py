@@ -19,12 +19,13 @@ from fsspec.core import url_to_fs
 
 from ..errors import UserError
 from .chunks import Chunks, Example, is_remote
+from .home import MOST_BYTES
 from .names import is_no_data
 
 _EXAMPLES = 64
 _LOOKED_AT = 64  # members of a tar that is not on this machine, to find out what members there are
 _AT_ONCE = 16
-_MOST_BYTES = 2**29  # of a member; that of an encoded image has less
+_LONGEST_HEADER = 2**20
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ class TarChunks(Chunks):
     def _scan(self, file: str) -> list[_Part]:
         """Parts of at most 64 examples, in the order in which their first members stand."""
         ranges: dict[str, tuple[int, int]] = {}
-        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=_headers(opened), mode="r:") as tar:
             for member in tar:
                 if member.isfile():
+                    if _extension(member.name, (*self._images, self._label)):
+                        _check_size(member)
                     ranges[member.name] = (member.offset, tar.offset)
         examples = [sorted(ranges[name] for name in pair if name) for pair in self._pairs(ranges)]
         examples.sort()
@@ -107,7 +110,7 @@ class TarChunks(Chunks):
                     content = tar.extractfile(member)
                     assert content is not None
                     # Holes are zeros of any number, so that a small tar could fill the memory; they are no image.
-                    is_whole = not member.issparse() and member.size <= _MOST_BYTES
+                    is_whole = not member.issparse() and member.size <= MOST_BYTES
                     contents[member.name] = content.read() if is_whole else b""
         return [
             {
@@ -135,7 +138,7 @@ class TarChunks(Chunks):
 def extensions(files: Sequence[str]) -> list[str]:
     """Of the members of the first tar that has any: what stands behind the last dot, and behind the first."""
     for file in files:
-        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+        with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=_headers(opened), mode="r:") as tar:
             members = itertools.islice(tar, _LOOKED_AT) if is_remote(file) else tar
             bases = [member.name.rpartition("/")[2].lower() for member in members if member.isfile()]
         found = [e for base in bases if not is_no_data(base) for e in (base.rpartition(".")[2], base.partition(".")[2])]
@@ -161,6 +164,30 @@ def _stamp(file: str) -> tuple[int, int]:
         return (0, 0)
     there = os.stat(url_to_fs(file)[1])
     return there.st_size, there.st_mtime_ns
+
+
+def _headers(file: Any) -> Any:
+    """A file to read headers from."""
+    return _Headers(file)
+
+
+class _Headers:
+    """A tar of which headers alone are read: one that claims to have megabytes would be read into memory."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def _check_size(member: tarfile.TarInfo) -> None:
+    """Raises `ValueError` for what would fill the memory, where the bytes of an example are read."""
+    if member.size > MOST_BYTES and not member.issparse():
+        raise ValueError(f"member {member.name!r} has {member.size:,} bytes, more than an image may")
 
 
 def _extension(member: str, known: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -23,7 +22,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
+from .home import read_bytes
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # what image folders hold; Pillow reads them itself
 AUGMENTATIONS = ("random_resized_crop", "random_crop", "flip", "none")
 
 
@@ -34,12 +35,14 @@ class ImageTooLargeError(ValueError):
 def decode_image(example_image: dict[str, Any] | None) -> Tensor:
     """The image of `{"bytes": bytes | None, "path": str | None}`, upright and in RGB: uint8 `[3, H, W]`.
 
-    Bytes win over the path, which may be a local file or any address fsspec opens (`hf://...`). Either may be absent.
-    Orientation tags are applied where they can be read; CMYK, grey, palette and 16-bit images become 8-bit RGB;
-    transparency is dropped.
+    Bytes win over the path, which is that of a local file or an address on the Hub (`hf://…`). Either may be absent.
+    Where a `Home` stands beside the path, under `"home"`, it must lie in there. Orientation tags are applied where they
+    can be read; CMYK, grey, palette and 16-bit images become 8-bit RGB; transparency is dropped. Formats other than
+    `FORMATS` are no images, whatever they begin with: Pillow hands some to other programs.
 
-    Raises what Pillow raises for what is no image or a broken one, `OSError` for what cannot be read, and
-    `ImageTooLargeError` beyond `PIL.Image.MAX_IMAGE_PIXELS`.
+    Raises what Pillow raises for what is no image or a broken one, `OSError` for what cannot be read,
+    `ForeignFileError` for a path that may not be opened, and `ImageTooLargeError` beyond
+    `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if example_image is None:
         raise ValueError("it is null")
@@ -47,8 +50,8 @@ def decode_image(example_image: dict[str, Any] | None) -> Tensor:
     if data is None:
         if path is None:
             raise ValueError("it has neither bytes nor a path")
-        with fsspec.open(path, "rb") as file:
-            data = file.read()
+        home = example_image.get("home")
+        data = read_bytes(path) if home is None else home.read(path)
     image = _opened(data)
     decode_jpeg = _torchcodec()
     if image.format == "JPEG" and decode_jpeg is not None:
@@ -64,7 +67,7 @@ def _opened(data: bytes) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         _ignore_damaged_tags()
         try:
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageTooLargeError(str(error).partition(",")[0]) from error
 

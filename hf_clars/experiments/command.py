@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from ..errors import TrainingFailedError, UserError
+from ..texts import printable
+from ..yaml_files import parse_yaml
 from .grid import Run, read_grid
 from .results import read_result
 from .running import Runner
@@ -51,7 +53,7 @@ def runner_of(options: Namespace, folder: Path) -> Runner:
         threads=options.threads,
         launch=launch,
         draw_only=options.draw,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: print(printable(line), flush=True),
     )
 
 
@@ -73,7 +75,7 @@ def settings_of(options: Namespace) -> dict[str, Any]:
             raise UserError(f"--set {text}: write KEY=VALUE")
         try:
             word = key.endswith("_strategy") and value.isalpha()  # `no`, which YAML takes for false
-            settings[key] = value if word else yaml.safe_load(value)
+            settings[key] = value if word else parse_yaml(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: {value!r} is not a value as YAML has them") from None
     return settings
@@ -82,7 +84,8 @@ def settings_of(options: Namespace) -> dict[str, Any]:
 def list_runs(folder: Path, runs: Sequence[Run]) -> None:
     for run in runs:
         result = read_result(folder, run)
-        print(f"{run.title}: {'no result' if result is None else f'{result.state}, commit {result.commit}'}")
+        said = "no result" if result is None else f"{result.state}, commit {result.commit}"
+        print(printable(f"{run.title}: {said}"))
 
 
 def draws(options: Namespace) -> bool:

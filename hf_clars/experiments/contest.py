@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..texts import in_markdown
 from ..training.statistics import STATISTICS
 from .drawing import colour, draw_mean, mean_and_deviation, panels
 from .tuning import Contestant
@@ -26,12 +27,12 @@ def contest_table(contestants: Sequence[Contestant]) -> str:
             accuracy = mean_and_deviation([r.final.get("eval_accuracy", math.nan) for r in done], percent=True)
             rows.append(
                 [
-                    where,
-                    str(contestant.place["method"]),
+                    in_markdown(where),
+                    in_markdown(str(contestant.place["method"])),
                     " / ".join(
                         "–" if s is None else "×" if math.isnan(s) else f"{100 * s:.1f}" for s in contestant.searched
                     ),
-                    ", ".join(f"{k} {v}" for k, v in (contestant.winner or {}).items()) or "–",
+                    in_markdown(", ".join(f"{k} {v}" for k, v in (contestant.winner or {}).items())) or "–",
                     f"**{accuracy}**" if contestant is best and done else accuracy,
                     mean_and_deviation([r.points("loss")[1][-1] for r in done if r.points("loss")[1]]),
                     str(len(contestant.finals)),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..texts import in_markdown
 from .grid import Run
 from .results import Result
 
@@ -22,20 +23,20 @@ def table(results: Results) -> str:
     """A Markdown row for each place of the grid but its seeds: accuracies as mean ± standard deviation over seeds."""
     axes = [axis for axis in results[0][0].place if axis != "seed"]
     head = [*axes, "seeds", "final test accuracy", "best", "training loss", "diverged", "s a run", "commit"]
-    rows = [[*head], ["---"] * len(head)]
+    rows = [[*map(in_markdown, head)], ["---"] * len(head)]
     for place, group in groups_of(results, *axes):
         done = [r for r in group if r.state == "finished"]
         losses = [r.points("loss")[1][-1] for r in done if r.points("loss")[1]]
         rows.append(
             [
-                *map(str, place),
+                *(in_markdown(str(value)) for value in place),
                 str(len(group)),
                 mean_and_deviation([r.final.get("eval_accuracy", math.nan) for r in done], percent=True),
                 mean_and_deviation([r.best() for r in done], percent=True),
                 mean_and_deviation(losses),
                 str(len(group) - len(done)),
                 f"{statistics.mean(r.seconds for r in group):.0f}",
-                ", ".join(sorted({r.commit for r in group})),
+                in_markdown(", ".join(sorted({r.commit for r in group}))),
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -16,6 +16,7 @@ from ..checks import writable_folder
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
 from ..provenance import commit, hardware
+from ..secrets import without_secrets
 from .grid import Run
 from .processes import RunProcess, cores, devices
 from .results import Result, curve_of, read_result, write_result
@@ -157,7 +158,7 @@ class Runner:
             diverged = diverged or not (losses and math.isfinite(losses[-1]))
             result = Result(
                 place=dict(run.place),
-                settings=dict(run.settings),
+                settings=without_secrets(run.settings),
                 state="diverged" if diverged else "finished",
                 seconds=round(process.seconds, 1),
                 commit=process.commit,

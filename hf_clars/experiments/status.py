@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from ..texts import printable
 from .grid import Run
 
 _FORMAT = "{n_fmt} of {total_fmt} runs done{postfix}; {elapsed} so far, about {remaining} left"
@@ -24,7 +25,7 @@ class StatusLine:
 
     def say(self, line: str) -> None:
         with tqdm.external_write_mode(file=sys.stdout):
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
     def watch(self, done: int, total: int, failed: int, under_way: Sequence[Run]) -> None:
         if self._bar is None:
@@ -33,7 +34,7 @@ class StatusLine:
             )
         self._bar.n = done
         names = textwrap.shorten(", ".join(run.title for run in under_way), 50, placeholder=" …")
-        self._bar.set_postfix_str(f"{failed} failed, {len(under_way)} running ({names})", refresh=False)
+        self._bar.set_postfix_str(f"{failed} failed, {len(under_way)} running ({printable(names)})", refresh=False)
         self._bar.refresh()
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import TrainingFailedError, UserError
+from ..links import first_foreign
 from ..provenance import COMMIT_FILE, commit
 from .archive import compression_of, sha256, stem_of, write_archive, write_sums
 from .closure import Closure, what_it_lacks
@@ -24,6 +25,7 @@ from .target import Target, read_target
 from .wheels import unpack_packages
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_RECIPES = _PACKAGE.parent / "recipes"  # where this is a checkout
 _PER_MB = 10**6
 _NOT_OURS = {".zip", ".gz", ".xz", ".bz2", ".zst", ".tgz", ".txz", ".tbz2", ".7z"}
 
@@ -65,6 +67,9 @@ def pack(options: Namespace) -> None:
     for there in [out, *sorted(out.parent.glob(f"{out.name}.[0-9][0-9][0-9]")), *sums]:
         if there.exists():
             raise UserError(f"--out {there} exists: remove it, or name another one")
+    for source in (_PACKAGE, _RECIPES):
+        if source.is_dir() and (foreign := first_foreign(source)):
+            raise UserError(f"{foreign}: a pack holds copies of our own files alone")
     target = read_target(options.target_packages, options.python, options.platform)
     closure = what_it_lacks(target, options.extras, options.without)
     data = find_data(options.dataset, options.data_dir)
@@ -107,9 +112,8 @@ def _add_ours(folder: Path, target: Target, closure: Closure) -> None:
     ours = folder / "site" / _PACKAGE.name
     shutil.copytree(_PACKAGE, ours, ignore=nothing)
     (ours / COMMIT_FILE).write_text(commit() + "\n")
-    recipes = _PACKAGE.parent / "recipes"
-    if (recipes / "imagenet_clars.py").is_file():
-        shutil.copytree(recipes, folder / "recipes", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "results"))
+    if (_RECIPES / "imagenet_clars.py").is_file():
+        shutil.copytree(_RECIPES, folder / "recipes", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "results"))
     else:
         print("without recipes/: this hf_clars is installed, and they are in its checkout", flush=True)
     for file in ("run", "check.py"):

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..errors import TrainingFailedError, UserError
+from ..links import first_foreign
 
 
 def find_data(names: Iterable[str], data_dir: str | None = None) -> dict[str, Path]:
@@ -20,7 +21,8 @@ def find_data(names: Iterable[str], data_dir: str | None = None) -> dict[str, Pa
         data_dir: has data sets in folders of their own names; those it lacks come from the Hub, or from its cache.
 
     Raises:
-        UserError: no such folder or data set, one that needs a login, one without Parquet files, two of one name.
+        UserError: no such folder or data set, one that needs a login, one without Parquet files, two of one name; links
+            that lead out of it.
         TrainingFailedError: the Hub cannot be reached.
     """
     root = None if data_dir is None else Path(data_dir).expanduser()
@@ -47,6 +49,8 @@ def find_data(names: Iterable[str], data_dir: str | None = None) -> dict[str, Pa
             found[short] = _downloaded(name)
         if not any(path.is_file() for path in found[short].rglob("*")):
             raise UserError(f"--dataset {name}: {found[short]} is empty")
+        if foreign := first_foreign(found[short]):
+            raise UserError(f"--dataset {name}: {foreign}: a pack holds copies of the data set's own files alone")
     return found
 
 

@@ -1,9 +1,10 @@
 """`ClarsTrainingArguments`: TrainingArguments whose defaults suit large batches, and fields of its own."""
 
+import copy
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -11,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from ..data.order import TAILS
 from ..data.steps import accumulation_steps
 from ..errors import UserError
+from ..secrets import is_secret, without_secrets
 from .options import AUTHORS, OPTIMIZERS, OURS, OptimizerOptions, check_lamb, parse_optim_args, refuse_deepspeed
 
 
@@ -220,6 +222,25 @@ class ClarsTrainingArguments(TrainingArguments):
                 f"{self.gradient_accumulation_steps}: leave that out"
             )
         self.gradient_accumulation_steps = steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `TrainingArguments.to_dict`, which hides `…_token`; here no other secret is in it, at any depth."""
+        return without_secrets(super().to_dict())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle of the arguments has no secrets: Trainer writes one, `training_args.bin`, and uploads it."""
+        return {k: None if is_secret(k) else without_secrets(v) for k, v in self.__dict__.items()}
+
+    def __copy__(self) -> Self:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
     def _scaled_learning_rate(self) -> float:
         values = []

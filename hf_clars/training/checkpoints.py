@@ -15,6 +15,8 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
+from ..links import first_foreign, is_within, own_folders
+from ..texts import plain_records
 
 MANIFEST = "manifest.json"
 STAGING = "unfinished-checkpoint"
@@ -26,6 +28,7 @@ _REPLACED = "replaced-"
 _DELETED = "deleted-"  # no scan takes such a folder for a checkpoint, however much of it is left
 
 logger = logging.getLogger(__name__)
+logger.addFilter(plain_records)
 
 
 def begin(run_dir: Path) -> Path:
@@ -92,18 +95,23 @@ def finish(written: Path, final: Path) -> None:
 
 def what_is_wrong(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used; None if it can. The manifest, written last, says what belongs to it."""
+    if foreign := first_foreign(checkpoint):
+        return foreign
     try:
         json.loads((checkpoint / _STATE).read_text())
     except FileNotFoundError:
         return f"it has no {_STATE}"
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"its {_STATE} cannot be read"
     try:
-        listed = dict(json.loads((checkpoint / MANIFEST).read_text())["files"])
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        listed = {name: (int(size), int(checksum)) for name, (size, checksum) in dict(files).items()}
     except FileNotFoundError:
         return NOT_OURS
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its {MANIFEST} cannot be read"
+    if elsewhere := next((name for name in listed if not is_within(checkpoint / name, own_folders(checkpoint))), None):
+        return f"its {MANIFEST} names a file outside of it, {elsewhere!r}"
     if "scheduler.pt" not in listed:
         return MODEL_ALONE
     return _what_has_changed(checkpoint, listed)
@@ -200,8 +208,10 @@ def _step(checkpoint: Path) -> int:
 
 def _written(checkpoint: Path) -> float:
     try:
+        if (checkpoint / MANIFEST).is_symlink():  # none that we have written
+            return checkpoint.stat().st_mtime
         return float(json.loads((checkpoint / MANIFEST).read_text())["written"])
-    except (OSError, ValueError, KeyError, TypeError):  # broken, or another Trainer's
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken, or another Trainer's
         return checkpoint.stat().st_mtime
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..provenance import HOUSEKEEPING, commit, hardware
+from ..secrets import without_secrets
 from .options import OPTIMIZERS, parse_optim_args
 
 GROUP_LENGTH, TAG_LENGTH = 128, 64  # W&B's limits
@@ -45,9 +46,9 @@ def describe(args: Any, model: Any, about: Mapping[str, Any]) -> Description:
     architecture = getattr(model, "config", None)
     of_model = architecture.to_dict() if architecture is not None and hasattr(architecture, "to_dict") else {}
     of_optimizer = _in_force(args)
-    config = {
+    known = {
         **{k: v for k, v in of_model.items() if k not in ("id2label", "label2id")},
-        **args.to_dict(),  # which hides tokens
+        **args.to_dict(),
         "model_name": _model_name(model, architecture),
         **about,
         **of_optimizer,
@@ -55,6 +56,7 @@ def describe(args: Any, model: Any, about: Mapping[str, Any]) -> Description:
         "commit": commit(),
         "hardware": _hardware(args),
     }
+    config = without_secrets(known)
     model_name = str(config["model_name"]).rstrip("/").rpartition("/")[2]
     data = str(about.get("dataset") or "").rstrip("/").rpartition("/")[2]
     head = " ".join(word for word in (args.optim_name, model_name, f"B={args.total_batch_size}") if word)

@@ -16,15 +16,17 @@ from .tracking import live_run
 
 logger = logging.getLogger(__name__)
 
+_MOST_DRAWN = 500
+
 Layers = Mapping[str, Mapping[str, float]]
 
 
 class LayerRecords:
-    """Writes records to `output_dir/<file_name>` and to W&B, from the main process.
+    """Writes records to `output_dir/<file_name>` and to W&B, from the main process. It keeps none in memory.
 
     A line of the file is `{"step": …, "epoch": …, …, "layers": {name: {statistic: value}}}`. In W&B the values are
     scalars `layers/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
-    panel, `layer panels/<symbol>`, with a line per layer.
+    panel, `layer panels/<symbol>`, with a line per layer, of at most 500 records.
 
     Args:
         file_name: of the file in `output_dir`.
@@ -34,18 +36,17 @@ class LayerRecords:
     def __init__(self, file_name: str, drawn: Mapping[str, str]) -> None:
         self._file_name = file_name
         self._drawn = drawn
-        self._history: list[dict[str, Any]] = []
 
     def begin(self, args: Any, state: Any) -> None:
         """A run begins, or goes on after `state.global_step`: what was written of later steps is dropped."""
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / self._file_name
-        self._history = [r for r in read_records(path) if state.global_step and r["step"] <= state.global_step]
+        kept = [r for r in read_records(path) if state.global_step and r["step"] <= state.global_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.new")
         try:
-            beside.write_text("".join(json.dumps(record) + "\n" for record in self._history))
+            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
             os.replace(beside, path)
         except OSError as error:
             logger.warning("%s cannot be written: %s", path, error.strerror or error)
@@ -55,7 +56,6 @@ class LayerRecords:
         if not state.is_world_process_zero:
             return
         record = {"step": state.global_step, "epoch": state.epoch, **rest, "layers": layers}
-        self._history.append(record)
         path = Path(args.output_dir) / self._file_name
         try:
             with open(path, "a") as file:
@@ -68,8 +68,8 @@ class LayerRecords:
     def end(self, args: Any, state: Any) -> None:
         """Training is over: W&B gets its panels."""
         run = _wandb_run(args) if state.is_world_process_zero else None
-        if run is not None and self._history:
-            run.log({**self._panels(), "train/global_step": state.global_step})
+        if run is not None and (records := _thinned(read_records(Path(args.output_dir) / self._file_name))):
+            run.log({**self._panels(records), "train/global_step": state.global_step})
 
     def _log_to_wandb(self, run: Any, record: dict[str, Any]) -> None:
         for statistic in self._drawn:
@@ -82,19 +82,25 @@ class LayerRecords:
         }
         run.log({**scalars, "train/global_step": record["step"]})
 
-    def _panels(self) -> dict[str, Any]:
+    def _panels(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         import wandb
 
-        steps = [record["step"] for record in self._history]
+        steps = [record["step"] for record in records]
         panels = {}
         for statistic, symbol in self._drawn.items():
-            names = [n for n, entry in self._history[-1]["layers"].items() if statistic in entry]
+            names = [n for n, entry in records[-1]["layers"].items() if statistic in entry]
             if names:
-                lines = [[r["layers"].get(n, {}).get(statistic) for r in self._history] for n in names]
+                lines = [[r["layers"].get(n, {}).get(statistic) for r in records] for n in names]
                 panels[f"layer panels/{symbol}"] = wandb.plot.line_series(
                     xs=steps, ys=lines, keys=names, title=f"{symbol} per layer", xname="optimizer step"
                 )
         return panels
+
+
+def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most `_MOST_DRAWN` of them, as many steps apart, the last one among them."""
+    every = -(-len(records) // _MOST_DRAWN) or 1
+    return records[::-1][::every][::-1]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

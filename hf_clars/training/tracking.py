@@ -11,6 +11,7 @@ import requests
 import requests.utils
 
 from ..errors import UserError
+from ..secrets import out_of_command_line
 from .description import Description
 
 _PATIENCE = 10  # seconds for an answer of any kind
@@ -62,14 +63,19 @@ def begin_wandb(args: Any, run_id: str | None, about: Description) -> bool:
         trouble = unreachable(wandb.setup().settings.base_url)
         if trouble is None:
             try:
-                wandb.init(**options)
+                _init(options)
                 return True
             except wandb.errors.CommError as error:
                 trouble = " ".join(str(error).split())
         logger.warning("W&B cannot be reached (%s): the run is kept offline, for `wandb sync` afterwards", trouble)
         _stay_offline()
-    wandb.init(**options)
+    _init(options)
     return True
+
+
+def _init(options: dict[str, Any]) -> None:
+    with out_of_command_line():  # which W&B keeps
+        wandb_for().init(**options)
 
 
 def describe_wandb_run(args: Any, about: Description, ours: bool) -> None:

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from hf_clars.data import ImageCollator, SharedBatches, TrainStream, decode_image, open_source, train_transform
+from hf_clars.data.transforms import FORMATS
 from hf_clars.errors import UserError
 
 BATCH = 64
@@ -130,9 +131,13 @@ class Pipeline:
         return done / (time.perf_counter() - start)
 
 
+def pillow_image(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
+
+
 def decoders() -> dict[str, Callable[[bytes], torch.Tensor]]:
     def pillow(data: bytes) -> torch.Tensor:
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(pillow_image(data))).permute(2, 0, 1)
 
     found: dict[str, Callable[[bytes], torch.Tensor]] = {"Pillow": pillow}
     from torchvision.io import ImageReadMode
@@ -156,7 +161,7 @@ def compare_decoders(images: list[dict], size: int, rounds: int, seconds: float)
     crop = v2.RandomResizedCrop(size, antialias=True)
     pillow_crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.PILToTensor()])
     ways: dict[str, Callable[[bytes], torch.Tensor]] = {
-        "Pillow, cropped by Pillow": lambda data: pillow_crop(Image.open(io.BytesIO(data)).convert("RGB"))
+        "Pillow, cropped by Pillow": lambda data: pillow_crop(pillow_image(data))
     }
     ways |= {name: (lambda data, decode=decode: crop(decode(data))) for name, decode in decoders().items()}
     rates: dict[str, list[float]] = {name: [] for name in ways}

@@ -11,7 +11,7 @@ from ..runs import ComparedRun
 from .folders import read_folders
 from .result_files import read_result_file
 from .rows import Unreadable
-from .tensorboard_events import read_event_folders
+from .tensorboard_events import read_event_files
 from .trackio_store import read_trackio_project
 from .wandb_api import read_wandb_project
 from .wandb_offline import read_logs
@@ -81,8 +81,8 @@ def _read_other(source: str, unreadable: list[str]) -> list[ComparedRun]:
     try:
         run = None
         if ".tfevents." in path.name:
-            run = read_event_folders([path], path)
-        elif path.suffix == ".json":
+            return read_event_files([path])
+        if path.suffix == ".json":
             run = read_result_file(path)
     except Unreadable as error:
         unreadable.append(f"{path}: {error}")

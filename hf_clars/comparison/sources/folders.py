@@ -7,14 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...links import is_within, own_folders
 from ..runs import AXES, ComparedRun
 from .result_files import read_result_file
 from .rows import Row, Unreadable
-from .tensorboard_events import event_folders, read_event_folders
+from .tensorboard_events import event_folders, read_event_files
 from .trainer_folder import is_trainer_folder, read_trainer_folder
 from .wandb_offline import logs_in, read_logs
 
@@ -36,18 +36,21 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
     TensorBoard's event files (also those in a `runs/`), results.
 
     A training that left several of them, in whichever of the folders, is one run, see `_joined`: W&B's is Trainer's
-    where the ids are equal or, if Trainer's is not known, where it is the only one with that `output_dir`, whose name
-    a result's file has, too; TensorBoard's where it lies in Trainer's folder.
+    where the ids are equal or, if Trainer's is not known, where each is the only one with that name of `output_dir`,
+    which a result's file has, too; TensorBoard's where it lies in Trainer's folder.
     """
     places: list[Path] = []
     for folder in folders:
         inner = sorted(p for p in folder.iterdir() if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))
+        away = [p for p in inner if not is_within(p, own_folders(folder))]
+        unreadable += [f"{p}: it is a link that leads out of {folder}; name the folder itself" for p in away]
+        inner = [p for p in inner if p not in away]
         closed = [p for p in inner if not os.access(p, os.R_OK | os.X_OK)]
         unreadable += [f"{p}: it may not be read" for p in closed]
         places += [folder, *(p for p in inner if p not in closed)]
     places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once, as it was named first
     trainings = list(_trainings(places, unreadable))
-    logs = dict.fromkeys(log for place in places for log in logs_in(place))
+    logs = dict.fromkeys(log for place in places for log in _own(logs_in(place), place, unreadable))
     logged = [_Found(run, Path(run.source), run_id) for run_id, run in read_logs(logs, unreadable)]
     events = list(_events(places, {t.place for t in trainings}, unreadable))
     files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json")) if f.is_file()]
@@ -57,12 +60,13 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
 
     by_id = {found.wandb_id: found for found in logged}
     times = Counter(map(_output_dir, logged))
+    named = Counter(training.place.resolve().name for training in (*trainings, *results))
     by_output_dir = {name: found for found in logged if times[name := _output_dir(found)] == 1}
     joined = []
     taken: set[int] = set()
     for training in (*trainings, *results):
         if training.wandb_id is None:
-            same = by_output_dir.get(training.place.resolve().name)
+            same = by_output_dir.get(name) if named[name := training.place.resolve().name] == 1 else None
         else:
             same = by_id.get(training.wandb_id)
         forms = [training, *([same] if same else []), *(found for found in events if found.place == training.place)]
@@ -78,16 +82,34 @@ def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
 
 
 def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
-    """Event folders of one training are one run, and no news if they cannot be read; others are a run each."""
+    """Event folders of one training are one run, and no news if they cannot be read; others are as many as they say."""
     for place in places:
-        folders = event_folders(place)
+        folders = _own(event_folders(place), place, unreadable)
         if folders and place in trainings:
-            if run := _read(partial(read_event_folders, folders), place, []):
-                yield _Found(run, place)
+            parts = _read_each([folders], [], one_training=True)
+            yield from (_Found(run, place) for run in parts[-1:])
             continue
-        for folder in folders:
-            if run := _read(partial(read_event_folders, [folder]), folder, unreadable):
-                yield _Found(run, place)
+        troubles: list[str] = []
+        runs = _read_each([folders] if folders else [], troubles)
+        if troubles:  # one of them at least cannot be read
+            runs = _read_each([[folder] for folder in folders], unreadable)
+        yield from (_Found(run, place) for run in runs)
+
+
+def _read_each(groups: list[list[Path]], unreadable: list[str], one_training: bool = False) -> list[ComparedRun]:
+    runs = []
+    for folders in groups:
+        try:
+            runs += read_event_files(folders, one_training)
+        except Unreadable as error:
+            unreadable.append(f"{folders[0]}: {error}")
+    return runs
+
+
+def _own(paths: list[Path], place: Path, unreadable: list[str]) -> list[Path]:
+    own = [path for path in paths if is_within(path, own_folders(place))]
+    unreadable += [f"{path}: it is a link that leads out of {place}" for path in paths if path not in own]
+    return own
 
 
 def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any:

@@ -10,7 +10,7 @@ from ...configuration import with_numbers
 from ...experiments.grid import Run
 from ...experiments.results import Result
 from ..runs import AXIS, ComparedRun
-from .rows import History, Unreadable, end_state, flat_config, read_from, read_json
+from .rows import History, Unreadable, end_state, flat_config, own, read_from, read_json
 
 _KEYS = ("place", "settings", "state", "curve")
 
@@ -22,7 +22,7 @@ def read_result_file(file: Path) -> ComparedRun | None:
         Unreadable: a file that is not whole.
     """
     try:
-        with open(file, "rb") as opened:
+        with open(own(file, file.parent), "rb") as opened:
             if b'"place"' not in opened.read(100):
                 return None
     except OSError as error:

@@ -13,6 +13,8 @@ from pathlib import Path
 from sys import intern
 from typing import Any, TypeGuard
 
+from ...links import is_within, own_folders
+from ...secrets import without_secrets
 from ..runs import STATES
 
 Row = dict[str, float]
@@ -26,7 +28,7 @@ _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole tra
     *_STEPS, "step", "train/train_loss", "train/train_runtime", "train/train_samples_per_second",
     "train/train_steps_per_second", "train/total_flos",
 }  # fmt: skip
-_TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
+TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
 _EVALUATION_LOSSES = ("eval/loss", "eval_loss")
 _NO_SETTINGS = ("id2label", "label2id")  # names of classes, of which there may be thousands
 
@@ -52,9 +54,17 @@ def read_from(file: str) -> Iterator[None]:
         raise Unreadable(f"{file} lacks something, or has something else ({error})") from None
 
 
-def read_json(file: Path) -> Any:
-    """Raises `Unreadable`."""
+def own(file: Path, folder: Path) -> Path:
+    """A file of a run that a stranger may have made; raises `Unreadable` where it is a link that leads elsewhere."""
+    if not is_within(file, own_folders(folder)):
+        raise Unreadable(f"{file.name} is a link that leads out of the run's folder")
+    return file
+
+
+def read_json(file: Path, folder: Path | None = None) -> Any:
+    """What a file in a run's folder (its own by default) holds; raises `Unreadable`."""
     try:
+        own(file, file.parent if folder is None else folder)
         return json.loads(file.read_text())
     except OSError as error:
         raise Unreadable(f"{file.name}: {error.strerror or error}") from None
@@ -97,7 +107,7 @@ class History:
                 stretches.append([])
             stretches[-1].append((row, now))
         for stretch in stretches:
-            if any(name in row for row, _ in stretch for name in _TRAINING_LOSSES):
+            if any(name in row for row, _ in stretch for name in TRAINING_LOSSES):
                 self._drop_from(stretch[0][1])
             for row, at in stretch:
                 self.add(row, at, row.get(time))
@@ -190,7 +200,7 @@ def flat_config(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= flat_config(value, f"{before}{key}.")
         else:
-            flat[intern(before + key)] = value
+            flat[intern(before + key)] = without_secrets(value, key)
     return flat
 
 
@@ -212,7 +222,7 @@ def end_state(state: str, rows: list[Row], diverged: Any = False) -> str:
     """
     if diverged is True or diverged == "true":
         return "diverged"
-    for names in (_TRAINING_LOSSES, _EVALUATION_LOSSES):
+    for names in (TRAINING_LOSSES, _EVALUATION_LOSSES):
         losses = next(filter(None, ([row[name] for row in rows if name in row] for name in names)), [0.0])
         if not math.isfinite(losses[-1]):
             return "diverged"

@@ -12,7 +12,7 @@ from transformers.integrations import rewrite_logs
 from ...training.records import read_records
 from ...training.statistics import FILE_NAME
 from ..runs import STATES, ComparedRun
-from .rows import History, Unreadable, end_state, flat_config, guessed_end, read_from, read_json
+from .rows import History, Unreadable, end_state, flat_config, guessed_end, own, read_from, read_json
 
 _STATE = "trainer_state.json"
 _RUN = "run.json"  # what `ClarsTrainer` leaves: its settings, its end, its W&B run
@@ -32,11 +32,11 @@ def read_trainer_folder(folder: Path) -> tuple[str | None, ComparedRun]:
     Raises:
         Unreadable: a file of it is not whole, or it has no history.
     """
-    kept = _mapping(folder / _RUN) if (folder / _RUN).is_file() else {}
+    kept = _mapping(folder / _RUN, folder) if (folder / _RUN).is_file() else {}
     state_file = next((f for f in (folder / _STATE, *_checkpoints(folder)) if f.is_file()), None)
     if state_file is None:
         raise Unreadable(f"it has a {_RUN}, and neither {_STATE} nor checkpoints: nothing was logged yet")
-    state = _mapping(state_file)
+    state = _mapping(state_file, folder)
     log = state.get("log_history")
     if not isinstance(log, list) or not all(isinstance(e, dict) and "step" in e for e in log):
         raise Unreadable(f"{state_file.relative_to(folder)} has no log_history: it is not Trainer's")
@@ -76,8 +76,8 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [file for _, file in sorted(((int(m[1]), f) for m, f in found if m), reverse=True)]
 
 
-def _mapping(file: Path) -> dict[str, Any]:
-    value = read_json(file)
+def _mapping(file: Path, folder: Path) -> dict[str, Any]:
+    value = read_json(file, folder)
     if not isinstance(value, dict):
         raise Unreadable(f"{file.name} holds a {type(value).__name__}, not keys and values")
     return value
@@ -86,7 +86,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 def _other_config(folder: Path, state: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run that left no `run.json`, as far as other files have them."""
     models = [folder / "config.json", *(f.with_name("config.json") for f in _checkpoints(folder))]
-    model = next((_mapping(f) for f in models if f.is_file()), {})
+    model = next((_mapping(f, folder) for f in models if f.is_file()), {})
     known = {key: state[key] for key in _OF_THE_STATE if key in state}
     return flat_config(model | known | {key: saved[key] for key in ("optim", "learning_rate") if key in saved})
 
@@ -94,6 +94,6 @@ def _other_config(folder: Path, state: Mapping[str, Any], saved: Mapping[str, An
 def _layer_records(folder: Path) -> list[dict[str, Any]]:
     try:
         with read_from(FILE_NAME):
-            return [r for r in read_records(folder / FILE_NAME) if {"step", "epoch", "layers"} <= r.keys()]
+            return [r for r in read_records(own(folder / FILE_NAME, folder)) if {"step", "epoch", "layers"} <= r.keys()]
     except (OSError, RecursionError) as error:
         raise Unreadable(f"{FILE_NAME} is damaged: {error}") from None
