@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
 from .errors import UserError
+from .yaml_files import read_yaml
 
 _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -61,12 +61,7 @@ def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
     """
     known = {f.name for kind in kinds for f in fields(kind) if f.init}
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"--config {path}: no such file")
-    try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(file, f"--config {path}") or {}
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold keys and values, not a {type(values).__name__}")
     for key in values:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import TrainingFailedError, UserError
+from ..yaml_files import parse_yaml
 from .grid import Run, read_grid
 from .results import read_result
 from .running import Runner
@@ -73,7 +74,7 @@ def settings_of(options: Namespace) -> dict[str, Any]:
             raise UserError(f"--set {text}: write KEY=VALUE")
         try:
             word = key.endswith("_strategy") and value.isalpha()  # `no`, which YAML takes for false
-            settings[key] = value if word else yaml.safe_load(value)
+            settings[key] = value if word else parse_yaml(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: {value!r} is not a value as YAML has them") from None
     return settings

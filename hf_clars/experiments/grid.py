@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..configuration import with_numbers
 from ..errors import UserError
 from ..provenance import HOUSEKEEPING
+from ..yaml_files import read_yaml
 
 _SECTIONS = {"base", "axes", "choices", "presets", "tuning"}
 
@@ -146,12 +145,7 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
 
 def read_mapping(file: Path, wanted: str) -> dict[str, Any]:
     """A YAML file that holds keys and values; raises `UserError` with what is `wanted` in it where it does not."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(file, str(file))
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold {wanted}")
     return content

@@ -1,0 +1,102 @@
+"""YAML by strangers: refused in a line, in bounded time and memory."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_clars.errors import UserError
+from hf_clars.yaml_files import parse_yaml, read_yaml
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+)
+MERGES = "a0: &a0 {b: 1, c: 2}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (ALIASES, "more than 100,000 values"),
+        (MERGES, "more than 100,000 values"),
+        ("[" * 3000 + "]" * 3000, "nested more than 40 deep"),
+        ("{" * 5000, "nested more than 40 deep"),
+        ("- " * 3000, "nested more than 40 deep"),
+        ("".join(" " * i + "a:\n" for i in range(500)), "nested more than 40 deep"),
+        ("a: &a [*a]", "holds itself"),
+        ("a: &a {b: *a}", "holds itself"),
+        ("? &a [*a]\n: 1", "holds itself"),
+        ("a: 1\nb: 2\n'a': 3", "'a' stands twice"),
+        ("a: {b: 1, b: 1}", "'b' stands twice"),
+        ("#" * 300_000, "longer than 200,000"),
+        ("a: " + "9" * 5000, "a number of 5,000 characters"),
+        ("a: " + "1:" * 3000 + "1", "a number of 6,001 characters"),
+        ("a: 2025-02-30", "no timestamp"),
+        ("a: 0x_", "no int"),
+        ("!!int ''", "no int"),
+        ("!!bool maybe", "no bool"),
+        ("!!timestamp foo", "no timestamp"),
+        ("!!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("? [a]\n: b", "unhashable key"),
+        ("a: b\n---\nc: d", "expected a single document"),
+        ("\x00", "unacceptable character"),
+        ("*a", "undefined alias"),
+    ],
+)
+def test_what_is_refused(text: str, why: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(yaml.YAMLError, match=why):
+        parse_yaml(text)
+    assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a: 1", "x: &x {a: 1}\ny: {<<: *x, b: 2}\nz: *x", "a: 1\nb: {a: 1}", "[1, 1.5, true, null, text]", "a: 1e-3"],
+)
+def test_what_is_taken_is_pyyamls(text: str) -> None:
+    assert parse_yaml(text) == yaml.safe_load(text)
+
+
+def test_our_own_files_are_taken() -> None:
+    files = [*Path(__file__).parents[1].glob("recipes/**/*.yaml")]
+    assert len(files) > 10
+    for file in files:
+        assert read_yaml(file, file.name) == yaml.safe_load(file.read_text())
+
+
+@given(st.text(alphabet="a1:-[]{}&*<>!?|'\"#%@,. \n\t0xe~=", max_size=60))
+def test_one_kind_of_error(text: str) -> None:
+    try:
+        expected = yaml.safe_load(text)
+    except Exception:  # PyYAML's own are of many kinds
+        with pytest.raises(yaml.YAMLError):
+            parse_yaml(text)
+        return
+    try:
+        assert repr(parse_yaml(text)) == repr(expected)
+    except yaml.YAMLError as error:
+        assert "stands twice" in str(error) or "holds itself" in str(error)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    latin, binary, long, pipe = (tmp_path / name for name in ("latin", "binary", "long", "pipe"))
+    latin.write_bytes("a: \u00e9".encode("latin-1"))
+    binary.write_bytes(bytes(range(256)))
+    with long.open("wb") as file:
+        file.truncate(2**40)  # sparse: a tebibyte of zeros
+    os.mkfifo(pipe)
+    for file, why in (
+        (latin, "is not YAML"), (binary, "is not YAML"), (long, "is not YAML"), (pipe, "no such file"),
+        (Path("/dev/zero"), "no such file"), (tmp_path, "no such file"), (tmp_path / "none", "no such file"),
+        (tmp_path / ("n" * 300), "(cannot be read|no such file)"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^--config x.*{why}") as refused:
+            read_yaml(file, "--config x")
+        assert "\n" not in str(refused.value)
