@@ -3,12 +3,14 @@
 import os
 import select
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
+from .configuration import Parser
 from .errors import Preempted, TrainingFailedError, UserError
+from .processes import first_to_say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +24,11 @@ def main(argv: list[str] | None = None) -> int:
         return train(argv[1:])
     if argv[:1] == ["rates"]:
         return _guarded(lambda: _rates(argv[1:]))
-    parser = ArgumentParser(prog="hf-clars", description=__doc__)
+    return _guarded(lambda: _work(_parsed(argv)))
+
+
+def _parsed(argv: list[str]) -> Namespace:
+    parser = Parser(prog="hf-clars", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hf_clars {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train an image classifier: --config FILE.yaml --key value …", add_help=False)
@@ -30,11 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     plot = commands.add_parser("plot", help="draw curves.png and layers.png of a run")
     plot.add_argument("output_dir", help="output folder of a run")
     for name, (purpose, module, add_arguments, _) in _IN_MODULES.items():
-        command = commands.add_parser(name, help=purpose)
+        command = commands.add_parser(name, help=purpose, allow_abbrev=False)
         if argv[:1] == [name]:  # what it needs is imported for it alone
             getattr(import_module(module, __package__), add_arguments)(command)
-    options = parser.parse_args(argv)
-    return _guarded(lambda: _work(options))
+    return parser.parse_args(argv)
 
 
 # Command → what it is for, its module, the function that adds its arguments, and the one that does its work.
@@ -127,8 +132,9 @@ def _nobody_reads() -> bool:
 
 def _say(error: object, status: int) -> int:
     # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
-    message = str(error).strip().splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
-    print(f"error: {message}", file=sys.stderr)
+    message = (str(error).strip().splitlines() or [""])[-1].removeprefix("hf_clars.errors.UserError: ")
+    if status != 2 or first_to_say():
+        print(f"error: {message}", file=sys.stderr)
     return status
 
 

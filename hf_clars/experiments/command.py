@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
@@ -37,7 +38,7 @@ def add_running_arguments(parser: ArgumentParser) -> None:
 def runner_of(options: Namespace, folder: Path) -> Runner:
     if options.jobs < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--jobs and --threads must be at least 1")
-    data_dir = None if options.data_dir is None else Path(options.data_dir).expanduser()
+    data_dir = None if options.data_dir is None else Path(os.path.expanduser(options.data_dir))
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data_dir {options.data_dir}: no such folder")
     try:
@@ -72,6 +73,8 @@ def settings_of(options: Namespace) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write KEY=VALUE")
+        if key in settings:
+            raise UserError(f"--set {text}: {key} is set twice")
         try:
             word = key.endswith("_strategy") and value.isalpha()  # `no`, which YAML takes for false
             settings[key] = value if word else parse_yaml(value)
