@@ -92,7 +92,9 @@ def check_schedule(args: Any) -> None:
         UserError: arguments that the schedule does not take, or a warmup that it does not have.
     """
     kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
-    if kind in (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY) and args.warmup_steps:
+    refined = args.warmup_epochs is not None or args.lr_milestones  # of a constant rate, by one with warmup
+    without = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY, *(() if refined else (SchedulerType.CONSTANT,)))
+    if kind in without and args.warmup_steps:
         raise UserError(f"warmup_steps={args.warmup_steps}: lr_scheduler_type={kind.value} has no warmup; "
                         "constant_with_warmup has one")  # fmt: skip
     if args.warmup_steps > 1 and not float(args.warmup_steps).is_integer():
@@ -104,7 +106,7 @@ def check_schedule(args: Any) -> None:
     optimizer = SGD([Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
         scheduler = get_scheduler(kind, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
-        if args.warmup_epochs is not None or args.lr_milestones:
+        if refined:
             _refined(scheduler, lambda step, factor: factor)
         optimizer.step()
         if isinstance(scheduler, LambdaLR):  # others want a metric
