@@ -21,7 +21,7 @@ from .models import build_model
 from .plots import plot_run
 from .preflight import summary
 from .processes import once
-from .recipe_arguments import RecipeArguments, refuse_unused
+from .recipe_arguments import DEFAULTS, RecipeArguments, refuse_unused
 from .recipe_data import open_data
 from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
 from .training.metrics import accuracies, best_classes
@@ -29,13 +29,6 @@ from .training.tracking import keep_wandb_offline_without_login, wandb_line
 from .training.variance_records import GradientVarianceCallback
 
 logger = logging.getLogger(__name__)
-
-
-DEFAULTS = {
-    "remove_unused_columns": False,  # the collator needs them
-    "logging_first_step": True,
-    "ddp_find_unused_parameters": False,  # looking for them walks the graph once more in every step
-}
 
 
 def run(argv: list[str]) -> dict[str, float]:

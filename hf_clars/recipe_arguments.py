@@ -20,6 +20,12 @@ Side = Annotated[int, Field(ge=1, le=8192)]  # pixels
 Classes = Annotated[int, Field(ge=1, le=2**24)]
 PartOfImage = Annotated[float, Field(ge=0.01, le=1)]
 
+DEFAULTS = {
+    "remove_unused_columns": False,  # the collator needs them
+    "logging_first_step": True,
+    "ddp_find_unused_parameters": False,  # looking for them walks the graph once more in every step
+}
+
 # Settings of transformers that nothing here would use, or that would break what does: name → what to do instead.
 _SET = "is not for image classification: leave it out"
 _NOT_HERE = {
@@ -88,7 +94,7 @@ class RecipeArguments:
     )
     eval_examples: Count | None = field(default=None, metadata={"help": "Examples to evaluate on, likewise."})
     image_size: Side = field(default=224, metadata={"help": "Side of the square images the model sees."})
-    augmentation: one_of(AUGMENTATIONS) = field(
+    augmentation: Annotated[str, one_of(AUGMENTATIONS)] = field(
         default="random_resized_crop", metadata={"help": "random_resized_crop, random_crop, flip or none."}
     )
     min_scale: PartOfImage = field(
@@ -106,7 +112,7 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Whether the channels of a pixel are adjacent in memory; by default on CUDA, but for FSDP."},
     )
-    gradient_variance: one_of(VARIANCE_MODES) = field(
+    gradient_variance: Annotated[str, one_of(VARIANCE_MODES)] = field(
         default="none",
         metadata={
             "help": "Measure M_k over all training images before and after each epoch: none, eval or train mode."

@@ -25,8 +25,8 @@ Epochs = Annotated[float, Field(ge=0, le=1e9)]
 _LONGEST = 100  # characters of a value in a message
 
 
-def one_of(choices: Collection[str]) -> Any:
-    """A word out of several; the message has the nearest one."""
+def one_of(choices: Collection[str]) -> AfterValidator:
+    """For `Annotated[str, one_of(…)]`: a word out of several; the message has the nearest one."""
 
     def known(word: str) -> str:
         if word not in choices:
@@ -35,7 +35,7 @@ def one_of(choices: Collection[str]) -> Any:
             raise PydanticCustomError("one_of", "{text}", {"text": f"is unknown; {hint}"})
         return word
 
-    return Annotated[str, AfterValidator(known)]
+    return AfterValidator(known)
 
 
 def check(settings: Any, narrower: Mapping[str, Any] | None = None) -> None:
@@ -49,7 +49,7 @@ def check(settings: Any, narrower: Mapping[str, Any] | None = None) -> None:
         UserError: the first field that is wrong, its value, and what it must be.
     """
     given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.init}
-    schema = _schema(type(settings), tuple((narrower or {}).items()))
+    schema = _schema(type(settings), tuple((narrower or {}).items()))  # type: ignore[arg-type]
     try:
         valid = schema.__pydantic_validator__.validate_python(given)
     except ValidationError as error:

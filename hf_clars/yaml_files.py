@@ -73,11 +73,11 @@ class _BoundedLoader(yaml.SafeLoader):
             raise _refusal(f"it is nested more than {_DEEPEST} deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        if node not in self._sizes:
+        if node is not None and node not in self._sizes:
             if self._is_open(node):
                 raise _refusal("a value that holds itself", mark)
             self._sizes[node] = self._size(node)
-        if self._sizes[node] > _MOST_VALUES:
+        if node is not None and self._sizes[node] > _MOST_VALUES:
             raise _refusal(f"it has more than {_MOST_VALUES:,} values, all aliases written out", mark)
         return node
 

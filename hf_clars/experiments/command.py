@@ -18,7 +18,7 @@ from ..errors import TrainingFailedError, UserError
 from ..yaml_files import parse_yaml
 from .grid import Run, read_grid
 from .results import read_result
-from .running import Runner
+from .running import OURS, Runner
 
 
 def add_running_arguments(parser: ArgumentParser) -> None:
@@ -73,6 +73,8 @@ def settings_of(options: Namespace) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write KEY=VALUE")
+        if key in OURS:
+            raise UserError(f"--set {text}: {key} is the command's to choose, from --work")
         if key in settings:
             raise UserError(f"--set {text}: {key} is set twice")
         try:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class RatesArguments:
     num_classes: Classes | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
     examples: Count = field(default=1024, metadata={"help": "Examples to measure on, drawn at random."})
     image_size: Side | None = field(default=None, metadata={"help": "Side of the images; the model's own by default."})
-    mode: one_of(MODES) = field(
+    mode: Annotated[str, one_of(MODES)] = field(
         default="train",
         metadata={"help": "train: BatchNorm sees each batch, as in training; eval: running statistics."},
     )

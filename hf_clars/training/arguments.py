@@ -108,7 +108,7 @@ class ClarsTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."}
     )
     layer_statistics_steps: Whole = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
-    tail: one_of(TAILS) = field(  # type: ignore[valid-type]
+    tail: Annotated[str, one_of(TAILS)] = field(
         default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
     )
     warmup_epochs: Epochs | None = field(default=None, metadata={"help": "Linear warmup, in epochs."})

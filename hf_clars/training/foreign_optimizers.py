@@ -54,10 +54,10 @@ def check_foreign_optimizer(args: TrainingArguments, name: str) -> None:
     noted = _Noted(given)
     adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     lr = args.learning_rate
-    context = trainer_optimizer.OptimizerContext(args, None, {"lr": lr}, adam, noted)  # type: ignore[arg-type]
+    context = trainer_optimizer.OptimizerContext(args, None, {"lr": lr}, adam, noted)
     kwargs: dict[str, Any] = {}
     try:
-        cls, kwargs = trainer_optimizer._OPTIMIZER_HANDLERS[args.optim](context)  # type: ignore[index]
+        cls, kwargs = trainer_optimizer._OPTIMIZER_HANDLERS[args.optim](context)
         if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer):
             cls([torch.nn.Parameter(torch.zeros(1))], **kwargs)
     except (ImportError, ValueError, TypeError, AttributeError) as error:

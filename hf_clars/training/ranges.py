@@ -11,7 +11,7 @@ from transformers.training_args import trainer_log_levels
 from ..settings import Count, NotNegative, PartOfOne, Positive, Seed, one_of
 
 _Interval = Annotated[float, Field(gt=0, le=1e12)]
-_Report = one_of((*INTEGRATION_TO_CALLBACK, "all", "none"))
+_Report = Annotated[str, one_of((*INTEGRATION_TO_CALLBACK, "all", "none"))]
 
 RANGES: dict[str, Any] = {
     "per_device_train_batch_size": Count,
@@ -28,12 +28,15 @@ RANGES: dict[str, Any] = {
     "max_grad_norm": Annotated[float, Field(ge=0, allow_inf_nan=True)],  # infinite: look at the norm, clip nothing
     "label_smoothing_factor": PartOfOne,
     "neftune_noise_alpha": Positive | None,
-    "torch_compile_mode": one_of(("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")) | None,
+    "torch_compile_mode": Annotated[
+        str, one_of(("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
+    ]
+    | None,
     "torch_empty_cache_steps": Count | None,
     "logging_strategy": IntervalStrategy,
     "logging_steps": _Interval,
-    "log_level": one_of(trainer_log_levels),
-    "log_level_replica": one_of(trainer_log_levels),
+    "log_level": Annotated[str, one_of(trainer_log_levels)],
+    "log_level_replica": Annotated[str, one_of(trainer_log_levels)],
     "report_to": _Report | list[_Report] | None,
     "eval_strategy": IntervalStrategy,
     "eval_steps": _Interval | None,
@@ -48,8 +51,8 @@ RANGES: dict[str, Any] = {
     "accelerator_config": Any,  # transformers puts an object of its own in the place of what is given
     "dataloader_num_workers": Annotated[int, Field(ge=0, le=4096)],
     "dataloader_prefetch_factor": Count | None,
-    "dataloader_multiprocessing_context": one_of(("fork", "spawn", "forkserver")) | None,
-    "train_sampling_strategy": one_of(("random", "sequential", "group_by_length", "batch_rebalance")),
+    "dataloader_multiprocessing_context": Annotated[str, one_of(("fork", "spawn", "forkserver"))] | None,
+    "train_sampling_strategy": Annotated[str, one_of(("random", "sequential", "group_by_length", "batch_rebalance"))],
     "ddp_bucket_cap_mb": Count | None,
     "ddp_timeout": Count,
     "local_rank": Annotated[int, Field(ge=-1)],

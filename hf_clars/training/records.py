@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from ..errors import UserError
 from .tracking import live_run
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ class LayerRecords:
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / self._file_name
-        self._history = [r for r in read_records(path) if state.global_step and r["step"] <= state.global_step]
+        earlier = read_records(path) if state.global_step else []
+        self._history = [r for r in earlier if r["step"] <= state.global_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.new")
         try:
@@ -97,16 +100,38 @@ class LayerRecords:
         return panels
 
 
+class Record(BaseModel):
+    """A line of such a file."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    layers: dict[str, dict[str, float]]
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of such a file; none if there is no file."""
-    records = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # cut short, by a kill or a full disk; what was written next stands on the same line
-            start = line.rfind('{"step"')
-            if start > 0 and line.endswith("\n"):
-                records.append(json.loads(line[start:]))
+    """The records of such a file; none if there is no file. Lines that are no records are left out, with a warning.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    records, damaged = [], 0
+    try:
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    for line in lines:
+        # A line that was cut short, by a kill or a full disk, has what was written next behind it.
+        for text in (line, line[max(0, line.rfind(b'{"step"')) :]):
+            try:
+                records.append(Record.model_validate_json(text).model_dump())
+                break
+            except ValidationError:
+                continue
+        else:
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %d of %d lines cannot be read, and are left out", path, damaged, len(lines))
     return records
 
 
