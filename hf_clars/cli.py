@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from .configuration import Parser
-from .errors import Preempted, TrainingFailedError, UserError
+from .errors import Preempted, TrainingFailedError, UserError, one_line
 from .processes import first_to_say
 
 
@@ -131,8 +131,10 @@ def _nobody_reads() -> bool:
 
 
 def _say(error: object, status: int) -> int:
-    # A DataLoader re-raises what its workers raised with their traceback in front; the last line is ours.
-    message = (str(error).strip().splitlines() or [""])[-1].removeprefix("hf_clars.errors.UserError: ")
+    message = str(error).strip()
+    if "Traceback (most recent call last)" in message:  # of a DataLoader's worker; the last line is ours
+        message = message.splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
+    message = one_line(message)
     if status != 2 or first_to_say():
         print(f"error: {message}", file=sys.stderr)
     return status

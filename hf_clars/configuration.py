@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .yaml_files import read_yaml
 
 _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -51,7 +51,7 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     except (ValueError, TypeError) as error:  # transformers' own checks
         if isinstance(error, UserError):
             raise
-        raise UserError(str(error).strip().splitlines()[0]) from error
+        raise UserError(one_line(error)) from error
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}: values follow a --flag")
     return tuple(instances[: len(kinds)])
@@ -104,11 +104,11 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _error(message: str) -> NoReturn:
-    raise UserError(message)
+    raise UserError(one_line(message))
 
 
 class Parser(ArgumentParser):
     """Whose errors are ours."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        _error(message)

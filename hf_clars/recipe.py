@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checks
 from .configuration import parse
-from .errors import TrainingFailedError, UserError
+from .errors import TrainingFailedError, UserError, one_line
 from .models import build_model
 from .plots import plot_run
 from .preflight import summary
@@ -65,17 +65,20 @@ def run(argv: list[str]) -> dict[str, float]:
         about = {"model_name": recipe.model_name, "dataset": recipe.dataset, "image_size": recipe.image_size}
         print(summary(args, model, data.stream, **about), flush=True)
 
-    trainer = ImageTrainer(
-        model,
-        args,
-        train_dataset=data.stream,
-        eval_dataset=data.evaluation,
-        data_collator=data.train_collator,
-        eval_collator=data.eval_collator,
-        compute_metrics=accuracies,
-        preprocess_logits_for_metrics=best_classes,
-        about={k: v for k, v in asdict(recipe).items() if k != "plots"},
-    )
+    try:
+        trainer = ImageTrainer(
+            model,
+            args,
+            train_dataset=data.stream,
+            eval_dataset=data.evaluation,
+            data_collator=data.train_collator,
+            eval_collator=data.eval_collator,
+            compute_metrics=accuracies,
+            preprocess_logits_for_metrics=best_classes,
+            about={k: v for k, v in asdict(recipe).items() if k != "plots"},
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:  # of settings: the rest of it is ours
+        raise UserError(one_line(error)) from error
     _lay_out(trainer, recipe.channels_last)
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)

@@ -8,10 +8,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -66,13 +66,29 @@ def _schema(kind: type, narrower: tuple[tuple[str, Any], ...]) -> type[BaseModel
     return create_model(kind.__name__, __config__=config, **wanted)
 
 
+def read_as(kind: Any, value: Any, name: str) -> Any:
+    """A value of a file, as a type wants it; raises `UserError` with what is wrong where, in `name`."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, (name, *first["loc"])))
+        found = f", not {first['input']!r:.40}" if first["type"] != "missing" else ""
+        raise UserError(one_line(f"{where}: {first['msg'].replace('Input should', 'it must')}{found}")) from None
+
+
 def _line(error: ValidationError, given: Mapping[str, Any]) -> str:
     """`eta=-1.0 must be greater than 0`; of a type with several parts, what each of them wants."""
     problems = error.errors(include_url=False, include_context=False)
     name = problems[0]["loc"][0]
-    of_field = [p["msg"] for p in problems if p["loc"][0] == name]
-    text = " or ".join(dict.fromkeys(of_field)).replace("Input should", "must").replace("or must be", "or")
+    of_field = [p for p in problems if p["loc"][0] == name]
+    unknown = [p for p in of_field if p["type"] == "one_of"]  # says more than what else it might have been
+    text = (
+        " or ".join(dict.fromkeys(p["msg"] for p in unknown or of_field))
+        .replace("Input should", "must")
+        .replace("or must be", "or")
+    )
     text = text.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     value = repr(given[str(name)])
     value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
-    return f"{name}={value} {text}".replace("\n", " ")
+    return one_line(f"{name}={value} {text}")

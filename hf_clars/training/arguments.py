@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from transformers import SchedulerType, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, ParallelMode
 
 from ..data.order import TAILS
 from ..data.steps import accumulation_steps
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..settings import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of
 from .foreign_optimizers import check_foreign_optimizer, refuse_adam
 from .options import (
@@ -146,11 +146,6 @@ class ClarsTrainingArguments(TrainingArguments):
             raise UserError(
                 f"learning_rate={given!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
             )
-        if given is None and self.base_learning_rate is None and not self._is_layerwise():
-            raise UserError(
-                f"optim={self.optim_name} has no learning rate of its own here: state learning_rate, or "
-                f"base_learning_rate, which is multiplied with the batch size (linear scaling)"
-            )
         self._check_epochs()
         self._keep_batches_local()
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
@@ -162,8 +157,17 @@ class ClarsTrainingArguments(TrainingArguments):
         except UserError:
             raise
         except Exception as error:  # all of it is about what was set, and transformers raises whatever it meets
-            raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{type(error).__name__}: {one_line(error)}") from error
         self._check_optimizer()
+        if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
+            raise UserError(
+                f"fsdp={self.fsdp!r} is for several processes: begin with `accelerate launch` or `torchrun`"
+            )
+        if given is None and self.base_learning_rate is None and not self._is_layerwise():
+            raise UserError(
+                f"optim={self.optim_name} has no learning rate of its own here: state learning_rate, or "
+                f"base_learning_rate, which is multiplied with the batch size (linear scaling)"
+            )
         self._accumulate()
         if given is None:
             self.learning_rate = self._scaled_learning_rate()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, trainer_optimizer
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .options import parse_optim_args
 
 _ADAM = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}  # field → what of it reaches an optimizer
@@ -62,7 +62,7 @@ def check_foreign_optimizer(args: TrainingArguments, name: str) -> None:
             cls([torch.nn.Parameter(torch.zeros(1))], **kwargs)
     except (ImportError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ImportError) or not name.startswith((*_TARGETED, "lomo", "adalomo")):
-            raise UserError(f"optim={name!r} {_told(given)}: {' '.join(str(error).split())}") from error
+            raise UserError(f"optim={name!r} {_told(given)}: {one_line(error)}") from error
     for key, text in given.items():
         if key == "weight_decay":
             raise UserError(f"optim_args: weight_decay={text} would be ignored: give weight_decay itself")

@@ -1,10 +1,13 @@
 """What transformers' own settings may be: its type hints leave words and ranges open, and it checks few of them."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from transformers import SchedulerType
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import trainer_log_levels
 
@@ -12,6 +15,29 @@ from ..settings import Count, NotNegative, PartOfOne, Positive, Seed, one_of
 
 _Interval = Annotated[float, Field(gt=0, le=1e12)]
 _Report = Annotated[str, one_of((*INTEGRATION_TO_CALLBACK, "all", "none"))]
+
+
+def _json(text: str) -> str:
+    """Which transformers takes apart itself."""
+    try:
+        if isinstance(json.loads(text), dict):
+            return text
+    except (ValueError, RecursionError):
+        pass
+    raise PydanticCustomError("json", 'must be a mapping, in JSON: {{"key": 1}}')
+
+
+def _accelerator(given: Any) -> Any:
+    """A mapping or a file of accelerate's; transformers puts an object of its own in the place of it."""
+    try:
+        if isinstance(given, str) and not given.startswith("{"):
+            AcceleratorConfig.from_json_file(given)
+        elif isinstance(given, str | dict):
+            AcceleratorConfig(**(json.loads(given) if isinstance(given, str) else given))
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise PydanticCustomError("accelerator", "cannot be used: {why}", {"why": str(error)}) from error
+    return given
+
 
 RANGES: dict[str, Any] = {
     "per_device_train_batch_size": Count,
@@ -48,7 +74,9 @@ RANGES: dict[str, Any] = {
     "hub_strategy": HubStrategy,
     "seed": Seed,
     "data_seed": Seed | None,
-    "accelerator_config": Any,  # transformers puts an object of its own in the place of what is given
+    "accelerator_config": Annotated[Any, AfterValidator(_accelerator)],
+    "activation_checkpointing_kwargs": dict[str, Any] | Annotated[str, AfterValidator(_json)] | None,
+    "lr_scheduler_kwargs": dict[str, Any] | Annotated[str, AfterValidator(_json)] | None,
     "dataloader_num_workers": Annotated[int, Field(ge=0, le=4096)],
     "dataloader_prefetch_factor": Count | None,
     "dataloader_multiprocessing_context": Annotated[str, one_of(("fork", "spawn", "forkserver"))] | None,
