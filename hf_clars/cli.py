@@ -1,5 +1,6 @@
 """`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly."""
 
+import errno
 import os
 import select
 import sys
@@ -109,6 +110,10 @@ def _guarded(work: Callable[[], None]) -> int:
         return 141
     except UserError as error:
         return _say(error, 2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _say(f"{error.filename}: {error.strerror}", 2)  # which nobody but the user can have named
     except TrainingFailedError as error:
         return _say(error, 1)
     except Preempted as stop:

@@ -47,7 +47,12 @@ _NOT_HERE = {
     "use_cache": _SET,
     "use_liger_kernel": _SET,
 }
-_NEEDS_HUB = ("hub_model_id", "hub_private_repo", "hub_always_push", "hub_revision")
+_NEEDS = {  # setting → what has to be set as well
+    "hub_model_id": "push_to_hub", "hub_private_repo": "push_to_hub", "hub_always_push": "push_to_hub",
+    "hub_revision": "push_to_hub", "fsdp_config": "fsdp", "activation_checkpointing_kwargs": "activation_checkpointing",
+    "trackio_space_id": "report_to=trackio", "trackio_bucket_id": "report_to=trackio",
+    "trackio_static_space_id": "report_to=trackio",
+}  # fmt: skip
 _METRICS = ("loss", "accuracy", "top5_accuracy")
 
 
@@ -58,9 +63,11 @@ def refuse_unused(args: ClarsTrainingArguments) -> None:
         value = getattr(args, name)
         if value not in (defaults[name], [], "no"):
             raise UserError(f"{name}={value!r} {reason}")
-    for name in _NEEDS_HUB:
-        if getattr(args, name) != defaults[name] and not args.push_to_hub:
-            raise UserError(f"{name}={getattr(args, name)!r} is for push_to_hub: state both, or none")
+    for name, needed in _NEEDS.items():
+        setting, _, word = needed.partition("=")
+        there = getattr(args, setting)
+        if getattr(args, name) != defaults[name] and not (word in there if word else there):
+            raise UserError(f"{name}={getattr(args, name)!r} is for {needed}: state both, or none")
     if args.remove_unused_columns:
         raise UserError("remove_unused_columns=True would take away the images: leave it out")
     if args.dataloader_num_workers == 0:  # where there are workers, they stay

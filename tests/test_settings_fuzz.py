@@ -76,7 +76,7 @@ def complaint(case: Case, outcome: dict[str, Any]) -> str | None:
 
 def named(key: str, text: str, error: str) -> bool:
     words = (key, key.replace("_", "-"), *(["fp16", "bf16"] if "fp16" in key else []))
-    return any(word in error for word in words) or (bool(text.strip()) and " ".join(text.split())[:50] in error)
+    return any(word in error.lower() for word in words) or (bool(text.strip()) and " ".join(text.split())[:50] in error)
 
 
 def arrived(key: str, text: str, known: dict[str, str]) -> bool:

@@ -109,30 +109,42 @@ class Record(BaseModel):
     layers: dict[str, dict[str, float]]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of such a file; none if there is no file. Lines that are no records are left out, with a warning.
+def read_records(path: Path, strict: bool = False) -> list[dict[str, Any]]:
+    """The records of such a file; none if there is no file.
+
+    A line that is no record is left out, with a warning; if `strict`, it is a `ValueError`. The last one, where it was
+    cut short (by a kill, a full disk), is left out anyway.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     records, damaged = [], 0
     try:
-        lines = path.read_bytes().splitlines() if path.is_file() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     for line in lines:
-        # A line that was cut short, by a kill or a full disk, has what was written next behind it.
-        for text in (line, line[max(0, line.rfind(b'{"step"')) :]):
-            try:
-                records.append(Record.model_validate_json(text).model_dump())
-                break
-            except ValidationError:
+        try:
+            records.append(_record(line))
+        except ValidationError:
+            if not line.endswith(b"\n"):
                 continue
-        else:
+            if strict:
+                raise
             damaged += 1
     if damaged:
         logger.warning("%s: %d of %d lines cannot be read, and are left out", path, damaged, len(lines))
     return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """A line that was cut short has what was written next behind it."""
+    try:
+        Record.model_validate_json(line)
+    except ValidationError:
+        line = line[max(0, line.rfind(b'{"step"')) :]
+        Record.model_validate_json(line)
+    return json.loads(line)  # type: ignore[no-any-return]
 
 
 def to_host(values: Sequence[Tensor]) -> list[float]:

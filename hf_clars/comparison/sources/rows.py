@@ -13,6 +13,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, TypeGuard
 
+from ...errors import one_line
 from ..runs import STATES
 
 Row = dict[str, float]
@@ -49,7 +50,7 @@ def read_from(file: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
-        raise Unreadable(f"{file} lacks something, or has something else ({error})") from None
+        raise Unreadable(f"{file} lacks something, or has something else ({one_line(error)})") from None
 
 
 def read_json(file: Path) -> Any:

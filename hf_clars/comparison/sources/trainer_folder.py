@@ -92,8 +92,5 @@ def _other_config(folder: Path, state: Mapping[str, Any], saved: Mapping[str, An
 
 
 def _layer_records(folder: Path) -> list[dict[str, Any]]:
-    try:
-        with read_from(FILE_NAME):
-            return [r for r in read_records(folder / FILE_NAME) if {"step", "epoch", "layers"} <= r.keys()]
-    except (OSError, RecursionError) as error:
-        raise Unreadable(f"{FILE_NAME} is damaged: {error}") from None
+    with read_from(FILE_NAME):
+        return [r for r in read_records(folder / FILE_NAME, strict=True) if "epoch" in r]
