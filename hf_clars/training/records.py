@@ -144,7 +144,7 @@ def _record(line: bytes) -> dict[str, Any]:
     except ValidationError:
         line = line[max(0, line.rfind(b'{"step"')) :]
         Record.model_validate_json(line)
-    return json.loads(line)  # type: ignore[no-any-return]
+    return json.loads(line)
 
 
 def to_host(values: Sequence[Tensor]) -> list[float]:
