@@ -54,8 +54,11 @@ def check(settings: Any, narrower: Mapping[str, Any] | None = None) -> None:
         valid = schema.__pydantic_validator__.validate_python(given)
     except ValidationError as error:
         raise UserError(_line(error, given)) from None
-    for name in given:
-        setattr(settings, name, getattr(valid, name))
+    for name, value in given.items():
+        typed = getattr(valid, name)
+        # What has the type already stays itself: it may be of a class that knows more than the number.
+        if not (isinstance(value, int | float | str | dict) and isinstance(value, type(typed)) and value == typed):
+            setattr(settings, name, typed)
 
 
 @cache

@@ -194,6 +194,14 @@ def test_values_are_what_their_types_make_of_them():
     assert isinstance(sample.count, int)
 
 
+def test_what_has_its_type_already_stays_itself():
+    class Known(float):
+        """A number that knows where it is from."""
+
+    number = Known(2.0)
+    assert Sample(number).number is number
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -141,17 +141,17 @@ class ClarsTrainingArguments(TrainingArguments):
         check(self, RANGES)
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
-        given = self.learning_rate
-        if given is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
+        rate = self.learning_rate
+        if rate is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
             raise UserError(
-                f"learning_rate={given!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
+                f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
             )
         self._check_epochs()
         self._keep_batches_local()
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 2.0}
         self.report_to = [] if self.report_to is None else self.report_to
-        self.learning_rate = 0.0 if given is None else given
+        self.learning_rate = 0.0 if rate is None else rate
         try:
             super().__post_init__()
         except UserError:
@@ -163,13 +163,13 @@ class ClarsTrainingArguments(TrainingArguments):
             raise UserError(
                 f"fsdp={self.fsdp!r} is for several processes: begin with `accelerate launch` or `torchrun`"
             )
-        if given is None and self.base_learning_rate is None and not self._is_layerwise():
+        if rate is None and self.base_learning_rate is None and not self._is_layerwise():
             raise UserError(
                 f"optim={self.optim_name} has no learning rate of its own here: state learning_rate, or "
                 f"base_learning_rate, which is multiplied with the batch size (linear scaling)"
             )
         self._accumulate()
-        if given is None:
+        if rate is None:
             self.learning_rate = self._scaled_learning_rate()
         check_schedule(self)
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
