@@ -1,15 +1,18 @@
 """`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly."""
 
+import errno
 import os
 import select
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
-from .errors import Preempted, TrainingFailedError, UserError
+from .configuration import Parser
+from .errors import Preempted, TrainingFailedError, UserError, one_line
 from .output import forgiving, give_up_broken_streams, open_closed_streams
+from .processes import first_to_say
 from .texts import printable
 
 
@@ -24,7 +27,12 @@ def main(argv: list[str] | None = None) -> int:
         return train(argv[1:])
     if argv[:1] == ["rates"]:
         return _guarded(lambda: _rates(argv[1:]))
-    parser = ArgumentParser(prog="hf-clars", description=__doc__)
+    guarded = _unstoppable if argv[:1] and argv[0] in _TRAINING else _guarded
+    return guarded(lambda: _work(_parsed(argv)))
+
+
+def _parsed(argv: list[str]) -> Namespace:
+    parser = Parser(prog="hf-clars", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hf_clars {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train an image classifier: --config FILE.yaml --key value …", add_help=False)
@@ -32,12 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     plot = commands.add_parser("plot", help="draw curves.png and layers.png of a run")
     plot.add_argument("output_dir", help="output folder of a run")
     for name, (purpose, module, add_arguments, _) in _IN_MODULES.items():
-        command = commands.add_parser(name, help=purpose)
+        command = commands.add_parser(name, help=purpose, allow_abbrev=False)
         if argv[:1] == [name]:  # what it needs is imported for it alone
             getattr(import_module(module, __package__), add_arguments)(command)
-    options = parser.parse_args(argv)
-    guarded = _unstoppable if options.command in _TRAINING else _guarded
-    return guarded(lambda: _work(options))
+    return parser.parse_args(argv)
 
 
 _TRAINING = ("figure", "tune", "sweep")  # beside `train`: what they print is not worth the runs they make
@@ -118,6 +124,10 @@ def _guarded(work: Callable[[], None]) -> int:
         return 141
     except UserError as error:
         return _say(error, 2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _say(f"{error.filename}: {error.strerror}", 2)  # which nobody but the user can have named
     except TrainingFailedError as error:
         return _say(error, 1)
     except Preempted as stop:
@@ -143,7 +153,8 @@ def _say(error: object, status: int) -> int:
     message = str(error).strip()
     if "Traceback (most recent call last)" in message:  # that of a DataLoader's worker; the last line is ours
         message = message.splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
-    print(f"error: {printable(message)}", file=sys.stderr)
+    if status != 2 or first_to_say():
+        print(f"error: {printable(one_line(message))}", file=sys.stderr)
     return status
 
 

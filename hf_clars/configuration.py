@@ -1,36 +1,39 @@
 """A YAML file and command-line flags into dataclasses; the flags win."""
 
 import difflib
-import json
+import os
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .yaml_files import read_yaml
 
 _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
-    """`--config FILE.yaml --key value …` → one instance of each dataclass.
+def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """`--config FILE.yaml --key value …` → one instance of each dataclass; of a flag that stands twice the last wins.
 
     Keys of the file and flags have the names of the dataclasses' fields. A relative path that the file gives for
-    `dataset` is looked up beside the file when it does not exist in the working folder.
+    `dataset` is looked up beside the file when it does not exist in the working folder. `defaults` go over those of
+    the dataclasses.
 
     Raises:
         UserError: no such file, no YAML mapping, unknown keys or flags (the nearest name is given), unreadable values.
     """
-    head = _Parser(add_help=False)
-    head.add_argument("--config")
+    head = Parser(add_help=False, allow_abbrev=False)
+    head.add_argument("--config", action="append", default=[])
     given, flags = head.parse_known_args(argv)
+    if len(given.config) > 1:
+        raise UserError(f"--config {given.config[1]}: one file is read, and {given.config[0]} is given, too")
     known = {f.name: f for kind in kinds for f in fields(kind) if f.init}
-    values = read_config(given.config, *kinds) if given.config else {}
+    values = read_config(given.config[0], *kinds) if given.config else {}
 
     parser = HfArgumentParser(list[Any](kinds), description="YAML keys and flags have the same names; flags win.")
     parser.add_argument("--config", help="YAML file with defaults for everything below.")
@@ -39,6 +42,7 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
         name = flag.removeprefix("--").partition("=")[0].removeprefix("no_").replace("-", "_")
         if flag.startswith("--") and name not in known and name != "help":
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
+    parser.set_defaults(**(defaults or {}))
     parser.set_defaults(**{key: _as_typed(known[key], value) for key, value in values.items()})
     try:
         *instances, stray = parser.parse_args_into_dataclasses(
@@ -47,7 +51,7 @@ def parse(argv: list[str], *kinds: type) -> tuple[Any, ...]:
     except (ValueError, TypeError) as error:  # transformers' own checks
         if isinstance(error, UserError):
             raise
-        raise UserError(str(error).strip().splitlines()[0]) from error
+        raise UserError(one_line(error)) from error
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}: values follow a --flag")
     return tuple(instances[: len(kinds)])
@@ -60,7 +64,7 @@ def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
         UserError: as `parse`.
     """
     known = {f.name for kind in kinds for f in fields(kind) if f.init}
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     values = read_yaml(file, f"--config {path}") or {}
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold keys and values, not a {type(values).__name__}")
@@ -74,14 +78,12 @@ def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
 
 
 def _as_typed(field: Any, value: Any) -> Any:
-    """A YAML value as it would be typed on the command line, so that argparse checks and converts both alike.
+    """A YAML value as it would be typed on the command line, so that argparse converts both alike.
 
     YAML 1.1 reads `1e-2` as text and `no` as False.
     """
-    if value is None or isinstance(value, (str, list)):
-        return value
-    if isinstance(value, dict):
-        return json.dumps(with_numbers(value))
+    if value is None or isinstance(value, (str, list, dict)):
+        return with_numbers(value) if isinstance(value, dict) else value
     if isinstance(value, bool) and not isinstance(field.default, bool):
         return "yes" if value else "no"
     return str(value)
@@ -102,9 +104,11 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _error(message: str) -> NoReturn:
-    raise UserError(message)
+    raise UserError(one_line(message))
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
+    """Whose errors are ours."""
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        _error(message)

@@ -5,6 +5,12 @@ class UserError(ValueError):
     """Bad input: one line that says what was wrong, which value, and what to do. Exit status 2."""
 
 
+def one_line(message: object) -> str:
+    """What somebody else has to say, on a line, with no word of endless length."""
+    words = str(message).split()
+    return " ".join(word if len(word) <= 300 else f"{word[:100]}…" for word in words)
+
+
 DIVERGED = "the training has diverged"  # part of the message where that is why a training failed
 
 

@@ -1,12 +1,37 @@
 """Two pictures of a run, from the files that it left: curves.png and layers.png."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError, field_validator
 
 from .errors import UserError
 from .links import is_within, own_folders
 from .training.statistics import FILE_NAME, STATISTICS, read_layer_statistics
+
+_PANELS = (
+    ("loss", {"loss": "training", "eval_loss": "validation"}),
+    ("accuracy", {"eval_accuracy": "top 1", "eval_top5_accuracy": "top 5"}),
+    ("γ_scale", {"learning_rate": "γ_scale"}),
+)
+_DRAWN = {key for _, series in _PANELS for key in series}
+
+
+class _State(BaseModel):
+    """What is read of `trainer_state.json`."""
+
+    log_history: list[dict[str, Any]]
+
+    @field_validator("log_history")
+    @classmethod
+    def _numbers(cls, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in history:
+            for key in {"step", *_DRAWN} & entry.keys():
+                if not isinstance(entry[key], int | float):
+                    raise ValueError(f"{key} is {entry[key]!r:.40}, not a number")
+            if "step" not in entry:
+                raise ValueError("an entry without step")
+        return history
 
 
 def plot_run(output_dir: str | Path) -> list[Path]:
@@ -31,23 +56,26 @@ def plot_run(output_dir: str | Path) -> list[Path]:
         raise UserError("plots need matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
 
-    written = [_curves(json.loads(state.read_text())["log_history"], folder / "curves.png")]
+    try:
+        history = _State.model_validate_json(state.read_bytes()).log_history
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{state} is damaged: {where or 'it'} is no log of a Trainer ({problem['msg']})") from None
+    except OSError as error:
+        raise UserError(f"{state} cannot be read: {error.strerror or error}") from None
+    written = [_curves(history, folder / "curves.png")]
     records = read_layer_statistics(folder)
-    if records:
-        written.append(_layers(records, folder / "layers.png"))
+    if records and (layers := _layers(records, folder / "layers.png")) is not None:
+        written.append(layers)
     return written
 
 
 def _curves(history: list[dict[str, Any]], path: Path) -> Path:
     from matplotlib import pyplot as plt
 
-    panels = [
-        ("loss", {"loss": "training", "eval_loss": "validation"}),
-        ("accuracy", {"eval_accuracy": "top 1", "eval_top5_accuracy": "top 5"}),
-        ("γ_scale", {"learning_rate": "γ_scale"}),
-    ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
-    for axis, (title, series) in zip(axes, panels, strict=True):
+    figure, axes = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout="constrained")
+    for axis, (title, series) in zip(axes, _PANELS, strict=True):
         for key, label in series.items():
             points = [(entry["step"], entry[key]) for entry in history if key in entry]
             if points:
@@ -59,12 +87,16 @@ def _curves(history: list[dict[str, Any]], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _layers(records: list[dict[str, Any]], path: Path) -> Path:
+def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
     from matplotlib import pyplot as plt
 
     names = list(records[-1]["layers"])
-    shown = [s for s in ("gamma", "variance_factor") if any(s in entry for entry in records[-1]["layers"].values())]
-    height = max(3.6, 0.16 * len(names))
+    shown: list[str] = [
+        s for s in ("gamma", "variance_factor") if any(s in entry for entry in records[-1]["layers"].values())
+    ]
+    if not shown:
+        return None
+    height = min(200.0, max(3.6, 0.16 * len(names)))
     figure, axes = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), height), layout="constrained", squeeze=False)
     colours = plt.get_cmap("viridis")
     for axis, statistic in zip(axes[0], shown, strict=True):
@@ -89,6 +121,10 @@ def _save(figure: Any, path: Path) -> Path:
 
     if path.is_symlink():  # to something else, which is not to be written over
         path.unlink()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} cannot be drawn: {' '.join(str(error).split())}") from error
+    finally:
+        plt.close(figure)
     return path

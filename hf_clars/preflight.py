@@ -36,7 +36,7 @@ def summary(
     if name in ("clars", "lars"):
         rate += f", η = {args.optimizer_options().eta:g}"
     if name == "clars":
-        rate += f", norms: {args.norm_mode}"
+        rate += f", norms: {args.optimizer_options().mode}"
     return "\n".join(
         (
             f"{model_name} ({parameters:,} parameters) on {dataset}",

@@ -17,18 +17,18 @@ from transformers.utils import logging as transformers_logging
 
 from . import checks
 from .configuration import parse
-from .errors import TrainingFailedError, UserError
+from .errors import TrainingFailedError, UserError, one_line
 from .models import build_model
 from .plots import plot_run
 from .preflight import summary
 from .processes import once
-from .recipe_arguments import RecipeArguments
+from .recipe_arguments import DEFAULTS, RecipeArguments, refuse_unused
 from .recipe_data import open_data
 from .texts import printable
 from .training import ClarsTrainer, ClarsTrainingArguments, checkpoints
 from .training.folder_lock import alone_in
 from .training.metrics import accuracies, best_classes
-from .training.tracking import wandb_line
+from .training.tracking import keep_wandb_offline_without_login, wandb_line
 from .training.variance_records import GradientVarianceCallback
 
 logger = logging.getLogger(__name__)
@@ -40,17 +40,14 @@ def run(argv: list[str]) -> dict[str, float]:
     Raises:
         UserError: anything the user can mend, before a model is built wherever that is possible.
     """
-    recipe, args = parse(argv, RecipeArguments, ClarsTrainingArguments)
-    args.remove_unused_columns = False  # the collator needs them
-    args.logging_first_step = True
+    recipe, args = parse(argv, RecipeArguments, ClarsTrainingArguments, defaults=DEFAULTS)
     os.environ.setdefault("WANDB_PROJECT", "hf_clars")
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # looking for them walks the graph once more in every step
     if args.process_index:
         transformers_logging.set_verbosity_error()
 
-    _check(args)
+    refuse_unused(args)
     recipe.check()
+    keep_wandb_offline_without_login(args.report_to)
     if recipe.channels_last and (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
         raise UserError("channels_last=True does not go with FSDP, which wants contiguous parameters: leave it out")
     if os.environ.get("WANDB_SWEEP_ID") and (own := os.environ.get("WANDB_RUN_ID")):
@@ -73,17 +70,20 @@ def run(argv: list[str]) -> dict[str, float]:
         about = {"model_name": recipe.model_name, "dataset": recipe.dataset, "image_size": recipe.image_size}
         print(summary(args, model, data.stream, **about), flush=True)
 
-    trainer = ImageTrainer(
-        model,
-        args,
-        train_dataset=data.stream,
-        eval_dataset=data.evaluation,
-        data_collator=data.train_collator,
-        eval_collator=data.eval_collator,
-        compute_metrics=accuracies,
-        preprocess_logits_for_metrics=best_classes,
-        about={k: v for k, v in asdict(recipe).items() if k != "plots"},
-    )
+    try:
+        trainer = ImageTrainer(
+            model,
+            args,
+            train_dataset=data.stream,
+            eval_dataset=data.evaluation,
+            data_collator=data.train_collator,
+            eval_collator=data.eval_collator,
+            compute_metrics=accuracies,
+            preprocess_logits_for_metrics=best_classes,
+            about={k: v for k, v in asdict(recipe).items() if k != "plots"},
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:  # of settings: the rest of it is ours
+        raise UserError(one_line(error)) from error
     _lay_out(trainer, recipe.channels_last)
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)
@@ -134,20 +134,6 @@ class ImageTrainer(ClarsTrainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = train_collator
-
-
-def _check(args: ClarsTrainingArguments) -> None:
-    """What transformers would only notice while it trains."""
-    if args.max_steps <= 0 and not args.num_train_epochs > 0:
-        raise UserError(f"num_train_epochs={args.num_train_epochs} must be above 0 (or max_steps at least 1)")
-    if args.per_device_eval_batch_size < 1:
-        raise UserError(f"per_device_eval_batch_size={args.per_device_eval_batch_size} must be at least 1")
-    if isinstance(args.lr_scheduler_kwargs, str):
-        raise UserError(f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r} is not JSON")
-    if args.dataloader_num_workers < 0:
-        raise UserError(f"dataloader_num_workers={args.dataloader_num_workers} must be at least 0")
-    if args.dataloader_num_workers == 0:
-        args.dataloader_persistent_workers = False
 
 
 def _say(

@@ -76,8 +76,8 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
     Raises:
         UserError: see `open_source`, `TrainStream` and `ResidentImages`; labels outside the classes.
     """
-    source = _open(recipe, recipe.train_split, recipe.train_examples)
-    eval_source = _open(recipe, recipe.eval_split, recipe.eval_examples)
+    source = _open(recipe, "train_split", recipe.train_examples)
+    eval_source = _open(recipe, "eval_split", recipe.eval_examples)
     classes = _number_of_classes(recipe, source)
     for each in (source, eval_source):
         each.check_labels(classes)
@@ -106,17 +106,23 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
 
 
 def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSource:
-    return open_source(
-        recipe.dataset,
-        split,
-        config=recipe.dataset_config,
-        revision=recipe.dataset_revision,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
-        num_examples=examples,
-        follow_links=recipe.follow_links,
-        train_split=recipe.train_split,
-    )
+    """The data of a split, whose setting is called so; a message gets the name of the setting whose value it has."""
+    try:
+        return open_source(
+            recipe.dataset,
+            getattr(recipe, split),
+            config=recipe.dataset_config,
+            revision=recipe.dataset_revision,
+            image_column=recipe.image_column,
+            label_column=recipe.label_column,
+            num_examples=examples,
+            follow_links=recipe.follow_links,
+            train_split=recipe.train_split,
+        )
+    except UserError as error:
+        of_data = (split, "dataset_config", "dataset_revision", "image_column", "label_column")
+        named = [name for name in of_data if (value := getattr(recipe, name)) and f"'{value}'" in str(error)]
+        raise UserError(f"{', '.join(named)}: {error}" if named else str(error)) from error
 
 
 def _number_of_classes(recipe: RecipeArguments, source: ImageSource) -> int:

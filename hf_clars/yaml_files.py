@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .errors import UserError
 _MOST_CHARACTERS = 200_000  # two seconds of parsing
 _MOST_VALUES = 100_000  # all aliases written out
 _DEEPEST = 40
+_KINDS = ("bool", "float", "int", "map", "null", "seq", "str")  # of values: what settings are made of
 _LONGEST_NUMBER = 300  # beyond 4,300 digits Python itself would refuse to print it
 
 
@@ -69,13 +71,13 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _DEEPEST:
             raise _refusal(f"it is nested more than {_DEEPEST} deep", mark)
-        node: Any = super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
         self._depth -= 1
-        if node not in self._sizes:
+        if node is not None and node not in self._sizes:
             if self._is_open(node):
                 raise _refusal("a value that holds itself", mark)
             self._sizes[node] = self._size(node)
-        if self._sizes[node] > _MOST_VALUES:
+        if node is not None and self._sizes[node] > _MOST_VALUES:
             raise _refusal(f"it has more than {_MOST_VALUES:,} values, all aliases written out", mark)
         return node
 
@@ -91,18 +93,33 @@ class _BoundedLoader(yaml.SafeLoader):
                     if (key.tag, key.value) in keys:
                         raise _refusal(f"the key {key.value!r} stands twice in one mapping", key.start_mark)
                     keys.add((key.tag, key.value))
-            pairs: list[tuple[Any, Any]] = node.value
-            return 1 + sum(self._sizes[key] + self._sizes[value] for key, value in pairs)
+            return 1 + sum(self._sizes[key] + self._sizes[value] for key, value in node.value)
         return 1 + sum(map(self._sizes.__getitem__, node.value)) if isinstance(node, yaml.SequenceNode) else 1
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        kind = str(node.tag).rpartition(":")[2]
+        if kind not in _KINDS:
+            raise _refusal(f"a value of a kind that settings do not have ({kind})", node.start_mark)
+        if kind in ("int", "float") and ":" in node.value:
+            raise _refusal(f"{node.value!r} is no number", node.start_mark)
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _LONGEST_NUMBER:
             raise _refusal(f"a number of {len(node.value):,} characters", node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
-            kind = str(node.tag).rpartition(":")[2]
             raise _refusal(f"a value that is no {kind} ({error})", node.start_mark) from None
+
+
+# Text stays text where YAML 1.1 sees a number or a date in it that nobody means: 1:30 as 90, 010 as 8, 2025-01-02.
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
+_BoundedLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, _INTEGER if tag.endswith(":int") else re.compile(rf"(?!\S*:)(?:{pattern.pattern})", pattern.flags))
+        for tag, pattern in resolvers
+        if not tag.endswith(":timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:

@@ -1,5 +1,6 @@
 """What goes wrong in runs of days, made to go wrong: each time the message, the counts and the final state."""
 
+import importlib.util
 import io
 import json
 import os
@@ -18,11 +19,17 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from hf_clars import ClarsTrainer, UserError
+from hf_clars.plots import plot_run
+from hf_clars.training.statistics import read_layer_statistics
+
 from .hub import NAME, serving
+from .models import dataset
 from .processes import Training
 from .test_data import huge
 from .test_kill import assert_same, newest, result
 from .test_recipe import ROOT, config, png, write_parquet
+from .test_trainer import arguments, seeded
 
 SHORT = {"num_train_epochs": 3, "resume_from_checkpoint": "auto", "shuffle_buffer": 16}
 LARGER = {"model_kwargs": {"channels": [16, 32, 64, 128], "stem_width": 8}}  # files of a megabyte
@@ -310,6 +317,47 @@ def test_a_broken_checkpoint_is_skipped_with_a_message(tmp_path, images, damage)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\x00\n", b"1\n", b'{"step": "x", "layers": {}}\n', b'{"step": 1, "layers": [1]}\n', b"[" * 9999 + b"\n"],
+)
+def test_damaged_statistics_do_not_end_what_they_are_of(tmp_path, damage, caplog):
+    """Neither a training that goes on, nor its pictures."""
+    args = {"save_strategy": "steps", "save_steps": 2, "layer_statistics_steps": 1, "total_batch_size": 16}
+    args |= {"max_steps": 4}
+    ClarsTrainer(seeded(), arguments(tmp_path, **args), train_dataset=dataset(32)).train()
+    file = tmp_path / "layer_statistics.jsonl"
+    whole = file.read_bytes().splitlines(keepends=True)
+    assert len(whole) == 4
+    file.write_bytes(whole[0] + damage + b"".join(whole[1:]))
+    with caplog.at_level("WARNING"):
+        assert [r["step"] for r in read_layer_statistics(tmp_path)] == [0, 1, 2, 3]
+    assert f"{file}: 1 of 5 lines cannot be read, and are left out" in caplog.text
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert [path.name for path in plot_run(tmp_path)] == ["curves.png", "layers.png"]
+    again = ClarsTrainer(seeded(), arguments(tmp_path, **args), train_dataset=dataset(32))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert file.read_bytes().splitlines(keepends=True) == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "it is no log of a Trainer"),
+        ("[]", "it is no log of a Trainer"),
+        ('{"log_history": {}}', "log_history is no log of a Trainer"),
+        ('{"log_history": [{"loss": 1}]}', "log_history is no log of a Trainer (Value error, an entry without step)"),
+        ('{"log_history": [{"step": 1, "loss": "x"}]}', "loss is 'x', not a number"),
+    ],
+)
+def test_a_damaged_log_is_named(tmp_path, content, told):
+    (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(UserError) as refused:
+        plot_run(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / 'trainer_state.json'} is damaged: ")
+    assert told in str(refused.value)
+
+
 def test_wandb_cannot_be_reached(tmp_path, images):
     environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9",
                    "WANDB_DIR": str(tmp_path)}  # fmt: skip

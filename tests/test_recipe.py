@@ -198,7 +198,7 @@ def test_flags_win_over_the_file(tmp_path, images):
         ({"optim_args": "etta=1"}, "'etta' is unknown to optim='clars'; did you mean 'eta'?"),
         ({"total_batch_size": 33}, "total_batch_size=33 is no multiple of"),
         ({"total_batch_size": 96}, "72"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be a finite number ≥ 0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
         ({"eta": float("nan")}, "eta=nan must be"),
         ({"momentum": 1.5}, "momentum=1.5 must be"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must be"),

@@ -216,7 +216,7 @@ def open_source(
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
     split, rows = split_and_rows(split)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()
     if looks_local and not path.is_dir():
         raise UserError(f"dataset {name!r}: {'a file, not a folder' if path.exists() else 'no such folder'}")

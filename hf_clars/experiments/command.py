@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
@@ -18,7 +19,7 @@ from ..texts import printable
 from ..yaml_files import parse_yaml
 from .grid import Run, read_grid
 from .results import read_result
-from .running import Runner
+from .running import OURS, Runner
 
 
 def add_running_arguments(parser: ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def add_running_arguments(parser: ArgumentParser) -> None:
 def runner_of(options: Namespace, folder: Path) -> Runner:
     if options.jobs < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--jobs and --threads must be at least 1")
-    data_dir = None if options.data_dir is None else Path(options.data_dir).expanduser()
+    data_dir = None if options.data_dir is None else Path(os.path.expanduser(options.data_dir))
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data_dir {options.data_dir}: no such folder")
     try:
@@ -73,6 +74,10 @@ def settings_of(options: Namespace) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write KEY=VALUE")
+        if key in OURS:
+            raise UserError(f"--set {text}: {key} is the command's to choose, from --work")
+        if key in settings:
+            raise UserError(f"--set {text}: {key} is set twice")
         try:
             word = key.endswith("_strategy") and value.isalpha()  # `no`, which YAML takes for false
             settings[key] = value if word else parse_yaml(value)

@@ -23,6 +23,7 @@ from .results import Result, curve_of, read_result, write_result
 
 # How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
+OURS = ("output_dir", "resume_from_checkpoint", "config")  # what a run gets from its command
 
 
 @dataclass
@@ -76,14 +77,20 @@ class Runner:
 
     def check(self, runs: Sequence[Run], here: bool = True) -> None:
         """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
-        from ..recipe_arguments import RecipeArguments
+        from ..recipe_arguments import DEFAULTS, RecipeArguments, refuse_unused
         from ..training import ClarsTrainingArguments
         from ..training.tracking import wandb_for
 
         for run in runs:
             try:
-                elsewhere = [] if here else ["--use_cpu", "true"]  # with which bf16 is possible everywhere
-                recipe, args = parse([*self.flags(run), *elsewhere], RecipeArguments, ClarsTrainingArguments)
+                for key in OURS:
+                    if run.settings.get(key) not in (None, "auto"):
+                        raise UserError(f"{key} is the command's to choose, from --work: leave it out")
+                # Without a GPU, bf16 is possible everywhere, and fp16 nowhere.
+                elsewhere = [] if here else ["--use_cpu", "true", "--fp16", "false"]
+                flags = [*self.flags(run), *elsewhere]
+                recipe, args = parse(flags, RecipeArguments, ClarsTrainingArguments, defaults=DEFAULTS)
+                refuse_unused(args)
                 recipe.check()
                 if here and "wandb" in (args.report_to or ()):
                     wandb_for()

@@ -20,7 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from ..errors import UserError
+from ..settings import read_as
 from .grid import Grid, Run
 from .results import Result
 from .running import Runner
@@ -44,6 +47,14 @@ class Contestant:
     finals: Sequence[tuple[Run, Result]]
 
 
+class _Tuning(BaseModel):
+    """The grid's section."""
+
+    search: dict[str, Any]
+    seeds: list[int]
+    trials: dict[str, list[dict[str, Any]]]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a tuned grid wants to be run.
@@ -63,10 +74,8 @@ class Plan:
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        read_as(_Tuning, self.grid.tuning, "the grid's section tuning")
         tuning = self.grid.tuning
-        for section, kind in (("search", dict), ("seeds", list), ("trials", dict)):
-            if not isinstance(tuning.get(section), kind):
-                raise UserError(f"the grid's section tuning needs {section!r}, a {kind.__name__}")
         if "method" not in self.grid.axes:
             raise UserError("a grid that is tuned needs an axis 'method'")
         counts = {str(m): len(tuning["trials"].get(m) or ()) for m in self.grid.axes["method"]}

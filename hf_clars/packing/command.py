@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -57,7 +58,7 @@ def pack(options: Namespace) -> None:
         UserError: see `read_target`, `what_it_lacks` and `find_data`; parts of a folder; something at `--out`.
         TrainingFailedError: pip failed, the Hub cannot be reached, or the disk is full; nothing is left at `--out`.
     """
-    out = Path(options.out).expanduser()
+    out = Path(os.path.expanduser(options.out))
     if compression_of(out) is None and (suffix := out.suffix.lower()) in _NOT_OURS:
         raise UserError(f"--out {out}: {suffix} is not written: choose .tar, .tar.gz or .tar.xz, or a folder")
     if not stem_of(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,23 +26,23 @@ def find_data(names: Iterable[str], data_dir: str | None = None) -> dict[str, Pa
             that lead out of it.
         TrainingFailedError: the Hub cannot be reached.
     """
-    root = None if data_dir is None else Path(data_dir).expanduser()
+    root = None if data_dir is None else Path(os.path.expanduser(data_dir))
     if root is not None and not root.is_dir():
         raise UserError(f"--data_dir {data_dir}: no such folder")
     found: dict[str, Path] = {}
     for name in names:
         short = name.rstrip("/").rpartition("/")[2]
         if short in ("", ".", "..", "~"):
-            short = Path(name).expanduser().resolve().name
+            short = Path(os.path.expanduser(name)).resolve().name
         if not short:
             raise UserError(f"--dataset {name}: one folder is wanted, by whose name it is found there")
         if short in found:
             raise UserError(f"--dataset {name}: there is another one called {short!r}, and one name finds one data set")
         if root is not None and (root / short).is_dir():
             found[short] = root / short
-        elif Path(name).expanduser().is_dir():
-            found[short] = Path(name).expanduser()
-        elif Path(name).expanduser().is_file():
+        elif Path(os.path.expanduser(name)).is_dir():
+            found[short] = Path(os.path.expanduser(name))
+        elif Path(os.path.expanduser(name)).is_file():
             raise UserError(f"--dataset {name} is a file: give the folder that it is in")
         elif name.startswith((".", "~", "/")) or name.count("/") > 1:
             raise UserError(f"--dataset {name}: no such folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -61,7 +62,7 @@ def read_target(packages: str | None = None, python: str | None = None, tag: str
     environment: dict[str, Any] = dict(default_environment())
     found: dict[str, str] | None = None
     if packages is not None:
-        markers, found = _read(Path(packages).expanduser())
+        markers, found = _read(Path(os.path.expanduser(packages)))
         environment |= markers
     if python is not None:
         if not re.fullmatch(r"3\.\d+", python):

@@ -38,9 +38,9 @@ def unpack_packages(packages: Mapping[str, str], target: Target, folder: Path, f
         options += ["--python-version", target.python, "--implementation", "cp"]
         options += [word for tag in target.platforms for word in ("--platform", tag)]
     if find_links is not None:
-        if not Path(find_links).expanduser().is_dir():
+        if not Path(os.path.expanduser(find_links)).is_dir():
             raise UserError(f"--find_links {find_links}: no such folder")
-        options += ["--no-index", "--find-links", str(Path(find_links).expanduser().resolve())]
+        options += ["--no-index", "--find-links", str(Path(os.path.expanduser(find_links)).resolve())]
     wanted = [f"{name}=={version}" for name, version in packages.items()]
     command = [sys.executable, "-m", "pip", "install", "--quiet", *options, "--target", str(folder), *wanted]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pip-") as beside:  # on the disk that they are for

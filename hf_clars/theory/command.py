@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from ..data import ImageCollator, ImageSource, eval_transform, open_source
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
 from ..models import TimmForImageClassification, build_model
+from ..recipe_arguments import Classes, Side, json_mapping
+from ..settings import Count, PartOfOne, Positive, Seed, check, one_of
 from .rates_table import format_table, layer_rates
 
 MODES = ("train", "eval")
@@ -29,24 +31,29 @@ class RatesArguments:
 
     dataset: str = field(metadata={"help": "A data set on the Hub, or a folder of Parquet files, images or tar files."})
     model_name: str | None = field(default=None, metadata={"help": "A timm architecture, at its initial weights."})
-    model_kwargs: str | None = field(default=None, metadata={"help": "Arguments of timm.create_model, as JSON."})
+    model_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of timm.create_model, as JSON."}
+    )
     checkpoint: str | None = field(default=None, metadata={"help": "Folder of a saved model, for trained weights."})
     split: str = field(default="train", metadata={"help": "Split to draw examples from."})
-    num_classes: int | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
-    examples: int = field(default=1024, metadata={"help": "Examples to measure on, drawn at random."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the images; the model's own by default."})
-    mode: str = field(
+    num_classes: Classes | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
+    examples: Count = field(default=1024, metadata={"help": "Examples to measure on, drawn at random."})
+    image_size: Side | None = field(default=None, metadata={"help": "Side of the images; the model's own by default."})
+    mode: Annotated[str, one_of(MODES)] = field(
         default="train",
         metadata={"help": "train: BatchNorm sees each batch, as in training; eval: running statistics."},
     )
-    per_device_batch_size: int = field(default=128, metadata={"help": "Examples of one forward pass."})
-    batch_size: int = field(default=128, metadata={"help": "B of an optimizer step."})
-    learning_rate: float = field(default=1.0, metadata={"help": "γ_scale of LARS and CLARS."})
-    momentum: float = field(default=0.9, metadata={"help": "β."})
-    eta_lars: float = field(default=1e-3, metadata={"help": "η of LARS."})
-    eta_clars: float = field(default=1e-2, metadata={"help": "η of CLARS."})
-    iterations: int = field(default=20, metadata={"help": "Hessian-vector products per layer, at most."})
-    seed: int = field(default=0, metadata={"help": "Of the initial weights, the examples and the power iteration."})
+    per_device_batch_size: Count = field(default=128, metadata={"help": "Examples of one forward pass."})
+    batch_size: Count = field(default=128, metadata={"help": "B of an optimizer step."})
+    learning_rate: Positive = field(default=1.0, metadata={"help": "γ_scale of LARS and CLARS."})
+    momentum: PartOfOne = field(default=0.9, metadata={"help": "β."})
+    eta_lars: Positive = field(default=1e-3, metadata={"help": "η of LARS."})
+    eta_clars: Positive = field(default=1e-2, metadata={"help": "η of CLARS."})
+    iterations: Count = field(default=20, metadata={"help": "Hessian-vector products per layer, at most."})
+    seed: Seed = field(default=0, metadata={"help": "Of the initial weights, the examples and the power iteration."})
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def run(argv: list[str]) -> None:
@@ -56,11 +63,6 @@ def run(argv: list[str]) -> None:
         UserError: anything the user can mend.
     """
     (args,) = parse(argv, RatesArguments)
-    for name, least in (("examples", 1), ("per_device_batch_size", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"{name}={getattr(args, name)} must be at least {least}")
-    if args.mode not in MODES:
-        raise UserError(f"mode={args.mode!r} is none of: {', '.join(MODES)}")
     if (args.model_name is None) == (args.checkpoint is None):
         raise UserError("name a model: either --model_name, for initial weights, or --checkpoint, for saved ones")
     source = open_source(args.dataset, args.split)
@@ -97,12 +99,8 @@ def run(argv: list[str]) -> None:
 
 
 def _initial(args: RatesArguments, classes: int) -> TimmForImageClassification:
-    try:
-        kwargs: Any = json.loads(args.model_kwargs or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"model_kwargs={args.model_kwargs!r} is not JSON: {error}") from None
-    if not isinstance(kwargs, dict):
-        raise UserError(f"model_kwargs={args.model_kwargs!r} must be a mapping")
+    given = args.model_kwargs or {}
+    kwargs = json_mapping("model_kwargs", given) if isinstance(given, str) else given
     if classes < 1:
         raise UserError(f"{args.dataset} does not name its classes: state their number with --num_classes")
     torch.manual_seed(args.seed)
@@ -110,7 +108,7 @@ def _initial(args: RatesArguments, classes: int) -> TimmForImageClassification:
 
 
 def _saved(args: RatesArguments) -> TimmForImageClassification:
-    folder = Path(str(args.checkpoint)).expanduser()
+    folder = Path(os.path.expanduser(str(args.checkpoint)))
     if not (folder / "config.json").is_file():
         raise UserError(f"checkpoint {args.checkpoint}: no saved model (no config.json) in this folder")
     try:

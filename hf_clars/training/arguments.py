@@ -2,18 +2,31 @@
 
 import copy
 import difflib
-import math
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from pydantic import Field
 from transformers import SchedulerType, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, ParallelMode
 
 from ..data.order import TAILS
 from ..data.steps import accumulation_steps
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..secrets import is_secret, without_secrets
-from .options import AUTHORS, OPTIMIZERS, OURS, OptimizerOptions, check_lamb, parse_optim_args, refuse_deepspeed
+from ..settings import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of
+from .foreign_optimizers import check_foreign_optimizer, refuse_adam
+from .options import (
+    AUTHORS,
+    NOT_TAKEN,
+    OPTIMIZERS,
+    OURS,
+    OptimizerOptions,
+    check_lamb,
+    parse_optim_args,
+    refuse_deepspeed,
+)
+from .ranges import RANGES
+from .schedules import check_schedule
 
 
 @dataclass
@@ -28,14 +41,15 @@ class ClarsTrainingArguments(TrainingArguments):
     Args:
         total_batch_size: B of one optimizer step. `gradient_accumulation_steps` follows from it, from
             `per_device_train_batch_size` and from the number of processes.
-        base_learning_rate, base_batch_size: linear scaling, see above; 0.1 and 128 by default. Not with learning_rate.
+        base_learning_rate, base_batch_size: linear scaling, see above; 0.1 and 128 by default for CLARS, LARS and mNAG.
+            Other optimizers need learning_rate, or base_learning_rate. Not with learning_rate.
         eta: η of Eq. 3 and 5; None is the paper's, 1e-2 for CLARS and 1e-3 for LARS.
-        momentum: β of Eq. 4.
+        momentum: β of Eq. 4; None is 0.9.
         norm_mode: how CLARS measures, see `PerSampleNorms`; or `"authors"`, the method of the code that the paper's
-            authors released, see `AuthorsCLARS`.
-        norm_samples: how many samples `norm_mode="subset"` measures per step.
+            authors released, see `AuthorsCLARS`. None is `"per_sample"`.
+        norm_samples: how many samples `norm_mode="subset"` measures per step; None is 512.
         untracked: what a parameter whose norms cannot be measured means for CLARS, see `PerSampleNorms`: `"stand_in"`
-            gives it a denominator of the same units, `"error"` ends the training.
+            (None) gives it a denominator of the same units, `"error"` ends the training.
         vectors: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that norm_mode, and
             `"eta"` otherwise.
         decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`; None is True for LARS, and False for CLARS.
@@ -58,7 +72,7 @@ class ClarsTrainingArguments(TrainingArguments):
         UserError: values out of range, batch sizes that do not divide, or DeepSpeed.
     """
 
-    learning_rate: float | None = field(  # type: ignore[assignment]
+    learning_rate: NotNegative | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "γ_scale; by default base_learning_rate × total batch size / base_batch_size."}
     )
     optim: OptimizerNames | str = field(
@@ -73,18 +87,21 @@ class ClarsTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 for no clipping."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses from the log."})
 
-    total_batch_size: int | None = field(
+    total_batch_size: Count | None = field(
         default=None, metadata={"help": "Samples of one optimizer step over all processes and micro-batches."}
     )
-    base_learning_rate: float | None = field(default=None, metadata={"help": "γ_base of linear scaling; 0.1."})
-    base_batch_size: int | None = field(default=None, metadata={"help": "B_base of linear scaling; 128."})
-    eta: float | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
-    momentum: float = field(default=0.9, metadata={"help": "β of the Nesterov momentum."})
-    norm_mode: str = field(default="per_sample", metadata={"help": "per_sample, subset, micro_batch or authors."})
-    norm_samples: int = field(default=512, metadata={"help": "Samples measured per step with norm_mode subset."})
-    untracked: str = field(
-        default="stand_in",
-        metadata={"help": "What is done with parameters that cannot be measured: stand_in or error."},
+    base_learning_rate: Positive | None = field(default=None, metadata={"help": "γ_base of linear scaling; 0.1."})
+    base_batch_size: Count | None = field(default=None, metadata={"help": "B_base of linear scaling; 128."})
+    eta: Positive | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
+    momentum: PartOfOne | None = field(default=None, metadata={"help": "β of the Nesterov momentum; 0.9."})
+    norm_mode: str | None = field(
+        default=None, metadata={"help": "per_sample (default), subset, micro_batch or authors."}
+    )
+    norm_samples: Count | None = field(
+        default=None, metadata={"help": "Samples measured per step with norm_mode subset; 512."}
+    )
+    untracked: str | None = field(
+        default=None, metadata={"help": "Parameters that cannot be measured: stand_in (default) or error."}
     )
     vectors: str | None = field(
         default=None, metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
@@ -92,28 +109,28 @@ class ClarsTrainingArguments(TrainingArguments):
     decay_in_denominator: bool | None = field(
         default=None, metadata={"help": "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."}
     )
-    layer_statistics_steps: int = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
-    tail: str = field(
+    layer_statistics_steps: Whole = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
+    tail: Annotated[str, one_of(TAILS)] = field(
         default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
     )
-    warmup_epochs: float | None = field(default=None, metadata={"help": "Linear warmup, in epochs."})
-    warmup_start: float = field(
+    warmup_epochs: Epochs | None = field(default=None, metadata={"help": "Linear warmup, in epochs."})
+    warmup_start: Share = field(
         default=0.0, metadata={"help": "Share of γ_scale that warmup_epochs begins with; base_batch_size / B as Goyal."}
     )
-    lr_milestones: list[float] | None = field(
+    lr_milestones: list[Positive] | None = field(
         default=None, metadata={"help": "Epochs at which the learning rate is multiplied by lr_decay."}
     )
-    lr_decay: float = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
-    layerwise_epochs: float | None = field(
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
+    layerwise_epochs: Epochs | None = field(
         default=None, metadata={"help": "Epochs of CLARS or LARS, after which it is plain mNAG; all by default."}
     )
-    freeze_fc_epochs: float | None = field(
+    freeze_fc_epochs: Epochs | None = field(
         default=None, metadata={"help": "Epochs in which fully-connected layers are not updated."}
     )
-    max_skipped_share: float = field(
+    max_skipped_share: Share = field(
         default=0.01, metadata={"help": "End if more than this share of an epoch's examples cannot be used."}
     )
-    max_nonfinite_steps: int = field(
+    max_nonfinite_steps: Whole = field(
         default=20, metadata={"help": "End after so many steps in a row without a finite gradient; 0 for no check."}
     )
 
@@ -123,31 +140,42 @@ class ClarsTrainingArguments(TrainingArguments):
             near = difflib.get_close_matches(str(self.optim), names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {OURS}, or of transformers' own"
             raise UserError(f"optim={self.optim!r} is unknown{hint}")
+        check(self, RANGES)
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
-        given = self.learning_rate
-        if given is not None and not (math.isfinite(given) and given >= 0):
-            raise UserError(f"learning_rate={given!r} must be a finite number ≥ 0")
-        if given is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
+        rate = self.learning_rate
+        if rate is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
             raise UserError(
-                f"learning_rate={given!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
+                f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
             )
-        if self.tail not in TAILS:
-            raise UserError(f"tail={self.tail!r} is unknown: choose {' or '.join(TAILS)}")
-        if not 0 <= self.max_skipped_share <= 1:
-            raise UserError(f"max_skipped_share={self.max_skipped_share!r} must lie in [0, 1]")
-        if self.max_nonfinite_steps < 0:
-            raise UserError(f"max_nonfinite_steps={self.max_nonfinite_steps!r} must be at least 0")
         self._check_epochs()
         self._keep_batches_local()
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 2.0}
-        self.learning_rate = 0.0 if given is None else given
-        super().__post_init__()
+        self.report_to = [] if self.report_to is None else self.report_to
+        self.learning_rate = 0.0 if rate is None else rate
+        try:
+            super().__post_init__()
+        except UserError:
+            raise
+        except Exception as error:  # all of it is about what was set, and transformers raises whatever it meets
+            raise UserError(f"{type(error).__name__}: {one_line(error)}") from error
         self._check_optimizer()
+        if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
+            raise UserError(
+                f"fsdp={self.fsdp!r} is for several processes: begin with `accelerate launch` or `torchrun`"
+            )
+        if rate is None and self.base_learning_rate is None and not self._is_layerwise():
+            raise UserError(
+                f"optim={self.optim_name} has no learning rate of its own here: state learning_rate, or "
+                f"base_learning_rate, which is multiplied with the batch size (linear scaling)"
+            )
         self._accumulate()
-        if given is None:
+        if rate is None:
             self.learning_rate = self._scaled_learning_rate()
+        check_schedule(self)
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise UserError("fp16=True needs a GPU, and this training is on the CPU: use bf16=True, or leave it out")
 
     @property
     def optim_name(self) -> str:
@@ -159,37 +187,47 @@ class ClarsTrainingArguments(TrainingArguments):
         name = self.optim_name
         return OptimizerOptions(
             eta=OPTIMIZERS[name] if self.eta is None else self.eta,
-            momentum=self.momentum,
+            momentum=0.9 if self.momentum is None else self.momentum,
             weight_decay=self.weight_decay,
             vectors=self.vectors,
             decay_in_denominator=self.decay_in_denominator,
-            mode=self.norm_mode,
+            mode=self.norm_mode or "per_sample",
             norm_samples=self.norm_samples,
             untracked=self.untracked,
         )
 
     def _check_epochs(self) -> None:
         """What is stated in epochs."""
-        stated = {name: getattr(self, name) for name in ("warmup_epochs", "layerwise_epochs", "freeze_fc_epochs")}
-        for name, epochs in stated.items():
-            if epochs is not None and not 0 <= epochs < math.inf:
-                raise UserError(f"{name}={epochs!r} must be a finite number of at least 0")
         if self.warmup_epochs is not None and self.warmup_steps:
             raise UserError(f"warmup_epochs={self.warmup_epochs} and warmup_steps={self.warmup_steps}: leave one out")
-        if not 0 <= self.warmup_start <= 1:
-            raise UserError(f"warmup_start={self.warmup_start!r} must lie in [0, 1]")
-        if not 0 < self.lr_decay <= 1:
-            raise UserError(f"lr_decay={self.lr_decay!r} must be above 0 and at most 1")
+        if self.warmup_start and self.warmup_epochs is None:
+            raise UserError(f"warmup_start={self.warmup_start} is for warmup_epochs: state both, or none")
+        if self.lr_decay != 0.1 and not self.lr_milestones:
+            raise UserError(f"lr_decay={self.lr_decay} is for lr_milestones: state both, or none")
         milestones = self.lr_milestones or []
-        if any(not 0 < m < math.inf for m in milestones) or milestones != sorted(milestones):
-            raise UserError(f"lr_milestones={milestones} must be epochs above 0, in ascending order")
+        if milestones != sorted(milestones):
+            raise UserError(f"lr_milestones={milestones} must be in ascending order")
 
     def _check_optimizer(self) -> None:
-        if self.layerwise_epochs is not None and self.optim_name not in ("clars", "lars"):
-            raise UserError(f"layerwise_epochs={self.layerwise_epochs} is for clars and lars, not {self.optim_name}")
-        if self.optim_name == "lamb":
+        """What is set is taken by the optimizer, with all of `optim_args`."""
+        name = self.optim_name
+        for option in NOT_TAKEN.get(name, (*NOT_TAKEN["mnag"], "momentum")):
+            field_name = "norm_mode" if option == "mode" else option
+            if (value := getattr(self, field_name)) is not None:
+                hint = " (optim_args: momentum=…, where it takes one)" if option == "momentum" else ""
+                raise UserError(f"{field_name}={value!r} is nothing that optim={name!r} takes: leave it out{hint}")
+        if self.layerwise_epochs is not None and name not in ("clars", "lars"):
+            raise UserError(f"layerwise_epochs={self.layerwise_epochs} is for clars and lars, not {name}")
+        if name == "lamb":
             check_lamb(parse_optim_args(self.optim_args))
-        if not self._is_layerwise():
+        elif not self._is_layerwise():
+            check_foreign_optimizer(self, name)
+            return
+        else:
+            refuse_adam(self, name)
+        if self.optim_target_modules is not None:
+            raise UserError(f"optim_target_modules={self.optim_target_modules!r} is for galore and apollo, not {name}")
+        if name == "lamb":
             return
         options = self.optimizer_options().override(self.optim_name, parse_optim_args(self.optim_args))
         self.weight_decay = options.weight_decay  # Trainer makes groups of it
@@ -246,8 +284,6 @@ class ClarsTrainingArguments(TrainingArguments):
         values = []
         for name, default in (("base_learning_rate", 0.1), ("base_batch_size", 128)):
             value = default if getattr(self, name) is None else getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name}={value!r} must be a finite number > 0, unless learning_rate is given")
             values.append(value)
         assert self.total_batch_size is not None
         return values[0] * self.total_batch_size / values[1]

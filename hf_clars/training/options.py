@@ -14,7 +14,7 @@ OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0}  # name → the paper's 
 OURS = ", ".join((*OPTIMIZERS, "lamb"))  # all names that are registered
 AUTHORS = "authors"  # the `mode` that is no way to measure alone but a method, with an optimizer of its own
 
-_NOT_TAKEN = {
+NOT_TAKEN: dict[str, tuple[str, ...]] = {
     "clars": (),
     "lars": ("mode", "norm_samples", "untracked"),
     "mnag": ("eta", "vectors", "decay_in_denominator", "mode", "norm_samples", "untracked"),
@@ -23,10 +23,11 @@ _NOT_TAKEN = {
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`_NOT_TAKEN`).
+    """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`NOT_TAKEN`).
 
     `vectors=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
     `decay_in_denominator=None` stands for what the optimizer has by default: True for LARS, and False for CLARS.
+    `norm_samples=None` stands for 512 and `untracked=None` for `"stand_in"`; they are refused where nothing uses them.
     """
 
     eta: float
@@ -35,8 +36,8 @@ class OptimizerOptions:
     vectors: str | None = None
     decay_in_denominator: bool | None = None
     mode: str = "per_sample"
-    norm_samples: int = 512
-    untracked: str = "stand_in"
+    norm_samples: int | None = None
+    untracked: str | None = None
 
     def override(self, optim: str, optim_args: Mapping[str, str]) -> "OptimizerOptions":
         """These options with those of `optim_args` in their place, all checked, and `vectors` decided.
@@ -44,7 +45,7 @@ class OptimizerOptions:
         Raises:
             UserError: an unknown key, a value that cannot be read, or one out of range.
         """
-        known = {f.name: f.type for f in fields(self) if f.name not in _NOT_TAKEN[optim]}
+        known = {f.name: f.type for f in fields(self) if f.name not in NOT_TAKEN[optim]}
         values: dict[str, Any] = {}
         for key, text in optim_args.items():
             if key not in known:
@@ -59,6 +60,10 @@ class OptimizerOptions:
             options = replace(options, decay_in_denominator=optim == "lars")
         options.check()
         return options
+
+    @property
+    def untracked_rule(self) -> str:
+        return self.untracked or "stand_in"
 
     @property
     def vector_rule(self) -> str:
@@ -85,18 +90,27 @@ class OptimizerOptions:
         )
         if self.mode not in (*MODES, AUTHORS):
             raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
-        if self.norm_samples < 1:
+        if self.norm_samples is not None and self.norm_samples < 1:
             raise UserError(f"norm_samples={self.norm_samples} must be at least 1")
-        check_untracked(self.untracked)
+        if self.norm_samples is not None and self.mode != "subset":
+            raise UserError(f"norm_samples={self.norm_samples} is for mode=subset (norm_mode), not {self.mode}")
+        if self.untracked is not None and self.mode == AUTHORS:
+            raise UserError(f"untracked={self.untracked} is nothing that mode=authors (norm_mode) takes: leave it out")
+        check_untracked(self.untracked_rule)
 
 
 def parse_optim_args(text: str | None) -> dict[str, str]:
     """`"eta=0.01, mode=subset"` → `{"eta": "0.01", "mode": "subset"}`."""
-    pairs = [part.partition("=") for part in (text or "").replace(" ", "").split(",") if part]
+    plain = (text or "").replace(" ", "")
+    pairs = [part.partition("=") for part in plain.split(",")] if plain else []
+    values: dict[str, str] = {}
     for key, equals, value in pairs:
-        if not equals or not key or not value:
+        if not equals or not key or not value or "=" in value:  # which transformers cannot take apart
             raise UserError(f"optim_args={text!r}: {key!r} is not of the form key=value")
-    return {key: value for key, _, value in pairs}
+        if key in values:
+            raise UserError(f"optim_args={text!r}: {key!r} stands twice")
+        values[key] = value
+    return values
 
 
 def check_lamb(optim_args: Mapping[str, str]) -> None:
@@ -131,11 +145,11 @@ def _read(key: str, text: str, kind: Any) -> Any:
         if text.lower() not in ("true", "false", "1", "0"):
             raise UserError(f"optim_args: {key}={text!r} must be true or false")
         return text.lower() in ("true", "1")
-    if kind not in (int, float):
+    if kind not in (int | None, float):
         return text
     try:
-        return kind(text)
+        return float(text) if kind is float else int(text)
     except ValueError:
         raise UserError(
-            f"optim_args: {key}={text!r} is not {'a whole number' if kind is int else 'a number'}"
+            f"optim_args: {key}={text!r} is not {'a number' if kind is float else 'a whole number'}"
         ) from None

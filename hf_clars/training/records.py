@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from ..errors import UserError
 from .tracking import live_run
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class LayerRecords:
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / self._file_name
-        kept = [r for r in read_records(path) if state.global_step and r["step"] <= state.global_step]
+        earlier = read_records(path) if state.global_step else []
+        kept = [r for r in earlier if r["step"] <= state.global_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.new")
         try:
@@ -103,17 +106,51 @@ def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return records[::-1][::every][::-1]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of such a file; none if there is no file."""
-    records = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+class Record(BaseModel):
+    """A line of such a file."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    layers: dict[str, dict[str, float]]
+
+
+def read_records(path: Path, strict: bool = False) -> list[dict[str, Any]]:
+    """The records of such a file; none if there is no file.
+
+    A line that is no record is left out, with a warning; if `strict`, it is a `ValueError`. The last one, where it was
+    cut short (by a kill, a full disk), is left out anyway.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    records, damaged = [], 0
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    for line in lines:
         try:
-            records.append(json.loads(line))
-        except ValueError:  # cut short, by a kill or a full disk; what was written next stands on the same line
-            start = line.rfind('{"step"')
-            if start > 0 and line.endswith("\n"):
-                records.append(json.loads(line[start:]))
+            records.append(_record(line))
+        except ValidationError:
+            if not line.endswith(b"\n"):
+                continue
+            if strict:
+                raise
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %d of %d lines cannot be read, and are left out", path, damaged, len(lines))
     return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """A line that was cut short has what was written next behind it."""
+    try:
+        Record.model_validate_json(line)
+    except ValidationError:
+        line = line[max(0, line.rfind(b'{"step"')) :]
+        Record.model_validate_json(line)
+    return json.loads(line)
 
 
 def to_host(values: Sequence[Tensor]) -> list[float]:

@@ -158,10 +158,10 @@ def _build_clars(
     norms = PerSampleNorms(
         model,
         options.mode,
-        options.norm_samples,
+        options.norm_samples or 512,
         total_batch_size=total_batch_size,
         vectors=options.vector_rule == "paper",
-        untracked=options.untracked,
+        untracked=options.untracked_rule,
     )
     if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over
         norms.detach()

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.optim import Optimizer
+import torch
+from torch.nn import Parameter
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, get_scheduler
 
@@ -81,6 +83,38 @@ class EpochSchedules(_Base):
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+
+def check_schedule(args: Any) -> None:
+    """Make the schedule of a training of two steps.
+
+    Raises:
+        UserError: arguments that the schedule does not take, or a warmup that it does not have.
+    """
+    kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    refined = args.warmup_epochs is not None or args.lr_milestones  # of a constant rate, by one with warmup
+    without = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY, *(() if refined else (SchedulerType.CONSTANT,)))
+    if kind in without and args.warmup_steps:
+        raise UserError(f"warmup_steps={args.warmup_steps}: lr_scheduler_type={kind.value} has no warmup; "
+                        "constant_with_warmup has one")  # fmt: skip
+    if args.warmup_steps > 1 and not float(args.warmup_steps).is_integer():
+        raise UserError(f"warmup_steps={args.warmup_steps} must be a whole number, or a share of all steps below 1")
+    if isinstance(kwargs, str):
+        raise UserError(f'lr_scheduler_kwargs={kwargs!r} is not JSON: a mapping, such as {{"power": 2}}')
+    if kwargs and kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+        raise UserError(f"lr_scheduler_kwargs={kwargs} are nothing that lr_scheduler_type={kind.value} takes")
+    optimizer = SGD([Parameter(torch.zeros(1))], lr=args.learning_rate)
+    try:
+        scheduler = get_scheduler(kind, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
+        if refined:
+            _refined(scheduler, lambda step, factor: factor)
+        optimizer.step()
+        if isinstance(scheduler, LambdaLR):  # others want a metric
+            scheduler.step()
+    except UserError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"lr_scheduler_type={kind.value} with lr_scheduler_kwargs={kwargs}: {error}") from error
 
 
 def _refined(scheduler: Any, refine: Callable[[int, float], float]) -> LambdaLR:

@@ -44,6 +44,7 @@ def measure(options: argparse.Namespace, accumulation: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         args = ClarsTrainingArguments(
             output_dir=folder, total_batch_size=batch, per_device_train_batch_size=options.micro_batch, max_steps=steps,
+            learning_rate=0.1,
             optim=options.optim, report_to=[], save_strategy="no", disable_tqdm=True, layer_statistics_steps=1,
             dataloader_pin_memory=False,
         )  # fmt: skip

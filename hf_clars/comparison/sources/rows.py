@@ -13,6 +13,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, TypeGuard
 
+from ...errors import one_line
 from ...links import is_within, own_folders
 from ...secrets import without_secrets
 from ..runs import STATES
@@ -51,7 +52,7 @@ def read_from(file: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
-        raise Unreadable(f"{file} lacks something, or has something else ({error})") from None
+        raise Unreadable(f"{file} lacks something, or has something else ({one_line(error)})") from None
 
 
 def own(file: Path, folder: Path) -> Path:

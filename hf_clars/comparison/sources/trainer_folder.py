@@ -94,6 +94,6 @@ def _other_config(folder: Path, state: Mapping[str, Any], saved: Mapping[str, An
 def _layer_records(folder: Path) -> list[dict[str, Any]]:
     try:
         with read_from(FILE_NAME):
-            return [r for r in read_records(own(folder / FILE_NAME, folder)) if {"step", "epoch", "layers"} <= r.keys()]
+            return [r for r in read_records(own(folder / FILE_NAME, folder), strict=True) if "epoch" in r]
     except (OSError, RecursionError) as error:
         raise Unreadable(f"{FILE_NAME} is damaged: {error}") from None
