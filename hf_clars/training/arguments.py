@@ -9,13 +9,13 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..data.order import TAILS
-from ..data.steps import accumulation_steps
 from ..errors import UserError
+from .derived import FollowingNumbers, derived, given
 from .options import AUTHORS, OPTIMIZERS, OURS, OptimizerOptions, check_lamb, parse_optim_args, refuse_deepspeed
 
 
 @dataclass
-class ClarsTrainingArguments(TrainingArguments):
+class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     """`transformers.TrainingArguments` for CLARS and LARS, and for mNAG and LAMB to compare them with.
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
@@ -123,13 +123,9 @@ class ClarsTrainingArguments(TrainingArguments):
             raise UserError(f"optim={self.optim!r} is unknown{hint}")
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
-        given = self.learning_rate
-        if given is not None and not (math.isfinite(given) and given >= 0):
-            raise UserError(f"learning_rate={given!r} must be a finite number ≥ 0")
-        if given is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
-            raise UserError(
-                f"learning_rate={given!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
-            )
+        rate = given(self.learning_rate)
+        if rate is not None and not (math.isfinite(rate) and rate >= 0):
+            raise UserError(f"learning_rate={rate!r} must be a finite number ≥ 0")
         if self.tail not in TAILS:
             raise UserError(f"tail={self.tail!r} is unknown: choose {' or '.join(TAILS)}")
         if not 0 <= self.max_skipped_share <= 1:
@@ -138,14 +134,22 @@ class ClarsTrainingArguments(TrainingArguments):
             raise UserError(f"max_nonfinite_steps={self.max_nonfinite_steps!r} must be at least 0")
         self._check_epochs()
         self._keep_batches_local()
+        self.lr_scheduler_kwargs = given(self.lr_scheduler_kwargs)  # without those of another schedule
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
-            self.lr_scheduler_kwargs = {"power": 2.0}
-        self.learning_rate = 0.0 if given is None else given
+            self.lr_scheduler_kwargs = derived({"power": 2.0})
+        self.learning_rate = derived(0.0) if rate is None else rate
+        self.total_batch_size = given(self.total_batch_size)
         super().__post_init__()
         self._check_optimizer()
         self._accumulate()
-        if given is None:
-            self.learning_rate = self._scaled_learning_rate()
+        scaled = self.base_learning_rate is not None or self.base_batch_size is not None
+        if rate is not None and scaled and rate != self._scaled_learning_rate():
+            raise UserError(
+                f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
+            )
+        if rate is None or scaled:
+            self.learning_rate = derived(self._scaled_learning_rate())
+        self._is_complete = True
 
     @property
     def optim_name(self) -> str:
@@ -207,26 +211,3 @@ class ClarsTrainingArguments(TrainingArguments):
             self.accelerator_config = {"dispatch_batches": False}
         elif isinstance(config, dict):
             self.accelerator_config = {"dispatch_batches": False, **config}
-
-    def _accumulate(self) -> None:
-        if self.total_batch_size is None:
-            self.total_batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            return
-        steps = accumulation_steps(self.total_batch_size, self.train_batch_size, self.world_size)
-        if self.gradient_accumulation_steps not in (1, steps):
-            raise UserError(
-                f"total_batch_size={self.total_batch_size} needs {steps} accumulation steps of "
-                f"{self.train_batch_size} × {self.world_size} samples, but gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps}: leave that out"
-            )
-        self.gradient_accumulation_steps = steps
-
-    def _scaled_learning_rate(self) -> float:
-        values = []
-        for name, default in (("base_learning_rate", 0.1), ("base_batch_size", 128)):
-            value = default if getattr(self, name) is None else getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name}={value!r} must be a finite number > 0, unless learning_rate is given")
-            values.append(value)
-        assert self.total_batch_size is not None
-        return values[0] * self.total_batch_size / values[1]
