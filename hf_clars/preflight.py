@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .data import ResidentImages, TrainStream
 from .training import ClarsTrainingArguments
-from .training.resuming import same_randomness_afterwards
+from .training.evaluating import same_randomness_afterwards
 
 
 def summary(

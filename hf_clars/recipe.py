@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checks
 from .configuration import parse
-from .errors import TrainingFailedError, UserError, one_line
+from .errors import DIVERGED, TrainingFailedError, UserError, one_line
 from .models import build_model
 from .plots import plot_run
 from .preflight import summary
@@ -108,7 +108,9 @@ def _lay_out(trainer: ImageTrainer, channels_last: bool | None) -> None:
 def _train(trainer: ImageTrainer, wanted: str) -> dict[str, float]:
     args = trainer.args
     result = trainer.train(resume_from_checkpoint=wanted)
-    metrics = {**result.metrics, **trainer.evaluate()}
+    if (trouble := trainer.health.divergence()) is not None:
+        raise TrainingFailedError(f"{trouble}: {DIVERGED}. Lower learning_rate (γ_scale) or eta")
+    metrics = {**result.metrics, **_evaluation(trainer)}
     try:
         trainer.save_model()
         trainer.save_state()
@@ -119,6 +121,18 @@ def _train(trainer: ImageTrainer, wanted: str) -> dict[str, float]:
             "run this again with --resume_from_checkpoint auto: no step is made twice that a checkpoint holds"
         ) from error
     return metrics
+
+
+def _evaluation(trainer: ImageTrainer) -> dict[str, float]:
+    """Of the model that the training left: the one that was made, or one that is made now."""
+    state, done = trainer.state, trainer.evaluated
+    if done is None or done["step"] != state.global_step:
+        return trainer.evaluate()
+    loaded = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    if not loaded or state.best_global_step == state.global_step:
+        return dict(done["metrics"])
+    rows = [row for row in state.log_history if row["step"] == state.best_global_step and "eval_loss" in row]
+    return {key: value for key, value in rows[-1].items() if key.startswith("eval_")} if rows else trainer.evaluate()
 
 
 class ImageTrainer(ClarsTrainer):

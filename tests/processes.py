@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,7 @@ class Training:
         for rank in range(world_size):
             variables = {"OMP_NUM_THREADS": "1", **environment}
             if world_size > 1:
-                variables |= {
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-                    "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                }  # fmt: skip
+                variables |= _launched(rank, world_size, port)
             process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase))
             process.start()
             self.processes.append(process)
@@ -101,6 +99,44 @@ def _tell(kind: type, name: str, phase: Any, number: int) -> None:
         return method(self, *args, **kwargs)
 
     setattr(kind, name, told)
+
+
+def by_two(work: Callable[..., None], *args: Any, seconds: float = 120, **kwargs: Any) -> None:
+    """`work(rank, …)` in two processes that a launcher might have started, and that end well."""
+    port = free_port()
+    processes = [_context.Process(target=_ranked, args=(work, rank, port, args, kwargs)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, "a process waits for the other"
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _ranked(work: Callable[..., None], rank: int, port: int, args: Any, kwargs: Any) -> None:
+    os.environ.update(_launched(rank, 2, port))
+
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    torch.set_num_threads(1)
+    PartialState(cpu=True)  # joins the others
+    work(rank, *args, **kwargs)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _launched(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The variables that Slurm's and torch's launchers set."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
 
 
 def free_port() -> int:

@@ -125,7 +125,7 @@ def test_what_has_changed_is_said(tmp_path, caplog):
     streaming(tmp_path, callbacks=[StopAfter(6)]).train()
     streaming(tmp_path, size=68, learning_rate=9.0).train(resume_from_checkpoint=True)
     assert caplog.messages == [
-        "learning_rate is 3 in the checkpoint, whose schedule goes on, and 9 now, which is ignored",
+        "changed since the checkpoint, and in force from there on: learning_rate 3 → 9",
         "the training data are not those of the checkpoint: the unfinished epoch goes on in another order, so that "
         "some of its examples come again and as many do not come",
     ]

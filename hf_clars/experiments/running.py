@@ -161,8 +161,6 @@ class Runner:
         try:
             history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
             metrics = {} if diverged else json.loads((folder / "all_results.json").read_text())
-            losses = [entry["loss"] for entry in history if "loss" in entry]
-            diverged = diverged or not (losses and math.isfinite(losses[-1]))
             result = Result(
                 place=dict(run.place),
                 settings=without_secrets(run.settings),

@@ -112,6 +112,7 @@ class PerSampleNorms:
         self._checked = False
         self.batch: int | None = None
         self._attached = False
+        self.paused = False  # attached, but forward passes are nobody's business for now
         self.attach()
 
     # --- attaching ---------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class WatchedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         norms = self.norms
-        if norms is None:
+        if norms is None or norms.paused:
             return self.forward(*args, **kwargs)
         for attribute, entry in self.entries:
             parameter = self.module._parameters.get(attribute)
@@ -182,5 +182,7 @@ class BeginPass:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # In the middle of a backward pass the model is not called for a new batch, but again by checkpointing.
-        if self.norms is not None and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
+        if self.norms is None or self.norms.paused:
+            return
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             self.norms.begin_pass()

@@ -10,10 +10,10 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames, ParallelMode
 
 from ..data.order import TAILS
-from ..data.steps import accumulation_steps
 from ..errors import UserError, one_line
 from ..secrets import is_secret, without_secrets
 from ..settings import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of
+from .derived import FollowingNumbers, derived, given
 from .foreign_optimizers import check_foreign_optimizer, refuse_adam
 from .options import (
     AUTHORS,
@@ -30,7 +30,7 @@ from .schedules import check_schedule
 
 
 @dataclass
-class ClarsTrainingArguments(TrainingArguments):
+class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     """`transformers.TrainingArguments` for CLARS and LARS, and for mNAG and LAMB to compare them with.
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
@@ -143,17 +143,15 @@ class ClarsTrainingArguments(TrainingArguments):
         check(self, RANGES)
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
-        rate = self.learning_rate
-        if rate is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
-            raise UserError(
-                f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
-            )
+        rate = given(self.learning_rate)
         self._check_epochs()
         self._keep_batches_local()
+        self.lr_scheduler_kwargs = given(self.lr_scheduler_kwargs)  # without those of another schedule
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
-            self.lr_scheduler_kwargs = {"power": 2.0}
+            self.lr_scheduler_kwargs = derived({"power": 2.0})
         self.report_to = [] if self.report_to is None else self.report_to
-        self.learning_rate = 0.0 if rate is None else rate
+        self.learning_rate = derived(0.0) if rate is None else rate
+        self.total_batch_size = given(self.total_batch_size)
         try:
             super().__post_init__()
         except UserError:
@@ -171,11 +169,17 @@ class ClarsTrainingArguments(TrainingArguments):
                 f"base_learning_rate, which is multiplied with the batch size (linear scaling)"
             )
         self._accumulate()
-        if rate is None:
-            self.learning_rate = self._scaled_learning_rate()
+        scaled = self.base_learning_rate is not None or self.base_batch_size is not None
+        if rate is not None and scaled and rate != self._scaled_learning_rate():
+            raise UserError(
+                f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
+            )
+        if rate is None or scaled:
+            self.learning_rate = derived(self._scaled_learning_rate())
         check_schedule(self)
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise UserError("fp16=True needs a GPU, and this training is on the CPU: use bf16=True, or leave it out")
+        self._is_complete = True
 
     @property
     def optim_name(self) -> str:
@@ -248,19 +252,6 @@ class ClarsTrainingArguments(TrainingArguments):
         elif isinstance(config, dict):
             self.accelerator_config = {"dispatch_batches": False, **config}
 
-    def _accumulate(self) -> None:
-        if self.total_batch_size is None:
-            self.total_batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            return
-        steps = accumulation_steps(self.total_batch_size, self.train_batch_size, self.world_size)
-        if self.gradient_accumulation_steps not in (1, steps):
-            raise UserError(
-                f"total_batch_size={self.total_batch_size} needs {steps} accumulation steps of "
-                f"{self.train_batch_size} × {self.world_size} samples, but gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps}: leave that out"
-            )
-        self.gradient_accumulation_steps = steps
-
     def to_dict(self) -> dict[str, Any]:
         """As `TrainingArguments.to_dict`, which hides `…_token`; here no other secret is in it, at any depth."""
         return without_secrets(super().to_dict())
@@ -279,11 +270,3 @@ class ClarsTrainingArguments(TrainingArguments):
         memo[id(self)] = made
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
-
-    def _scaled_learning_rate(self) -> float:
-        values = []
-        for name, default in (("base_learning_rate", 0.1), ("base_batch_size", 128)):
-            value = default if getattr(self, name) is None else getattr(self, name)
-            values.append(value)
-        assert self.total_batch_size is not None
-        return values[0] * self.total_batch_size / values[1]

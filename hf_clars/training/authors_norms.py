@@ -79,6 +79,7 @@ class AuthorsNorms(TrainerCallback):
 
     def _measure(self, optimizer: AuthorsCLARS) -> None:
         adapted = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and is_adapted(g, p)]
+        self._trainer.model.train()  # as for a training step, whoever has evaluated since
         norms = mean_gradient_norms(self._trainer.model, adapted, [self._loss_of(b) for b in self._small_batches()])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(norms)

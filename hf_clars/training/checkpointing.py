@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingFailedError
 from . import checkpoints
+from .evaluating import share_buffers
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -44,6 +45,7 @@ class AtomicCheckpoints(_Base):
         args, state = self.args, self.state
         run_dir = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        share_buffers(self.model, args.device)  # for good: so that a training that goes on from there is this one
         self.resume_point.gather(self)
         trouble = self._write(model, trial, run_dir)
         if not any(self._of_all(trouble)):

@@ -1,10 +1,16 @@
-"""How long a training has lasted."""
+"""How long a training has lasted, and how far it has come, in every row of its log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
 
 
 class TrainingClock:
@@ -34,3 +40,37 @@ class TrainingClock:
         finally:
             if runs:
                 self.start(self._past)
+
+
+class LoggedProgress(_Base):
+    """A mix-in for `Trainer`: rows of its log have `images_seen` and `seconds`, some `images_per_second`, too."""
+
+    clock: TrainingClock
+    health: Any
+    record: Any
+    resume_point: Any
+    progress_from = (0, 0, 0)  # step, images, and samples of a step from there on
+    _log_mark: tuple[int, int, float] | None = None  # step, images and seconds of the last row with a loss
+
+    @property
+    def images_seen(self) -> int:
+        """In all steps so far, also those of a checkpoint that the training goes on from, whatever their B was."""
+        step, images, size = self.progress_from
+        return images + (self.state.global_step - step) * size
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        step, images, seconds = self.state.global_step, self.images_seen, self.clock.seconds
+        if "loss" in logs:
+            if self._log_mark is not None and step > self._log_mark[0]:
+                logs["images_per_second"] = (images - self._log_mark[1]) / max(seconds - self._log_mark[2], 1e-9)
+            self._log_mark = (step, images, seconds)
+            self.health.report(logs, step)
+        if "train_loss" in logs:  # of the whole training, whatever part of it is this call's
+            steps = step - self.resume_point.loss_since - self.health.skipped_steps
+            logs["train_loss"] = self._total_loss_scalar / max(1, steps)
+        self.record.before_log(logs)
+        progress = {"images_seen": images, "seconds": seconds}
+        logs |= progress
+        super().log(logs, start_time)
+        for name in progress:  # who asked for the evaluation gets metrics alone: a search adds all of them up
+            del logs[name]

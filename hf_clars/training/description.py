@@ -104,13 +104,13 @@ def _digest(args: Any, about: Mapping[str, Any], data: str) -> str:
     counted = {
         f.name: plain[f.name]
         for f in fields(args)
-        if f.init and plain[f.name] != _default(f) and not _is_housekeeping(f.name)
+        if f.init and plain[f.name] != _default(f) and not is_housekeeping(f.name)
     }
     counted |= {k: v for k, v in about.items() if k not in HOUSEKEEPING} | {"dataset": data}
     return hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _is_housekeeping(name: str) -> bool:
+def is_housekeeping(name: str) -> bool:
     return name in HOUSEKEEPING or name in _NOT_OF_A_GROUP or name.startswith(_NOT_OF_A_GROUP_EITHER)
 
 

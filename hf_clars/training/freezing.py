@@ -15,18 +15,20 @@ class FreezeFullyConnected(TrainerCallback):
     and other processes know nothing of it.
 
     Args:
-        trainer: whose steps.
-        epochs: E; the layers move from step `round(E × steps per epoch)` on.
+        trainer: whose steps. Its arguments say E, `freeze_fc_epochs`: the layers move from step `round(E × steps per
+            epoch)` on.
 
     Raises:
         UserError: when the training begins: the data have no length.
     """
 
-    def __init__(self, trainer: Any, epochs: float) -> None:
-        self._trainer, self._epochs = trainer, epochs
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._until = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._until = self._trainer.steps_in("freeze_fc_epochs", self._epochs)
+        epochs = args.freeze_fc_epochs
+        self._until = self._trainer.steps_in("freeze_fc_epochs", epochs) if epochs else 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= self._until:

@@ -17,6 +17,7 @@ from ..errors import DIVERGED, TrainingFailedError
 from .signals import SIGNALS, StopRequest
 
 logger = logging.getLogger(__name__)
+_LOSS = 2**32  # what counts losses, in the number that counts gradients
 
 
 class StepHealth(TrainerCallback):
@@ -31,24 +32,23 @@ class StepHealth(TrainerCallback):
     - Too large a share of skipped examples in an epoch ends the training.
 
     Args:
-        trainer: whose steps.
-        max_nonfinite_steps: in a row; 0 to leave gradients alone.
-        max_skipped_share: of an epoch's examples.
+        trainer: whose steps; its arguments say how many, `max_nonfinite_steps` and `max_skipped_share`.
     """
 
-    def __init__(self, trainer: Any, max_nonfinite_steps: int, max_skipped_share: float) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._max_nonfinite = max_nonfinite_steps
-        self._max_share = max_skipped_share
         self.stop_request = StopRequest()
         self._begin()
 
     def _begin(self) -> None:
+        self._max_nonfinite: int = self._trainer.args.max_nonfinite_steps
+        self._max_share: float = self._trainer.args.max_skipped_share
         self.stopped_by: signal.Signals | None = None
         self.skipped_examples = dict.fromkeys(SKIP_REASONS, 0)  # of the whole run and all processes
         self.skipped_steps = 0
         self.logged_at = self.unlogged_skipped_steps = 0
-        self._in_a_row = 0
+        self.in_a_row = 0  # steps up to now whose gradient was not finite
+        self.lost_in_a_row = 0  # of these, and up to now, the ones that no loss scale explains
         self._in_epoch = 0
         self._gradient_norm: Tensor | None = None
         self._skipped: Tensor | None = None
@@ -76,11 +76,12 @@ class StepHealth(TrainerCallback):
             self._before.remember()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        nonfinite, stop, skipped = self._agree(args.device)
+        nonfinite, lost, stop, skipped = self._agree(args.device)
+        self.lost_in_a_row = self.lost_in_a_row + 1 if lost else 0
         if nonfinite:
             self._skip_step(state)
         else:
-            self._in_a_row = 0
+            self.in_a_row = 0
         if stop is not None:
             self.stopped_by = stop
         self._count(skipped)
@@ -91,33 +92,39 @@ class StepHealth(TrainerCallback):
 
     # --- consequences --------------------------------------------------------------------------------------------
 
-    def _agree(self, device: torch.device) -> tuple[bool, signal.Signals | None, list[int]]:
+    def _agree(self, device: torch.device) -> tuple[bool, bool, signal.Signals | None, list[int]]:
         norm, self._gradient_norm = self._gradient_norm, None
         skipped, self._skipped = self._skipped, None
         values = torch.tensor([0, *(self.stop_request.signal == s for s in SIGNALS), *(0 for _ in SKIP_REASONS)])
         values = values.to(device, non_blocking=True)
         if norm is not None and self._max_nonfinite:
-            values[0] = ~norm.isfinite()
+            values[0] = ~norm.isfinite() + _LOSS * ~self._trainer._tr_loss.isfinite()
         if skipped is not None:
             values[-len(SKIP_REASONS) :] = skipped
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(values)
-        nonfinite, *rest = values.tolist()
+        both, *rest = values.tolist()
+        losses, gradients = divmod(both, _LOSS)
+        lost = bool(gradients) and (bool(losses) or not self._has_loss_scale())
         wishes, counts = rest[: len(SIGNALS)], rest[len(SIGNALS) :]
-        return bool(nonfinite), next((s for s, wish in zip(SIGNALS, wishes, strict=True) if wish), None), counts
+        stop = next((s for s, wish in zip(SIGNALS, wishes, strict=True) if wish), None)
+        return bool(gradients), lost, stop, counts
+
+    def _has_loss_scale(self) -> bool:
+        scaler = self._trainer.accelerator.scaler
+        return scaler is not None and scaler.is_enabled()
 
     def _skip_step(self, state: Any) -> None:
         self.skipped_steps += 1
         self.unlogged_skipped_steps += 1
-        self._in_a_row += 1
+        self.in_a_row += 1
         if self._before is not None:
             self._before.restore()
-        scaler = self._trainer.accelerator.scaler
-        if scaler is None or not scaler.is_enabled():
+        if not self._has_loss_scale():
             self._trainer.model_wrapped.zero_grad()
-        if self._in_a_row >= self._max_nonfinite:
+        if self.in_a_row >= self._max_nonfinite:
             raise TrainingFailedError(
-                f"the gradients of {self._in_a_row} steps in a row, up to step {state.global_step + 1}, were not "
+                f"the gradients of {self.in_a_row} steps in a row, up to step {state.global_step + 1}, were not "
                 f"finite: {DIVERGED}. Lower learning_rate (γ_scale) or eta, and resume from a checkpoint "
                 "before it"
             )
@@ -142,6 +149,20 @@ class StepHealth(TrainerCallback):
             logs["skipped_steps"] = self.skipped_steps
         logs.update({f"skipped_{reason}": count for reason, count in self.skipped_examples.items() if count})
         self.logged_at, self.unlogged_skipped_steps = step, 0
+
+    def divergence(self) -> str | None:
+        """Why a training that has come to its end did not end well; None if it did. The same on all processes.
+
+        One last step without a finite gradient may be due to a sample; a second one before it tells that it is not.
+        """
+        state = self._trainer.state
+        if self.lost_in_a_row >= min(2, state.global_step) > 0:
+            steps = f"the last {self.lost_in_a_row} step(s), up to step {state.global_step}"
+            return f"the gradients of {steps}, were not finite"
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        if not self.skipped_steps and losses and not math.isfinite(losses[-1]):
+            return f"the last loss, up to step {state.global_step}, is {losses[-1]}"
+        return None
 
     def skipped_text(self) -> str:
         return ", ".join(f"{reason} {count}" for reason, count in self.skipped_examples.items() if count)

@@ -17,18 +17,19 @@ class LayerwiseWarmup(TrainerCallback):
     extra. (`norm_mode="authors"` keeps its own kind of momentum, and has no extra passes any more.)
 
     Args:
-        trainer: whose optimizer.
-        epochs: E; the switch is at step `round(E × steps per epoch)`. None for no switch, also where the training goes
-            on from a checkpoint that was made after one.
+        trainer: whose optimizer. Its arguments say E, `layerwise_epochs`: the switch is at step `round(E × steps per
+            epoch)`. None for no switch, also where the training goes on from a checkpoint that was made after one.
 
     Raises:
         UserError: when the training begins: the data have no length, or the optimizer no layer-wise learning rates.
     """
 
-    def __init__(self, trainer: Any, epochs: float | None) -> None:
-        self._trainer, self._epochs = trainer, epochs
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._epochs: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epochs = args.layerwise_epochs
         optimizer = layerwise(kwargs["optimizer"])
         if self._epochs is None:
             if optimizer is not None:

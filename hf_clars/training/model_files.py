@@ -18,8 +18,8 @@ from transformers.utils import is_peft_available
 from ..errors import UserError
 from ..processes import once
 from . import checkpoints
+from .evaluating import same_randomness_afterwards
 from .model_names import differences, named
-from .resuming import same_randomness_afterwards
 from .shared_tensors import stored_once
 
 if TYPE_CHECKING:

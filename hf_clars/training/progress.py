@@ -7,15 +7,7 @@ from transformers import ProgressCallback
 
 
 class StepProgressCallback(ProgressCallback):
-    """transformers' progress bar, counting optimizer steps and showing images/s; one short line per log.
-
-    Args:
-        total_batch_size: images per optimizer step.
-    """
-
-    def __init__(self, total_batch_size: int | None) -> None:
-        super().__init__()
-        self._total_batch_size = total_batch_size or 0
+    """transformers' progress bar, counting optimizer steps and showing images/s; one short line per log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -28,7 +20,7 @@ class StepProgressCallback(ProgressCallback):
         if self.training_bar is not None:
             rate = self.training_bar.format_dict["rate"]
             if rate:
-                self.training_bar.set_postfix_str(f"{rate * self._total_batch_size:,.0f} images/s", refresh=False)
+                self.training_bar.set_postfix_str(f"{rate * args.total_batch_size:,.0f} images/s", refresh=False)
         super().on_step_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_gather
 
 from ..data import TrainStream
 from ..errors import UserError
+from .changes import changes, refuse_another_schedule, settings_of, tell
 from .options import AUTHORS, parse_optim_args
 from .registration import resolve_options
 from .seams import calling_trainer
@@ -52,11 +49,15 @@ class ResumePoint(TrainerCallback, ExportableState):
             "skipped_examples": trainer.health.skipped_examples,
             "skipped_steps": trainer.health.skipped_steps,
             "unlogged_skipped_steps": trainer.health.unlogged_skipped_steps,
+            "nonfinite_in_a_row": [trainer.health.in_a_row, trainer.health.lost_in_a_row],
+            "evaluated": trainer.evaluated,
             "wandb_run_id": wandb_run_id(),
             "seconds": trainer.clock.seconds,
             "world_size": trainer.args.world_size,
             "optim": _method(trainer.args),
-            "learning_rate": trainer.args.learning_rate,
+            "options": trainer.options_made_with,
+            "settings": settings_of(trainer.args, trainer.record.about),
+            "images": trainer.images_seen,
         }
         if isinstance(trainer.train_dataset, TrainStream):
             epoch = trainer.state.global_step // trainer.steps_per_epoch
@@ -71,6 +72,10 @@ class ResumePoint(TrainerCallback, ExportableState):
         self.loss_since = 0 if saved else state.global_step
         trainer.health.logged_at = state.global_step
         trainer.clock.start(saved.get("seconds", 0.0) if state.global_step else 0.0)
+        size = args.total_batch_size
+        images = saved.get("images", state.global_step * size) if state.global_step else 0
+        trainer.progress_from = (state.global_step, images, size)
+        state.compute_steps(args, state.max_steps)  # those of now, where a checkpoint's state brought its own
         if not state.global_step or not saved:
             return
         losses = saved["loss"]
@@ -81,6 +86,9 @@ class ResumePoint(TrainerCallback, ExportableState):
         trainer.health.skipped_examples = {**trainer.health.skipped_examples, **saved["skipped_examples"]}
         trainer.health.skipped_steps = saved["skipped_steps"]
         trainer.health.unlogged_skipped_steps = saved["unlogged_skipped_steps"]
+        trainer.health.in_a_row, trainer.health.lost_in_a_row = saved.get("nonfinite_in_a_row", (0, 0))
+        if not changes(saved.get("settings", {}), settings_of(args, trainer.record.about)):
+            trainer.evaluated = saved.get("evaluated")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ends_epoch = self._trainer.steps_per_epoch and state.global_step % self._trainer.steps_per_epoch == 0
@@ -101,37 +109,40 @@ def saved_values(checkpoint: Path) -> dict[str, Any]:
     return state.get("stateful_callbacks", {}).get(ResumePoint.__name__, {}).get("attributes", {})
 
 
-def tell_differences(saved: dict[str, Any], stream: Any, args: Any) -> None:
-    """Lay out the unfinished epoch of a checkpoint as it was, and say where the training cannot go on exactly."""
+def tell_differences(saved: dict[str, Any], stream: Any, args: Any, settings: Mapping[str, Any]) -> Set[str]:
+    """Lay out the unfinished epoch of a checkpoint as it was, and say where the training cannot go on exactly.
+
+    `settings` are those of now, see `settings_of`. Returns the names of those that have changed.
+    """
+    say = logger.debug if args.process_index else logger.warning
     if not saved:
-        logger.warning("the checkpoint is not one of ClarsTrainer: the order of the unfinished epoch is not known")
-        return
+        say("the checkpoint is not one of ClarsTrainer: the order of the unfinished epoch is not known")
+        return frozenset()
     world_size = args.world_size
     if saved["optim"] != _method(args):
         raise UserError(
             f"the checkpoint is of optim={saved['optim']!r}, not {_method(args)!r}: it cannot go on with it"
         )
-    if saved["learning_rate"] != args.learning_rate:
-        logger.warning(
-            "learning_rate is %g in the checkpoint, whose schedule goes on, and %g now, which is ignored",
-            saved["learning_rate"],
-            args.learning_rate,
-        )
+    before = saved.get("settings", {})
+    refuse_another_schedule(before, settings)
+    changed = changes(before, settings)
+    tell(changed, args)
     if saved["world_size"] != world_size:
-        logger.warning(
+        say(
             "the checkpoint is of %d processes and there are %d: sums are rounded in another order, and random numbers "
             "on the devices (dropout) are others",
             saved["world_size"],
             world_size,
         )
     if isinstance(stream, TrainStream):
-        changed = stream.restore(saved.get("stream", {}))
-        if changed:
-            logger.warning(
+        others = stream.restore(saved.get("stream", {}))
+        if others:
+            say(
                 "%s: the unfinished epoch goes on in another order, so that some of its examples come again and as "
                 "many do not come",
-                "; ".join(changed),
+                "; ".join(others),
             )
+    return changed.keys()
 
 
 def _method(args: Any) -> str:
@@ -139,16 +150,3 @@ def _method(args: Any) -> str:
     name: str = args.optim_name
     authors = name == "clars" and resolve_options(args, parse_optim_args(args.optim_args)).mode == AUTHORS
     return f"{name} with norm_mode=authors" if authors else name
-
-
-@contextmanager
-def same_randomness_afterwards() -> Iterator[None]:
-    """Whatever happens inside draws random numbers of its own."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +25,10 @@ class RunRecord(TrainerCallback):
 
     `run.json` is `{"config": {…}, "state": …, "wandb_run_id": …}`, see `Description` for the config. The state is
     `running` until the training has ended, also where it was cut off, or asked to end and left a checkpoint; then
-    `finished`, `diverged` (too many gradients were not finite, or the last loss is not) or `failed`; and
-    `trainer_state.json` has the whole log. In W&B the summary gets `diverged`, and a run that this one has begun is
-    ended with status 1 where the training ended early. What goes on afterwards goes on with the same W&B run.
+    `finished`, `diverged` (too many gradients were not finite, or those of its last steps, see
+    `StepHealth.divergence`) or `failed`; and `trainer_state.json` has the whole log. In W&B the summary gets
+    `diverged`, and a run that this one has begun is ended with status 1 where the training ended early. What goes on
+    afterwards goes on with the same W&B run.
 
     Args:
         trainer: whose training.
@@ -37,7 +37,7 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, trainer: Any, about: Mapping[str, Any]) -> None:
         self._trainer = trainer
-        self._about = about
+        self.about = about
         self._description: Description | None = None
         self._ours: str | None = None  # the W&B run that was begun here
         self._defined: set[str] = set()  # metrics that it knows
@@ -48,7 +48,7 @@ class RunRecord(TrainerCallback):
         if not self._trainer.is_world_process_zero():
             yield
             return
-        self._description = describe(self._trainer.args, self._trainer.model, self._about)
+        self._description = describe(self._trainer.args, self._trainer.model, self.about)
         self._begin(wandb_run_id)
         self._write("running")
         try:
@@ -56,7 +56,7 @@ class RunRecord(TrainerCallback):
         except BaseException as error:
             self._end(_outcome(error), error)
             raise
-        self._end("finished" if _is_finite(self._trainer.state.log_history) else "diverged")
+        self._end("diverged" if self._trainer.health.divergence() else "finished")
 
     @contextmanager
     def closed_afterwards(self) -> Iterator[None]:
@@ -64,7 +64,7 @@ class RunRecord(TrainerCallback):
         status = 1
         try:
             yield
-            status = int(not _is_finite(self._trainer.state.log_history))
+            status = int(self._trainer.health.divergence() is not None)
         finally:
             if self._is_ours():
                 tracking.end_wandb(status)
@@ -131,9 +131,3 @@ def _outcome(error: BaseException) -> str:
     if isinstance(error, Preempted):
         return "running"
     return "diverged" if isinstance(error, TrainingFailedError) and DIVERGED in str(error) else "failed"
-
-
-def _is_finite(history: list[dict[str, Any]]) -> bool:
-    """Whether the last loss that was logged is, if one was."""
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    return not losses or math.isfinite(losses[-1])

@@ -34,24 +34,24 @@ class LayerStatisticsCallback(TrainerCallback):
     ‖g‖, the denominator and M_k are those before clipping, without the loss scale. See `LayerRecords` for the file's
     lines and for W&B's scalars and panels. Statistics that a run has no notion of are left out (LARS, mNAG, and CLARS
     after `layerwise_epochs`: the denominator and M_k; `norm_mode="micro_batch"` and `"authors"`: M_k).
-
-    Args:
-        every: optimizer steps from one record to the next; the only ones at which the device is waited for.
+    From one record to the next there are `layer_statistics_steps` optimizer steps, an argument of the Trainer; the
+    device is waited for at no others. 0 is for no records.
     """
 
-    def __init__(self, every: int) -> None:
-        self._every = every
+    def __init__(self) -> None:
         self._pending: dict[str, dict[str, Tensor]] | None = None
         self._records = LayerRecords(FILE_NAME, STATISTICS)
         self._stop: Callable[[], None] = lambda: None  # while a step is recorded
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._records.begin(args, state)
+        if args.layer_statistics_steps > 0:
+            self._records.begin(args, state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()  # of a step that a data set's end cut short
         optimizer = layerwise(kwargs.get("optimizer"))
-        if optimizer is not None and state.global_step % self._every == 0:
+        every = args.layer_statistics_steps
+        if optimizer is not None and every > 0 and state.global_step % every == 0:
             trainer = calling_trainer()
             self._stop = before_clipping(trainer, lambda: self._measure(optimizer, trainer.accelerator.scaler))
 
@@ -107,7 +107,8 @@ class LayerStatisticsCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()
-        self._records.end(args, state)
+        if args.layer_statistics_steps > 0:
+            self._records.end(args, state)
 
 
 def read_layer_statistics(output_dir: str | Path) -> list[dict[str, Any]]:

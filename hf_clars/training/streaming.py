@@ -19,12 +19,12 @@ from ..data import (
     ResidentImages,
     SharedBatches,
     TrainStream,
-    accumulation_steps,
     nearest_batch_size,
     ready_batch,
 )
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
+from .derived import derived
 from .health import StepHealth
 from .passes import CountedPasses
 from .signals import PatientWorkers
@@ -56,7 +56,7 @@ class StreamedBatches(CountedPasses):
             assert args.total_batch_size is not None
             batch_size = nearest_batch_size(args.total_batch_size, batch_size, args.world_size)
             self._smallest_tried = batch_size
-            args.gradient_accumulation_steps = accumulation_steps(args.total_batch_size, batch_size, args.world_size)
+            args.gradient_accumulation_steps = derived(args.accumulation_of(batch_size))
             self._undo_attempt()
         return super()._inner_training_loop(batch_size, args, **kwargs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,8 +22,10 @@ from ..processes import once, what_was_lost
 from . import checkpoints
 from .arguments import ClarsTrainingArguments
 from .authors_norms import AuthorsNorms, KeptSamples
+from .changes import OptionsOfNow, settings_of
 from .checkpointing import AtomicCheckpoints
-from .clock import TrainingClock
+from .clock import LoggedProgress, TrainingClock
+from .evaluating import Evaluations, share_buffers
 from .folder_lock import alone_in
 from .freezing import FreezeFullyConnected
 from .health import StepHealth
@@ -34,7 +35,7 @@ from .model_files import ModelFiles
 from .options import refuse_data_parallel
 from .progress import StepProgressCallback
 from .registration import own_groups
-from .resuming import ResumePoint, same_randomness_afterwards, saved_values, tell_differences
+from .resuming import ResumePoint, saved_values, tell_differences
 from .run_record import RunRecord
 from .schedules import EpochSchedules
 from .signals import listening
@@ -45,7 +46,17 @@ from .tracking import keep_wandb_offline_without_login
 logger = logging.getLogger(__name__)
 
 
-class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, EpochSchedules, Trainer):
+class ClarsTrainer(
+    StreamedBatches,
+    Evaluations,
+    LoggedProgress,
+    KeptSamples,
+    AtomicCheckpoints,
+    ModelFiles,
+    OptionsOfNow,
+    EpochSchedules,
+    Trainer,
+):
     """A `transformers.Trainer` for CLARS and LARS with large batches by accumulation, and for runs of days.
 
     What it changes, and nothing else:
@@ -56,6 +67,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
     - Checkpoints are whole or not there (`AtomicCheckpoints`), and one that cannot be written does not end the
       training. `resume_from_checkpoint` takes `"auto"`, too: the newest whole checkpoint if there is one. A resumed
       training is the uninterrupted one (`ResumePoint`); with a `TrainStream` nothing is read that was read before.
+      Arguments that have changed since count from there on (`OptionsOfNow`).
     - SIGTERM and SIGUSR1 make all processes write a checkpoint after the step under way and raise `Preempted`.
     - A step whose gradient is not finite is skipped, and so are examples of a `TrainStream` that cannot be used; both
       are counted and logged, and too many end the training (`StepHealth`).
@@ -63,8 +75,8 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
       layer-wise learning rates be used at first only (`LayerwiseWarmup`).
     - `norm_mode="authors"` has passes of its own after a step, over some of its samples (`AuthorsNorms`).
     - Weight decay is decided by module type and dimension; layers' norms, γ_k and M_k are logged every
-      `layer_statistics_steps`; evaluation draws random numbers of its own. Measuring ends with `train()`, so the model
-      comes back as it was.
+      `layer_statistics_steps`; evaluations take what a checkpoint would hold, and leave no trace (`Evaluations`).
+      Measuring ends with `train()`, so the model comes back as it was.
     - Every row that is logged has `images_seen` (steps × B) and `seconds` (of training so far without evaluations,
       over all parts of a resumed run), those of training `images_per_second`, too. `run.json` and W&B know the run's
       settings and how it ended (`RunRecord`); W&B without a login or network is offline.
@@ -94,6 +106,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
         if args is not None and not isinstance(args, ClarsTrainingArguments):
             raise UserError(f"ClarsTrainer takes ClarsTrainingArguments, not {type(args).__name__}")
         args = ClarsTrainingArguments() if args is None else args
+        args.settle()
         refuse_data_parallel(args)
         keep_wandb_offline_without_login(args.report_to)
         super().__init__(model, args, *rest, **kwargs)
@@ -103,31 +116,36 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
         self.record = RunRecord(self, about or {})
         self.add_callback(self.record)
         self.training_lasts = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._log_mark: tuple[int, float] | None = None
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
-            self.add_callback(StepProgressCallback(args.total_batch_size))
+            self.add_callback(StepProgressCallback())
         self.add_callback(_DropUnfinishedStep(self))
-        self.add_callback(LayerwiseWarmup(self, args.layerwise_epochs))
+        self.add_callback(LayerwiseWarmup(self))
         self.add_callback(MeasureWhileTraining())  # behind `LayerwiseWarmup`, which decides whether there is a use
         self.authors_norms = AuthorsNorms(self)
         self.add_callback(self.authors_norms)
-        if args.freeze_fc_epochs:
-            self.add_callback(FreezeFullyConnected(self, args.freeze_fc_epochs))
-        if args.layer_statistics_steps > 0:
-            self.add_callback(LayerStatisticsCallback(args.layer_statistics_steps))
-        self.health = StepHealth(self, args.max_nonfinite_steps, args.max_skipped_share)
+        self.add_callback(FreezeFullyConnected(self))
+        self.add_callback(LayerStatisticsCallback())
+        self.health = StepHealth(self)
         self.add_callback(self.health)
         self.add_callback(ResumePoint())
-        if isinstance(self.train_dataset, TrainStream):
-            self._check_stream(self.train_dataset)
+        self._settle()
 
-    def _check_stream(self, stream: TrainStream) -> None:
+    def _settle(self) -> None:
+        """What the arguments say now counts, also where they have been set since."""
+        self.args.settle()
+        self._train_batch_size = self.args.train_batch_size
+        if not isinstance(self.train_dataset, TrainStream):
+            return
         for name in ("total_batch_size", "tail"):
-            ours, its = getattr(self.args, name), getattr(stream, name)
+            ours, its = getattr(self.args, name), getattr(self.train_dataset, name)
             if ours != its:
                 raise UserError(f"{name} is {ours!r} in the arguments and {its!r} in the TrainStream: make them equal")
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        self._settle()
 
     # --- optimizer -----------------------------------------------------------------------------------------------
 
@@ -162,6 +180,7 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; `resume_from_checkpoint="auto"` resumes where there is something to resume."""
+        self._settle()
         run_dir = Path(self._get_output_dir(kwargs.get("trial")))
         with forgiving(), nullcontext() if self.alone else alone_in(run_dir):
             once(lambda: checkpoints.tidy(run_dir))
@@ -172,20 +191,22 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
         checkpoint = once(lambda: checkpoints.find(wanted, run_dir))
         saved = {} if checkpoint is None else saved_values(checkpoint)
         if checkpoint is not None:
-            tell_differences(saved, self.train_dataset, self.args)
+            settings = settings_of(self.args, self.record.about)
+            self.told = tell_differences(saved, self.train_dataset, self.args, settings)
         elif self.is_world_process_zero() and (old := checkpoints.all_of(run_dir)):
             logger.warning(
                 "%s has %d checkpoints of an earlier training; this one begins anew, and leaves them alone",
                 run_dir,
                 len(old),
             )
+        self.saved_options = saved.get("options")
         self.foreign_checkpoints = [] if checkpoint is not None else checkpoints.all_of(run_dir)
         is_trial = kwargs.get("trial") is not None  # of a search, which has reporters begin its runs
         with nullcontext() if is_trial else self.record.of_training(saved.get("wandb_run_id")):
             return self._train(checkpoint, *args, **kwargs)
 
     def _train(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> Any:
-        self._log_mark = self._smallest_tried = None
+        self._log_mark = self._smallest_tried = self._buffers = self.evaluated = None
         try:
             try:
                 self.training_lasts.fill_(1)
@@ -214,12 +235,8 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
                 + (f"with a checkpoint in {run_dir}" if there else f"without a new checkpoint in {run_dir}")
                 + ": go on with resume_from_checkpoint=auto"
             )
+        share_buffers(self.model, self.args.device)
         return result._replace(training_loss=result.metrics["train_loss"])  # that of all steps
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`, without influence on the random numbers of the training."""
-        with same_randomness_afterwards(), self.clock.paused():
-            return super().evaluate(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         best = super()._determine_best_metric(metrics, trial)
@@ -230,26 +247,6 @@ class ClarsTrainer(StreamedBatches, KeptSamples, AtomicCheckpoints, ModelFiles, 
         norm = super()._get_grad_norm(model, grad_norm)
         self.health.observe_gradient(norm)
         return norm
-
-    # --- logging -------------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        now, step = time.monotonic(), self.state.global_step
-        if "loss" in logs:
-            if self._log_mark is not None and step > self._log_mark[0]:
-                images = (step - self._log_mark[0]) * (self.args.total_batch_size or 0)
-                logs["images_per_second"] = images / (now - self._log_mark[1])
-            self._log_mark = (step, now)
-            self.health.report(logs, step)
-        if "train_loss" in logs:  # of the whole training, whatever part of it is this call's
-            steps = step - self.resume_point.loss_since - self.health.skipped_steps
-            logs["train_loss"] = self._total_loss_scalar / max(1, steps)
-        self.record.before_log(logs)
-        progress = {"images_seen": step * (self.args.total_batch_size or 0), "seconds": self.clock.seconds}
-        logs |= progress
-        super().log(logs, start_time)
-        for name in progress:  # who asked for the evaluation gets metrics alone: a search adds all of them up
-            del logs[name]
 
 
 class _DropUnfinishedStep(TrainerCallback):

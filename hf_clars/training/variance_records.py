@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ..norms.extra_passes import buffers_restored
 from ..norms.watched_forward import attached_to
 from ..variance import gradient_variance
+from .evaluating import same_randomness_afterwards, share_buffers
 from .records import LayerRecords
-from .resuming import same_randomness_afterwards
 
 FILE_NAME = "gradient_variance.jsonl"
 MODES = ("none", "eval", "train")
@@ -46,7 +47,8 @@ class GradientVarianceCallback(TrainerCallback):
         self._records.end(args, state)
 
     def _measure(self, args: Any, state: Any) -> None:
-        with same_randomness_afterwards():
+        with same_randomness_afterwards(), buffers_restored(self._trainer.model):
+            share_buffers(self._trainer.model, args.device)
             factors = self._factors()  # on every process: sums of norms are a collective operation
         layers = {n: {"variance_factor": m} for n, m in factors.items() if math.isfinite(m)}  # JSON knows no NaN
         self._records.add(args, state, layers, mode=self._mode)
