@@ -37,7 +37,8 @@ def without_secrets(value: Any, key: str = "") -> Any:
     tokens of this process' environment, user names and passwords in addresses, and what has the form of a token.
     """
     if isinstance(value, Mapping):
-        return {k: without_secrets(v, str(k)) for k, v in value.items()}
+        shown = {k: without_secrets(v, str(k)) for k, v in value.items()}
+        return value if shown == value else shown  # the mapping itself may say more than its contents
     if is_secret(key) and value not in (None, "", (), []) and not isinstance(value, bool | int | float):
         return f"<{key.upper()}>"
     if isinstance(value, list | tuple) and type(value) in (list, tuple):

@@ -277,7 +277,7 @@ def test_carried_over_a_run_is_as_long_as_its_passes(tmp_path):
     assert (dropping.state.global_step, carrying.state.global_step) == (6, 8)
     with pytest.raises(UserError, match="tail='carry' needs a TrainStream"):
         ClarsTrainer(seeded(), arguments(tmp_path, tail="carry"), train_dataset=dataset(8))
-    with pytest.raises(UserError, match="tail='keep' is unknown: choose drop or carry"):
+    with pytest.raises(UserError, match="tail='keep' is unknown; choose one of drop, carry"):
         arguments(tmp_path, tail="keep")
 
 
