@@ -8,7 +8,7 @@ import unicodedata
 
 # Control characters; what turns the direction of text around, joins or ends lines; halves of characters.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]|~$]|:(?=//)|(?<=www)\.")
+_MARKDOWN = re.compile(r"[\\`*{}\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
 _MARKDOWN_LINE = re.compile(r"^(\d+)([.)])|^([#>+=-])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 

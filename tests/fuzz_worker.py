@@ -28,7 +28,7 @@ def stop_at_the_border(reached: dict[str, Any]) -> None:
         self.create_optimizer_and_scheduler(4)
         optimizer = self.optimizer
         reached["args"] = {k: repr(getattr(v, "value", v)) for k, v in vars(self.args).items()}
-        reached["about"] = {k: repr(v) for k, v in self.record._about.items()}
+        reached["about"] = {k: repr(v) for k, v in self.record.about.items()}
         reached["groups"] = [{k: repr(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         raise AtTheBorder
 

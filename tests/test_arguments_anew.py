@@ -208,7 +208,11 @@ def test_a_second_training_keeps_the_momentum(tmp_path):
 def test_a_search_sets_what_it_likes(tmp_path):
     groups = Groups()
     trainer = trainer_of(tmp_path, groups, model_init=lambda: seeded())
-    trainer.hp_search_backend, trainer.hp_name, trainer._get_output_dir = HPSearchBackend.WANDB, None, lambda _: "none"
+    trainer.hp_search_backend, trainer.hp_name, trainer._get_output_dir = (
+        HPSearchBackend.WANDB,
+        None,
+        lambda _: str(tmp_path),
+    )
     for trial, size, rate in [
         ({"total_batch_size": 32}, 32, 0.1 * 32 / 128),
         ({"per_device_train_batch_size": 4}, 32, 0.1 * 32 / 128),

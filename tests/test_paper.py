@@ -219,6 +219,6 @@ def test_m_k_is_of_the_images_that_can_be_used(tmp_path, on_device):
 
 
 def test_an_unknown_variance_mode_is_refused(tmp_path, fashion_mnist):
-    with pytest.raises(UserError, match="gradient_variance='x' is none of: none, eval, train"):
+    with pytest.raises(UserError, match="gradient_variance='x' is unknown; choose one of none, eval, train"):
         train(["--dataset", str(fashion_mnist), "--gradient_variance", "x", "--output_dir", str(tmp_path),
                "--use_cpu", "true"])  # fmt: skip

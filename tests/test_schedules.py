@@ -105,7 +105,7 @@ def test_what_transformers_says_of_a_schedule_is_one_line(tmp_path):
         ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch", "warmup_steps": 3}, "has no warmup"),
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"power": 1}}, "are nothing that"),
         ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"power": 1}}, "unexpected keyword argument 'power'"),
-        ({"lr_scheduler_kwargs": "power"}, "lr_scheduler_kwargs='power' must be a mapping, in JSON"),
+        ({"lr_scheduler_kwargs": "power"}, "lr_scheduler_kwargs='power' must be a .*mapping, in JSON"),
         ({"warmup_steps": 2.5}, "warmup_steps=2.5 must be a whole number"),
         ({"warmup_start": 0.5}, "warmup_start=0.5 is for warmup_epochs"),
         ({"lr_decay": 0.5}, "lr_decay=0.5 is for lr_milestones"),

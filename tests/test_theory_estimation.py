@@ -372,7 +372,7 @@ def test_bad_data_for_variance_constants():
         (["--model_name", "resnet10t", "--model_kwargs", "{"], "model_kwargs='{' is not JSON"),
         (["--model_name", "resnet10t", "--model_kwargs", "[]"], r"model_kwargs='\[\]' must be a mapping"),
         (["--checkpoint", "tests"], "checkpoint tests: no saved model"),
-        (["--model_name", "resnet10t", "--mode", "test"], "mode='test' is none of: train, eval"),
+        (["--model_name", "resnet10t", "--mode", "test"], "mode='test' is unknown; choose one of train, eval"),
         (["--model_name", "resnet10t", "--examples", "0"], "examples=0 must be at least 1"),
         (["--model_name", "resnet10t", "--split", "dev"], "has no split 'dev': it has"),
         (["--model_name", "resnet10t", "--batch-sise", "1"], "unknown flag --batch-sise"),

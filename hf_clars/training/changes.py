@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
+from ..secrets import without_secrets
 from .description import is_housekeeping
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def settings_of(args: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     plain = args.to_dict()  # which hides tokens
     names = [f.name for f in fields(args) if f.init and not is_housekeeping(f.name) and f.name not in _OWN_LINES]
     values = {name: plain[name] for name in (*names, "seed", "data_seed")}
-    return json.loads(json.dumps({**values, **about}, default=str))
+    return json.loads(json.dumps({**values, **without_secrets(about)}, default=str))
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def _json(text: str) -> str:
             return text
     except (ValueError, RecursionError):
         pass
-    raise PydanticCustomError("json", 'must be a mapping, in JSON: {{"key": 1}}')
+    raise PydanticCustomError("json", "must be a mapping, in JSON")
 
 
 def _accelerator(given: Any) -> Any:
