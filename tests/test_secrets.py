@@ -64,19 +64,16 @@ def test_what_has_no_secret_is_as_it_was() -> None:
 
 
 def test_copies_of_arguments_keep_secrets_and_pickles_have_none(tmp_path) -> None:
-    args = ClarsTrainingArguments(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        hub_token=TOKEN,
-        liger_kernel_config={"a": 2.0, "token": PASSWORD},
-    )
-    for same in (copy.copy(args), copy.deepcopy(args), dataclasses.replace(args)):
-        assert (same.hub_token, same.liger_kernel_config) == (TOKEN, {"a": 2.0, "token": PASSWORD})
+    args = ClarsTrainingArguments(output_dir=str(tmp_path), use_cpu=True, hub_token=TOKEN)
+    assert dataclasses.replace(args).hub_token == TOKEN
+    args.lr_scheduler_kwargs = {"power": 2.0, "token": PASSWORD}
+    for same in (copy.copy(args), copy.deepcopy(args)):
+        assert (same.hub_token, same.lr_scheduler_kwargs) == (TOKEN, {"power": 2.0, "token": PASSWORD})
     pickled = pickle.dumps(args)
     assert TOKEN.encode() not in pickled
     assert PASSWORD.encode() not in pickled
     again = pickle.loads(pickled)
-    assert (again.hub_token, again.liger_kernel_config) == (None, {"a": 2.0, "token": "<TOKEN>"})
+    assert (again.hub_token, again.lr_scheduler_kwargs) == (None, {"power": 2.0, "token": "<TOKEN>"})
     assert again.learning_rate == args.learning_rate
     assert args.hub_token == TOKEN
 
