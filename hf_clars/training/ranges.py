@@ -1,6 +1,8 @@
 """What transformers' own settings may be: its type hints leave words and ranges open, and it checks few of them."""
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -36,6 +38,19 @@ def _accelerator(given: Any) -> Any:
             AcceleratorConfig(**(json.loads(given) if isinstance(given, str) else given))
     except (ValueError, TypeError, OSError, RecursionError) as error:
         raise PydanticCustomError("accelerator", "cannot be used: {why}", {"why": str(error)}) from error
+    return given
+
+
+def _mapping_or_file(given: Any) -> Any:
+    """A mapping, one in JSON, or a JSON file that holds one, as transformers reads them."""
+    if not isinstance(given, str) or not given:
+        return given
+    if given.startswith("{"):
+        return _json(given)
+    try:
+        _json(Path(os.path.expanduser(given)).read_text())
+    except (OSError, ValueError) as error:
+        raise PydanticCustomError("file", "cannot be read: {why}", {"why": str(error)}) from error
     return given
 
 
@@ -86,5 +101,7 @@ RANGES: dict[str, Any] = {
     "local_rank": Annotated[int, Field(ge=-1)],
     "optim_target_modules": str | list[str] | None,
     "debug": Any,
+    "deepspeed": Annotated[Any, AfterValidator(_mapping_or_file)],
     "fsdp": Any,
+    "fsdp_config": Annotated[Any, AfterValidator(_mapping_or_file)],
 }
