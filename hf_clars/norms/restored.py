@@ -31,7 +31,7 @@ def restored(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[Cal
     rewind = _random_states({p.device for p in model.parameters()})
     with ExitStack() as stack:
         stack.callback(rewind)
-        stack.enter_context(_modes_restored(model))
+        stack.enter_context(modes_restored(model))
         stack.enter_context(_others_detached(model))
         stack.enter_context(_gradients_restored(model))
         stack.enter_context(_converted(model, dtype))
@@ -54,7 +54,8 @@ def _random_states(devices: Iterable[torch.device]) -> Callable[[], None]:
 
 
 @contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Every module trains or evaluates afterwards as before."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..norms.extra_passes import buffers_restored
+from ..norms.restored import modes_restored
 from ..norms.watched_forward import attached_to
 from .clock import TrainingClock
 
@@ -119,12 +120,10 @@ def same_randomness_afterwards() -> Iterator[None]:
 @contextmanager
 def _same_modes_afterwards(model: nn.Module, optimizer: Any) -> Iterator[None]:
     """Every module trains or evaluates as before, and so does an optimizer that knows the difference."""
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        yield
+        with modes_restored(model):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         if model.training and callable(getattr(optimizer, "train", None)):
             optimizer.train()
 
