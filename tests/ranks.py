@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_clars import CLARS, PerSampleNorms
-from hf_clars.norms.ledger import Ledger
+from hf_clars.norms.agreement import Agreement
 
 from .processes import free_port
 
@@ -102,7 +102,7 @@ def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any)
     elif world > 1:
         forward = nn.parallel.DistributedDataParallel(model, find_unused_parameters="outside" not in case)
         if layout == "devices":
-            Ledger.settled = lambda ledger: False  # type: ignore[method-assign]
+            Agreement.settled = lambda agreement, sums: False  # type: ignore[method-assign]
     vectors = options.pop("vectors", "eta")
     norms = PerSampleNorms(model, vectors=vectors == "paper", **options)
     optimizer = CLARS(model.parameters(), 0.5, eta=0.1, weight_decay=1e-3, norms=norms, vectors=vectors)
@@ -114,7 +114,8 @@ def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any)
             size = BATCH // world
             mine = slice(rank * size, (rank + 1) * size)
             if case == "excluded" and bool((mark[mine] > 0).any()):
-                norms.exclude(norms.ledger.entries_of(model.special.parameters()), "the test says so")
+                measurement = norms.watch.measurement
+                measurement.exclude(measurement.recorder.tracked(model.special.parameters()), "the test says so")
             loss = model.loss(forward, x[mine], mark[mine]).sum() * world / len(x)
             loss.backward()
             found = {names[p]: d.item() for p, d in norms.denominators().items()}

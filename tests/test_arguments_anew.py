@@ -14,7 +14,7 @@ from transformers.trainer_utils import HPSearchBackend
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError
 from hf_clars.data import TrainStream
-from hf_clars.norms.per_sample import attached_to
+from hf_clars.norms.watch import watches_of
 from hf_clars.training.derived import derived
 from hf_clars.training.derived import given as was_given
 
@@ -184,7 +184,7 @@ def test_a_second_training_takes_what_was_set_in_between(tmp_path, anew):
     assert groups.seen[0]["momentum"] == 0.25
     assert trainer.norms.total_batch_size == 32
     assert len((tmp_path / "layer_statistics.jsonl").read_text().splitlines()) == 2
-    assert not attached_to(trainer.model)
+    assert not watches_of(trainer.model)
 
 
 def test_a_second_training_keeps_the_momentum(tmp_path):
@@ -280,5 +280,5 @@ def test_two_trainings_of_models_of_their_own_leave_none_watched(tmp_path):
     first = weights(trainer)
     trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(first, weights(trainer), strict=True))
-    assert not any(attached_to(model) for model in models)
+    assert not any(watches_of(model) for model in models)
     assert all("forward" not in vars(module) for model in models for module in model.modules())

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_clars import CLARS, LARS, NAG, PerSampleNorms, build_model
 from hf_clars.data.resident import DecodedImages, random_shifts, shifted_and_mirrored
-from hf_clars.norms import tap
+from hf_clars.norms import backward
 from hf_clars.norms.extra_passes import mean_gradient_norms
 from hf_clars.optimizers import AuthorsCLARS, is_adapted, parameter_groups
 
@@ -24,7 +24,7 @@ def meta_without_autocast(monkeypatch):
     """Autocast does not know the device, and asking whether it is on raises."""
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind=None: kind not in (None, "meta") and asked(kind))
-    monkeypatch.setattr(tap, "_without_autocast", lambda kind: nullcontext())
+    monkeypatch.setattr(backward, "_without_autocast", lambda kind: nullcontext())
 
 
 def test_such_mistakes_are_found():

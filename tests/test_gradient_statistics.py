@@ -512,8 +512,8 @@ def test_what_cannot_be_measured_is_said_once():
     norms = OwnNorms(classifier())
     norms.detach()
     with pytest.warns(UserWarning, match=r"leaves out 1 parameter\(s\) that cannot be measured, such as a: why"):
-        norms._warn({"a": "why"})
-    norms._warn({"a": "why"})
+        norms.warn_of({"a": "why"})
+    norms.warn_of({"a": "why"})
 
 
 if __name__ == "__main__":

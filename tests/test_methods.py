@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_clars import CLARS, LARS, NAG, ClarsTrainer, GradientStatisticsCallback, PerSampleNorms, UserError
 from hf_clars.norms.extra_passes import mean_gradient_norms
-from hf_clars.norms.per_sample import attached_to
+from hf_clars.norms.watch import watches_of
 from hf_clars.optimizers import AuthorsCLARS
 from hf_clars.training.authors_norms import AuthorsNorms, samples_to_keep
 
@@ -144,7 +144,7 @@ class Attached(TrainerCallback):
         self.seen: list[bool] = []
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        self.seen.append(bool(attached_to(model)))
+        self.seen.append(bool(watches_of(model)))
 
 
 @pytest.mark.parametrize("mode", ["per_sample", "micro_batch", "authors"])

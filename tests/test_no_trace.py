@@ -345,8 +345,9 @@ def test_layers_may_be_adapted_later(tmp_path):
     trainer = trainer_of("CLARS", tmp_path, callbacks=[Uniform()])
     trainer.train()
     norms = trainer.optimizer.optimizer.norms
-    counts = norms.ledger.totals(COUNT)
-    assert {int(counts[e.name]) for e in norms.ledger.entries if e.parameter.ndim >= 2} == {16}  # of two steps of 8
+    recorder = norms.watch.measurement.recorder
+    counts = recorder.totals(COUNT)
+    assert {int(counts[t.name]) for t in recorder.parameters if t.parameter.ndim >= 2} == {16}  # of two steps of 8
     assert traces(trainer.model) == []
 
 

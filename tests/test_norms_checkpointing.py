@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
 )
 
 from hf_clars.norms import PerSampleNorms
-from hf_clars.norms.recomputation import Regions
+from hf_clars.norms.regions import Regions
 
 BATCH, LENGTH, WIDTH = 4, 64, 8  # long enough for fused forms; LENGTH and WIDTH are multiples of BATCH
 SELECTIVE = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
@@ -345,7 +345,8 @@ def test_torch_still_has_the_private_names(reentrant):
 
 
 def _entered(regions, code):
-    return (lambda: regions.entered(code, True))()
+    regions.watched = code
+    return (lambda: regions.entered(True))()
 
 
 def _language_model(name):

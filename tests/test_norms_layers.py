@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from hf_clars.norms import PerSampleNorms
-from hf_clars.norms.layers import Layer
+from hf_clars.norms.fast_path import Layer
 
 
 class Own(nn.Module):
@@ -313,7 +313,7 @@ def test_kinds_do_not_pile_up():
     layer = nn.Linear(3, 2)
     model = nn.Sequential(layer, nn.Identity())
     with PerSampleNorms(model) as norms:
-        kinds = norms._watched[1].layer._kinds
+        kinds = norms.watch._forwards[1].layer._kinds
         for length in range(1, 200):
             model(torch.randn(2, length, 3)).sum().backward()
         assert 0 < len(kinds) <= 64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_clars.norms import products
+from hf_clars.norms.numerics import products
 
 SIZES = {"small": (4, 3, 5, 2), "large": (3, 130, 90, 110)}  # batch, O, P, I
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_clars.norms import PerSampleNorms
-from hf_clars.norms.conv_rules import ConvRule
-from hf_clars.norms.part import _BUDGET
+from hf_clars.norms.grad_samples import _BUDGET
+from hf_clars.norms.samplers.conv import ConvSampler
 
 from .reference import contributions
 
@@ -133,7 +133,7 @@ def test_every_form_of_a_convolution(form, transposed):
     def forced(case, dtype):
         module, x = case
         assume(form != "products" or module.groups == 1)
-        with mock.patch.object(ConvRule, "for_size", lambda rule, _: replace(rule, form=form)):
+        with mock.patch.object(ConvSampler, "for_size", lambda rule, _: replace(rule, form=form)):
             check(module, x, dtype)
 
     forced()
@@ -142,7 +142,7 @@ def test_every_form_of_a_convolution(form, transposed):
 @pytest.mark.parametrize("gram", [True, False])
 @pytest.mark.parametrize("module", [nn.Linear(6, 5), Conv1D(5, 6)])
 def test_every_form_of_a_linear_layer(monkeypatch, module, gram):
-    monkeypatch.setattr("hf_clars.norms.costs.gram", lambda *_: 0 if gram else 1 << 60)
+    monkeypatch.setattr("hf_clars.norms.numerics.costs.gram", lambda *_: 0 if gram else 1 << 60)
     check(module, torch.randn(3, 7, 6))
 
 
@@ -163,7 +163,7 @@ def test_every_form_of_a_linear_layer(monkeypatch, module, gram):
 def test_the_cost_rule_and_large_layers(module, size, form):
     """Real sizes, in float32: the products of one sample are large enough for a call of their own."""
     geometry = tuple(module.weight.shape), module.stride, module.padding, module.dilation, module.groups
-    assert ConvRule(*geometry).for_size(size).form == form
+    assert ConvSampler(*geometry).for_size(size).form == form
     check(module, torch.randn(3, module.in_channels, *size), torch.float32)
 
 

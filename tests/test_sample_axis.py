@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_clars.norms import PerSampleNorms
-from hf_clars.norms.marks import PLACE, place_of
 from hf_clars.norms.sample_axis.axis import SampleAxis
+from hf_clars.norms.sample_axis.tags import PLACE, place_of
 
 BATCH = 2
 SHAPES = [(2,), (2, 2), (4, 2), (3, 2), (2, 2, 2), (3, 4, 2), (2, 1, 2), (1, 2, 2), (1, 2, 4, 4)]
@@ -103,13 +103,14 @@ def misplaced(call, shape: tuple[int, ...], axis: SampleAxis, norms: PerSampleNo
         return False  # torch has no such call for this shape
     x = first.clone()
     setattr(x, PLACE, axis)
-    norms.batch = axis.batch
-    norms.interception.begin()
+    norms.watch.measurement.batch = axis.batch
+    tracer = norms.watch.tracer
+    tracer.begin()
     try:
-        with norms.interception:
+        with tracer:
             outs = results(call, x)
     finally:
-        norms.interception.leave()
+        tracer.leave()
     depends = [torch.zeros(BATCH, *each.shape, dtype=torch.bool) for each in plain]
     for i in range(BATCH):
         for shift in (1.0, -3.0):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_clars.norms import PerSampleNorms
-from hf_clars.norms.interception import mark_index
-from hf_clars.norms.marks import INDEX, PLACE
+from hf_clars.norms.placing import tag_index
 from hf_clars.norms.sample_axis.axis import SampleAxis, seen_through
 from hf_clars.norms.sample_axis.call import Call
 from hf_clars.norms.sample_axis.table import RULES, place_after
+from hf_clars.norms.sample_axis.tags import INDEX, PLACE
 
 from .verdicts import verdict
 
@@ -146,9 +146,9 @@ def test_sorted_rows_come_back(back, batch):
 
 def test_an_index_that_was_written_to_is_forgotten():
     order = torch.tensor([2, 0, 1])
-    mark_index(order, object())
+    tag_index(order, object())
     assert hasattr(order, INDEX)
-    mark_index(order, None)
+    tag_index(order, None)
     assert not hasattr(order, INDEX)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from hf_clars import CLARS, PerSampleNorms, UserError, verify_norms
 from hf_clars.norms import NormsVerification, NormVerdict
+from hf_clars.norms.watch import Watch
 
 from .models import Classifier, dataset
 
@@ -316,7 +317,7 @@ def test_a_pass_that_measuring_breaks_is_wrong(monkeypatch):
     def fails(self, *args, **kwargs):
         raise RuntimeError("of the measuring")
 
-    monkeypatch.setattr(PerSampleNorms, "begin_pass", fails)
+    monkeypatch.setattr(Watch, "begin_pass", fails)
     model = mlp()
     found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
     assert found.with_status("wrong") == list(found.parameters)

@@ -1,9 +1,11 @@
-"""Exact per-sample gradient norms: `PerSampleNorms`, its rules (one per operator) and their formulas."""
+"""Exact per-sample gradient norms: `PerSampleNorms`, its samplers (one per operator) and their formulas."""
 
-from .operators import OPERATORS
-from .per_sample import MODES, PerSampleNorms, check_untracked
-from .verdicts import NormsVerification, NormVerdict
-from .verification import verify_norms
+from .measurement import MODES
+from .ops import OPERATORS
+from .per_sample import PerSampleNorms
+from .untracked import check_untracked
+from .verification.verdicts import NormsVerification, NormVerdict
+from .verification.verify import verify_norms
 
 __all__ = [
     "MODES",

@@ -9,76 +9,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .marks import PLACE, axis_of, place_of, source_of
+from .backward import Hook
+from .recorder import Recorder
 from .sample_axis import operands, parts, shapes
 from .sample_axis.axis import Lost, Place, SampleAxis, sliced
 from .sample_axis.call import Call, name_of
 from .sample_axis.table import RULES, place_after
-from .tap import Tap
+from .sample_axis.tags import PLACE, axis_of, place_of
+from .tracked import PARAMETER
 
-if TYPE_CHECKING:
-    from .ledger import Ledger
-    from .marks import Source
-
-_TAP: Any = Tap._backward_cls
+_HOOK: Any = Hook._backward_cls
 _RESULTS = "_hf_clars_results"  # in a node's metadata: whose result it made, and where samples stand in that
 _OF_PARAMETERS = Lost("its input was computed between two calls that are watched, from a result without samples")
 _UNSEEN = Lost("its input was computed between two calls that are watched, from a tensor inside of one")
 _COMPILED = Lost("its input was computed from the result of a call that is compiled alone")
 
 
-def remember_results(tensors: list[Tensor], ledger: Ledger) -> None:
+def remember_results(tensors: list[Tensor], recorder: Recorder) -> None:
     """Note in the graph where samples stand in the results of an outermost call."""
     for tensor in tensors:
         node: Any = tensor.grad_fn
         if node is not None:
             place = place_of(tensor)
             known = node.metadata.setdefault(_RESULTS, {})
-            known[tensor.output_nr] = (ledger, _OF_PARAMETERS if place is None else place)
+            known[tensor.output_nr] = (recorder, _OF_PARAMETERS if place is None else place)
 
 
-def place_by_graph(tensor: Tensor, ledger: Ledger) -> Place | None:
-    """Where samples stand in a tensor; None if no result of a call that is watched for `ledger` has a part in it."""
+def place_by_graph(tensor: Tensor, recorder: Recorder) -> Place | None:
+    """Where samples stand in a tensor; None if no result of a call that is watched for `recorder` has a part in it."""
     found: dict[Any, list[Place | None]] = {}  # node → of each of its results
     waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting[-1]
-        before = [] if node in found or _known(node, ledger) else [n for n, _ in node.next_functions if n is not None]
+        before = [] if node in found or _known(node, recorder) else [n for n, _ in node.next_functions if n is not None]
         before = [n for n in before if n not in found]
         if before:
             waiting += before
         else:
             waiting.pop()
             if node not in found:
-                found[node] = _known(node, ledger) or _after(node, found)
+                found[node] = _known(node, recorder) or _after(node, found)
     return found[tensor.grad_fn][tensor.output_nr]
 
 
-def _known(node: Any, ledger: Ledger) -> list[Place | None]:
+def _known(node: Any, recorder: Recorder) -> list[Place | None]:
     """Where samples stand in each of a node's results, if that was noted; an empty list if not."""
     sizes = [each.shape for each in node._input_metadata]  # of the backward pass; results of the forward pass
-    noted = {n: place for n, (whose, place) in node.metadata.get(_RESULTS, {}).items() if whose is ledger}
+    noted = {n: place for n, (whose, place) in node.metadata.get(_RESULTS, {}).items() if whose is recorder}
     if noted:
         return [noted.get(n, _UNSEEN) for n in range(len(sizes))]
-    if isinstance(node, _TAP) and ledger in _ledgers(node.use.weight, node.use.bias):
+    if isinstance(node, _HOOK) and node.recorder is recorder:
         use, rows = node.use, sizes[0][0] if sizes[0] else 0
         if use.axis is not None or use.unbatched or use.batch < 1 or rows % use.batch:
             return [_UNSEEN]
         return [SampleAxis(0, rows // use.batch, use.batch)]
     if node.name() == "CompiledFunctionBackward":
         leaves = [getattr(n, "variable", None) for n, _ in node.next_functions]
-        if ledger in _ledgers(*map(source_of, leaves)):
+        if any(getattr(leaf, PARAMETER, None) in recorder.parameters for leaf in leaves):
             return [_COMPILED for _ in sizes]
     return []
-
-
-def _ledgers(*sources: Source | None) -> list[Ledger]:
-    return [source.entries[0].ledger for source in sources if source is not None]
 
 
 def _after(node: Any, found: dict[Any, list[Place | None]]) -> list[Place | None]:

@@ -8,15 +8,15 @@ parameter is compared with the sum of what was measured of it, along one random 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reductions import norm_dtype
-
-if TYPE_CHECKING:
-    from .entry import Entry
+from .numerics.reductions import norm_dtype
+from .tracked import TrackedParameter
 
 # Of a parameter's own size, ‖g‖ + Σ‖c_i‖, and of the largest in the model: rounding is relative to either. Half
 # precision has the weight gradient rounded once more, by autocast.
@@ -31,21 +31,21 @@ class GradientCheck:
 
     def __init__(self) -> None:
         self.active = False
-        self.measuring = False  # derivatives that are taken to measure arrive at parameters, too
+        self._measuring = False  # derivatives that are taken to measure arrive at parameters, too
         self.decided = False  # of the pass at hand, when its forward pass began, whether it is checked
         self._passes = 0
         self._backward = -1  # the last backward pass of which it was to be decided
         self._handles: list[Any] = []
-        self._received: dict[Entry, list[Tensor]] = {}
-        self._claimed: dict[Entry, list[Tensor]] = {}
+        self._received: dict[TrackedParameter, list[Tensor]] = {}
+        self._claimed: dict[TrackedParameter, list[Tensor]] = {}
         self._half = False
 
-    def begin_pass(self, entries: list[Entry]) -> None:
+    def begin_pass(self, parameters: list[TrackedParameter]) -> None:
         """A forward pass begins, whose gradients are checked if it is its turn."""
         self.decided = True
-        self._begin(entries)
+        self._begin(parameters)
 
-    def begin_backward(self, entries: list[Entry]) -> bool:
+    def begin_backward(self, parameters: list[TrackedParameter]) -> bool:
         """A backward pass reaches a first use. If compiled code began its forward pass, it is decided here whether it
         is checked: gradients arrive at parameters later than at all of their uses.
 
@@ -55,25 +55,25 @@ class GradientCheck:
         if self.decided or self.active or backward == self._backward:
             return False
         self._backward = backward
-        self._begin(entries)
+        self._begin(parameters)
         return self.active
 
-    def _begin(self, entries: list[Entry]) -> None:
+    def _begin(self, parameters: list[TrackedParameter]) -> None:
         self._passes += 1
         if self._passes > _FIRST and self._passes % _EVERY:
             return
-        if True in [entry.parameter.is_meta for entry in entries]:
+        if True in [tracked.parameter.is_meta for tracked in parameters]:
             return  # such tensors have no values to compare
         self.active = True
-        for entry in entries:
-            parameter = entry.parameter
-            if parameter.requires_grad and not entry.incomplete and parameter.is_leaf:
-                self._handles.append(parameter.register_hook(self._receiving(entry)))
+        for tracked in parameters:
+            parameter = tracked.parameter
+            if parameter.requires_grad and not tracked.excluded and parameter.is_leaf:
+                self._handles.append(parameter.register_hook(self._receiving(tracked)))
 
-    def _receiving(self, entry: Entry) -> Any:
+    def _receiving(self, tracked: TrackedParameter) -> Any:
         def receive(gradient: Tensor) -> None:
-            if not self.measuring:
-                self._received.setdefault(entry, []).append(_measures(entry, gradient))
+            if not self._measuring:
+                self._received.setdefault(tracked, []).append(_measures(tracked, gradient))
 
         return receive
 
@@ -81,9 +81,18 @@ class GradientCheck:
         """The derivative of an operator's result: autograd sums it up in its own precision, and may cast that."""
         self._half = self._half or d.dtype in (torch.bfloat16, torch.float16)
 
-    def claim(self, entry: Entry, total: Tensor) -> None:
+    def claim(self, tracked: TrackedParameter, total: Tensor) -> None:
         """`Σ_i c_i` of one use of a parameter, all samples included."""
-        self._claimed.setdefault(entry, []).append(_measures(entry, total))
+        self._claimed.setdefault(tracked, []).append(_measures(tracked, total))
+
+    @contextmanager
+    def measures(self) -> Iterator[None]:
+        """Derivatives that are taken in here measure: they are no gradients."""
+        outer, self._measuring = self._measuring, True
+        try:
+            yield
+        finally:
+            self._measuring = outer
 
     def pause(self) -> None:
         """Look no more, until the next pass that is checked begins."""
@@ -92,30 +101,30 @@ class GradientCheck:
         self._handles, self.active = [], False
 
     @torch.no_grad()
-    def settle(self) -> dict[Entry, Tensor]:
+    def settle(self) -> dict[TrackedParameter, Tensor]:
         """End the check of the passes before: whether a parameter's gradient has more than what was measured, 0-dim."""
         self.pause()
         received, self._received = self._received, {}
         claimed, self._claimed = self._claimed, {}
         if not received:
             return {}
-        entries = list(received)
-        got = torch.stack([_sum(received[entry]) for entry in entries])
+        parameters = list(received)
+        got = torch.stack([_sum(received[tracked]) for tracked in parameters])
         nothing = [got.new_zeros(2)]
-        want = torch.stack([_sum(claimed.get(entry, nothing)).to(got) for entry in entries])
+        want = torch.stack([_sum(claimed.get(tracked, nothing)).to(got) for tracked in parameters])
         half, self._half = self._half, False
         of_own, of_largest = _TOLERANCE_OF_HALF if half else _TOLERANCE.get(got.dtype, _TOLERANCE_OF_HALF)
         sizes = got[:, 1] + want[:, 1]
         flags = (got[:, 0] - want[:, 0]).abs() > of_own * sizes + of_largest * sizes.max()
-        return dict(zip(entries, flags.unbind(), strict=True))
+        return dict(zip(parameters, flags.unbind(), strict=True))
 
 
-def _measures(entry: Entry, gradient: Tensor) -> Tensor:
+def _measures(tracked: TrackedParameter, gradient: Tensor) -> Tensor:
     """`⟨r, g⟩` with r from a standard normal distribution, the same for a parameter each time; and ‖g‖.
 
     r is drawn in parts, so that no second tensor of the parameter's size is held.
     """
-    generator = torch.Generator(gradient.device).manual_seed(entry.index)
+    generator = torch.Generator(gradient.device).manual_seed(tracked.index)
     dtype = norm_dtype(gradient.dtype)
     g = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
     along = g.new_zeros((), dtype=dtype)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from .between import place_by_graph
-from .marks import PLACE, is_source, place_of
+from .measurement import Measurement
+from .recorder import Recorder
 from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
-
-if TYPE_CHECKING:
-    from .ledger import Ledger
+from .sample_axis.tags import PLACE, place_of
+from .tracked import is_tracked
 
 
 class Inputs:
-    """Finds the batch among the arguments of each outermost call, and marks the tensors that hold it.
+    """Finds the batch among the arguments of each outermost call, and tags the tensors that hold it.
 
     Args:
         dim: the dimension of the arguments in which samples stand.
@@ -30,23 +29,23 @@ class Inputs:
     def __init__(self, dim: int, size: int | None) -> None:
         self.dim, self.size = dim, size
         self._told = False
-        self._marked: list[weakref.ref[Tensor]] = []
-        self.assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
+        self._tagged: list[weakref.ref[Tensor]] = []
+        self._assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
 
     def begin(self, tensors: list[Tensor], unbatched: bool) -> int | None:
         """A pass over new inputs; the number of its samples, None where no argument has any."""
-        candidates = [t for t in tensors if t.ndim > self.dim and not is_source(t)]
+        candidates = [t for t in tensors if t.ndim > self.dim and not is_tracked(t)]
         if unbatched and self.size is None:
-            self._mark(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
+            self._tag(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
             return 1
         batch = self._number(candidates)
-        self.assumptions = []
+        self._assumptions = []
         if not torch.compiler.is_compiling():
             self.forget()
-        self._mark_all(candidates, batch, known=False)
+        self._tag_all(candidates, batch, known=False)
         return batch
 
-    def _mark_all(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
+    def _tag_all(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
         for tensor in tensors:
             if batch is None or tensor.ndim <= self.dim or tensor.shape[self.dim] != batch:
                 if hasattr(tensor, PLACE):
@@ -56,19 +55,25 @@ class Inputs:
             assumed: tuple[Assumption, ...] = ()
             if known and batch > 1:
                 assumed = (Assumption(likely=True),)
-                self.assumptions += assumed
-            self._mark(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
+                self._assumptions += assumed
+            self._tag(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
             known = True
 
-    def _mark(self, tensor: Tensor, axis: SampleAxis) -> None:
+    def _tag(self, tensor: Tensor, axis: SampleAxis) -> None:
         setattr(tensor, PLACE, axis)
         if not torch.compiler.is_compiling():
-            self._marked.append(weakref.ref(tensor))
+            self._tagged.append(weakref.ref(tensor))
+
+    def leave(self, measurement: Measurement) -> None:
+        """The outermost call is over: name the parameters of assumptions that fail."""
+        failed = [tracked for each in self._assumptions if each.fails for tracked in each.parameters]
+        reason = "it sees an argument with as many rows as the batch, which turned out not to be the samples'"
+        measurement.exclude(failed, reason)
 
     def forget(self) -> None:
-        """Take the marks off the last pass's arguments: they may live on, and be no samples to the next one."""
-        marked, self._marked = self._marked, []
-        for tensor in [ref() for ref in marked]:
+        """Take the tags off the last pass's arguments: they may live on, and be no samples to the next one."""
+        tagged, self._tagged = self._tagged, []
+        for tensor in [ref() for ref in tagged]:
             if tensor is not None:
                 vars(tensor).pop(PLACE, None)
 
@@ -97,23 +102,23 @@ class Inputs:
             )
         return larger[0]
 
-    def carried(self, tensors: list[Tensor], ledger: Ledger, whole: bool) -> list[Place]:
+    def carried(self, tensors: list[Tensor], recorder: Recorder, whole: bool) -> list[Place]:
         """Where samples stand in those that results of a watched call are, or have a part in; none if all are new
-        inputs. Marks them.
+        inputs. Tags them.
 
         Args:
-            ledger: for which calls are watched.
-            whole: the whole model is called, so marks that others left do not count.
+            recorder: for which calls are watched.
+            whole: the whole model is called, so tags that others left do not count.
         """
         places: list[Place] = []
         # In a backward pass checkpointing calls again what it called before, with copies of what it gave it.
         again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         for tensor in tensors:
-            if not tensor.requires_grad or tensor.is_leaf or is_source(tensor):
+            if not tensor.requires_grad or tensor.is_leaf or is_tracked(tensor):
                 continue
             place = None if whole else place_of(tensor)
             if place is None and not torch.compiler.is_compiling():
-                place = None if again else place_by_graph(tensor, ledger)
+                place = None if again else place_by_graph(tensor, recorder)
             elif place is None and not whole:
                 place = Lost("its input was computed before a call that is compiled alone")
             if place is not None:
@@ -127,6 +132,6 @@ class Inputs:
             if type(place) is SampleAxis:
                 batch = place.batch if place.pick is None else place.pick.source.batch
                 break
-        new = [t for t in tensors if (not t.requires_grad or t.is_leaf) and not is_source(t)]
-        self._mark_all(new, batch, known=True)
+        new = [t for t in tensors if (not t.requires_grad or t.is_leaf) and not is_tracked(t)]
+        self._tag_all(new, batch, known=True)
         return batch

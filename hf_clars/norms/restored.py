@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .extra_passes import buffers_restored
-from .watched_forward import attached_to
+from .watch import watches_of
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _others_detached(model: nn.Module) -> Iterator[None]:
-    others = attached_to(model)
+    others = watches_of(model)
     for norms in others:
         norms.detach()
     try:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ..norms.extra_passes import buffers_restored
 from ..norms.restored import modes_restored
-from ..norms.watched_forward import attached_to
+from ..norms.watch import watches_of
 from .clock import TrainingClock
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _same_modes_afterwards(model: nn.Module, optimizer: Any) -> Iterator[None]:
 @contextmanager
 def _looking_away(model: nn.Module) -> Iterator[None]:
     """Whatever measures takes no notice of forward passes inside."""
-    watching = [norms for norms in attached_to(model) if not norms.paused]
+    watching = [norms for norms in watches_of(model) if not norms.paused]
     for norms in watching:
         norms.paused = True
     try:

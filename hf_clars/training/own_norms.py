@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -46,7 +47,7 @@ class OwnNorms(PerSampleNorms):
         if not self._holders:
             self.detach()
 
-    def _warn(self, reasons: dict[str, Any]) -> None:
+    def warn_of(self, reasons: Mapping[str, str]) -> None:
         new = {name: reason for name, reason in reasons.items() if name not in self._warned}
         if not new:
             return

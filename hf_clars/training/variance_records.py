@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..norms.extra_passes import buffers_restored
-from ..norms.watched_forward import attached_to
+from ..norms.watch import watches_of
 from ..variance import gradient_variance
 from .evaluating import same_randomness_afterwards, share_buffers
 from .records import LayerRecords
@@ -55,7 +55,7 @@ class GradientVarianceCallback(TrainerCallback):
 
     def _factors(self) -> dict[str, float]:
         model = self._trainer.model
-        attached = list(attached_to(model))
+        attached = list(watches_of(model))
         training = model.training
         for norms in attached:
             norms.detach()

@@ -1,7 +1,7 @@
-"""Hand-written kernels for CUDA, behind the rules' plain torch forms, which stay the reference and the fallback.
+"""Hand-written kernels for CUDA, behind the samplers' plain torch forms, which stay the reference and the fallback.
 
-A rule that can be written as the weight gradient of a two-dimensional convolution says so (`Rule.convolution`), and
-`choose` says which kernel, if any, serves it:
+A sampler that can be written as the weight gradient of a two-dimensional convolution says so
+(`Sampler.convolution`), and `choose` says which kernel, if any, serves it:
 
 ==========  ============================================================================================
 tiles       `weight_gradient.py`: tensor cores, sample by sample; gives the weight gradient, too

@@ -24,12 +24,12 @@ class Assumption:
         likely: whether it holds unless it is refuted, rather than if it is confirmed.
 
     Attributes:
-        entries: the parameters that are measured under it.
+        parameters: those that are measured under it.
     """
 
     def __init__(self, likely: bool) -> None:
         self.likely = likely
-        self.entries: list[Any] = []
+        self.parameters: list[Any] = []
         self.confirmed = self.refuted = False
         self._rests_on: list[Assumption] = []
 
@@ -83,10 +83,10 @@ class SampleAxis(NamedTuple):
     assumed: tuple[Assumption, ...] = ()
     pick: Pick | None = None
 
-    def carries(self, entries: list[Any]) -> None:
+    def carries(self, parameters: list[Any]) -> None:
         """Parameters are measured here: rightly, if what it rests on holds."""
         for assumption in self.assumed:
-            assumption.entries += entries
+            assumption.parameters += parameters
 
     def refute(self) -> None:
         for assumption in self.assumed:

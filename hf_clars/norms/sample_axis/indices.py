@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..marks import INDEX, axis_of, place_of
 from .axis import Pick, SampleAxis, same_objects, sliced
 from .call import Call, name_of
 from .operands import broadcast_axis
 from .shapes import along
+from .tags import INDEX, axis_of, place_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..marks import place_of
 from .axis import Assumption, SampleAxis
 from .call import Call
+from .tags import place_of
 
 
 def agreed(axes: Iterable[SampleAxis]) -> SampleAxis | None:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..marks import axis_of
 from .axis import Pick, SampleAxis, same_objects, sliced, without
 from .call import Call
 from .operands import agreed, broadcast_axis
+from .tags import axis_of
 
 
 class Run(NamedTuple):

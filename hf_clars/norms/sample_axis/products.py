@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..marks import axis_of, place_of
 from .axis import SampleAxis, without
 from .call import Call, Rule, name_of
 from .operands import agreed, broadcast_axis
+from .tags import axis_of, place_of
 
 
 def product(call: Call) -> SampleAxis | None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..marks import axis_of
 from .axis import SampleAxis, permuted, reshaped, without
 from .call import Call, Rule, name_of
 from .operands import aligned
+from .tags import axis_of
 
 
 def keeping(call: Call) -> SampleAxis | None:

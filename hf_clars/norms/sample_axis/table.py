@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..marks import axis_of, place_of
 from .axis import Lost, Place, SampleAxis, fits
 from .call import SPACES, Call, Rule, functions_named, name_of
 from .indices import (
@@ -65,6 +64,7 @@ from .shapes import (
     reshaping,
     unfolding,
 )
+from .tags import axis_of, place_of
 
 
 def place_after(call: Call, rule: Rule | None) -> Place:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
-from .batches import in_dtype, sample_count, split_batch
-from .restored import restored
+from ...errors import UserError
+from ..batches import in_dtype, sample_count, split_batch
+from ..restored import restored
 from .sample_passes import SamplePasses
 from .verdicts import NormsVerification
 

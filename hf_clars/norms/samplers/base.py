@@ -1,4 +1,4 @@
-"""What a rule is: how the parameters of one operator call are measured."""
+"""What a sampler is: how the parameters of one operator call are measured."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernels import Convolution
-from .reductions import add_samples_, norm_dtype, squared_norms
-from .sample_axis.axis import SampleAxis, samples_first
+from ..kernels import Convolution
+from ..numerics.reductions import add_samples_, norm_dtype, squared_norms
+from ..sample_axis.axis import SampleAxis, samples_first
 
 Saved = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Sampler(ABC):
     """Belongs to an operator `y = f(x, weight, bias)` and what it was called with besides tensors.
 
     From `xs`, the input and whatever else must be kept, and `d`, the derivative of the loss by `y`, it computes
@@ -90,7 +90,9 @@ class Rule(ABC):
         x, *others = xs
         return (_rows(x, run, batch), *others), _rows(d, run, batch)
 
-    def inner(self, xs: Saved, d: Tensor, other: Rule, other_xs: Saved, other_d: Tensor, batch: int) -> Tensor | None:
+    def inner(
+        self, xs: Saved, d: Tensor, other: Sampler, other_xs: Saved, other_d: Tensor, batch: int
+    ) -> Tensor | None:
         """`⟨c_i, c'_i⟩`, `[batch]`, with another operator's use of the same weight; None where it must be formed."""
         return None
 
@@ -107,7 +109,7 @@ def _rows(tensor: Tensor, run: slice, batch: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CopiesRule(Rule):
+class CopiesSampler(Sampler):
     """A tensor of which each sample uses its own copy: what is kept beside its derivative is no rows of samples."""
 
     def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
@@ -115,7 +117,7 @@ class CopiesRule(Rule):
 
 
 @dataclass(frozen=True)
-class SpreadRule(CopiesRule):
+class SpreadSampler(CopiesSampler):
     """A parameter of which each sample was handed its own copy, `[batch, …]`: `c_i` is that copy's derivative."""
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
@@ -126,7 +128,7 @@ class SpreadRule(CopiesRule):
 
 
 @dataclass(frozen=True)
-class RowsRule(CopiesRule):
+class RowsSampler(CopiesSampler):
     """A tensor with entries of its own for each sample, though all may be computed from the same parameters.
 
     What is kept is each sample's number.

@@ -1,43 +1,39 @@
 """Measuring as one opaque operator, so that torch.compile traces a measured model from end to end.
 
-A compiled backward pass calls the operator with what the eager one would look up: numbers that lead to the ledger, the
-rule and the entries. What it does is what the eager pass does, Python and all; its second result only keeps the
-compiler from dropping a call whose gradient nobody wants.
+A compiled backward pass calls the operator with what the eager one would look up: numbers that lead to the recorder,
+the sampler and the parameters. What it does is what the eager pass does, Python and all; its second result only keeps
+the compiler from dropping a call whose gradient nobody wants.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, library
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from .fallback import FunctionRule
-from .marks import Source
-from .recipes import Recipe
+from .dynamo import show_to_modes
+from .measuring import measure
+from .recorded_calls import Recipe
+from .recorder import Recorder
 from .sample_axis.axis import SampleAxis
 from .sample_axis.call import name_of
-from .shown import show_to_modes
-
-if TYPE_CHECKING:
-    from .ledger import Ledger
-    from .tap import Use
-
+from .samplers.function import FunctionSampler
+from .tracked import TrackedTensor
+from .uses import Use
 
 show_to_modes()
 
-_ledgers: weakref.WeakValueDictionary[int, Ledger] = weakref.WeakValueDictionary()
+_recorders: weakref.WeakValueDictionary[int, Recorder] = weakref.WeakValueDictionary()
 _uses: list[tuple[Any, ...]] = []
 
 
-def register(ledger: Ledger) -> int:
-    """A number by which the operator finds the ledger."""
-    key = max(_ledgers, default=-1) + 1
-    _ledgers[key] = ledger
-    return key
+def register(recorder: Recorder) -> None:
+    """Let the operator find the recorder by its key."""
+    _recorders[recorder.key] = recorder
 
 
 @torch.compiler.assume_constant_result
@@ -51,8 +47,8 @@ def _number_of(*facts: Any) -> int:
 def numbered(use: Use) -> tuple[int, list[int]]:
     """A number for everything about a use that does not change from one pass to the next, and the sizes in it, which
     may: with dynamic shapes the compiler does not know them."""
-    rule = use.rule
-    fields = tuple(getattr(rule, name) for name in rule.__dataclass_fields__)
+    sampler = use.sampler
+    fields = tuple(getattr(sampler, name) for name in sampler.__dataclass_fields__)
     weight, bias = _facts(use.weight), _facts(use.bias)
     subset = None if use.subset is None else (use.subset.start, use.subset.stop, use.subset.step)
     axis = None if use.axis is None else (use.axis.dim, use.axis.inner)
@@ -60,7 +56,7 @@ def numbered(use: Use) -> tuple[int, list[int]]:
     fused, unbatched = [True if fact else False for fact in (use.fused, use.unbatched)]  # noqa: SIM210
     sizes = [use.batch]
     facts = _without_sizes((fields, weight, bias, (fused, unbatched, axis), subset), sizes)
-    return _number_of(type(rule), *facts, use.dtype, use.memory_format), sizes
+    return _number_of(type(sampler), *facts, use.dtype, use.memory_format), sizes
 
 
 _SIZE = "a size"
@@ -83,21 +79,21 @@ def _with_sizes(facts: Any, sizes: Iterator[int]) -> Any:
     return next(sizes) if isinstance(facts, str) and facts == _SIZE else facts
 
 
-def _facts(source: Source | None) -> tuple[Any, ...] | None:
+def _facts(of: TrackedTensor | None) -> tuple[Any, ...] | None:
     """Indices of the parameters; and of a tensor computed from them the steps and the number of constants."""
-    if source is None:
+    if of is None:
         return None
-    made = None if source.recipe is None else (source.recipe.steps, len(source.recipe.constants))
-    return tuple([entry.index for entry in source.entries]), made
+    made = None if of.recipe is None else (of.recipe.steps, len(of.recipe.constants))
+    return tuple([tracked.index for tracked in of.parameters]), made
 
 
 def constants_of(use: Use) -> tuple[Tensor, ...]:
-    """What recipes need besides parameters: saved behind what the rule needs."""
-    made = [s.recipe.constants for s in (use.weight, use.bias) if s is not None and s.recipe is not None]
+    """What recipes need besides parameters: saved behind what the sampler needs."""
+    made = [t.recipe.constants for t in (use.weight, use.bias) if t is not None and t.recipe is not None]
     return tuple([constant for constants in made for constant in constants])
 
 
-def _source(facts: tuple[Any, ...] | None, ledger: Ledger, constants: list[Tensor]) -> Source | None:
+def _tracked(facts: tuple[Any, ...] | None, recorder: Recorder, constants: list[Tensor]) -> TrackedTensor | None:
     """What `_facts` was told of; takes its constants off the front of the list."""
     if facts is None:
         return None
@@ -107,7 +103,7 @@ def _source(facts: tuple[Any, ...] | None, ledger: Ledger, constants: list[Tenso
         steps, count = made
         recipe = Recipe(steps, tuple(constants[:count]))
         del constants[:count]
-    return Source(tuple(ledger.entries[i] for i in indices), None, recipe=recipe)
+    return TrackedTensor(tuple(recorder.parameters[i] for i in indices), None, recipe=recipe)
 
 
 def _facts_of(number: int, sizes: list[int]) -> tuple[Any, ...]:
@@ -115,40 +111,39 @@ def _facts_of(number: int, sizes: list[int]) -> tuple[Any, ...]:
     return kind, *_with_sizes(tuple(facts), iter(sizes[1:])), dtype, memory_format
 
 
-def _use(number: int, ledger: Ledger, sizes: list[int], saved: list[Tensor]) -> tuple[Use, tuple[Tensor, ...]]:
-    """The use of that number, and which of the saved tensors are its rule's."""
-    from .tap import Use
-
+def _use(number: int, recorder: Recorder, sizes: list[int], saved: list[Tensor]) -> tuple[Use, tuple[Tensor, ...]]:
+    """The use of that number, and which of the saved tensors are its sampler's."""
     batch = sizes[0]
     kind, fields, weight, bias, layout, subset, dtype, memory_format = _facts_of(number, sizes)
     made = [facts[1][1] for facts in (weight, bias) if facts is not None and facts[1] is not None]
-    of_rule = len(saved) - sum(made)
-    constants = saved[of_rule:]
-    of_weight, of_bias = _source(weight, ledger, constants), _source(bias, ledger, constants)
+    of_sampler = len(saved) - sum(made)
+    constants = saved[of_sampler:]
+    of_weight, of_bias = _tracked(weight, recorder, constants), _tracked(bias, recorder, constants)
     fused, unbatched, where = layout
     axis = None if where is None else SampleAxis(where[0], where[1], batch)
     which = None if subset is None else slice(*subset)
     use = Use(kind(*fields), of_weight, of_bias, batch, fused, unbatched, axis, which, dtype, memory_format)
     use.number = number
-    entries = [entry for source in (of_weight, of_bias) if source is not None for entry in source.entries]
-    use.shared = {entry: entry.traced_uses > 1 for entry in entries}
-    return use, tuple(saved[:of_rule])
+    use.shared = {tracked: tracked.traced_uses > 1 for tracked in use.parameters}
+    return use, tuple(saved[:of_sampler])
 
 
-# What it does to the ledger would not be done again by the replay of a CUDA graph: inductor must leave it out of those.
+# What it records would not be done again by the replay of a CUDA graph: inductor must leave it out of those.
 @library.custom_op("hf_clars::close", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def close(xs: list[Tensor], d: Tensor, ledger: int, number: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    use, saved = _use(number, _ledgers[ledger], sizes, xs)
-    if isinstance(use.rule, FunctionRule) and not use.rule.is_samplewise(saved, d):
-        entries = [entry for source in (use.weight, use.bias) if source is not None for entry in source.entries]
-        _ledgers[ledger].exclude(entries, f"{name_of(use.rule.steps[1])} does not treat it sample by sample")
+def close(xs: list[Tensor], d: Tensor, key: int, number: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    recorder = _recorders[key]
+    use, saved = _use(number, recorder, sizes, xs)
+    sampler = use.sampler
+    if isinstance(sampler, FunctionSampler) and not sampler.is_samplewise(saved, d):
+        reason = f"{name_of(sampler.steps[1])} does not treat it sample by sample"
+        recorder.untracked.exclude(use.parameters, reason)
         return torch.empty(0, device=d.device), torch.zeros(())
-    gradient = use.close(saved, d)
+    gradient = measure(recorder, use, saved, d)
     return torch.empty(0, device=d.device) if gradient is None else gradient, torch.zeros(())
 
 
 @close.register_fake
-def _(xs: list[Tensor], d: Tensor, ledger: int, number: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def _(xs: list[Tensor], d: Tensor, key: int, number: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
     _, (shape, *_), _, _, (fused, *_), _, dtype, memory_format = _facts_of(number, sizes)
     if not fused:
         return torch.empty(0, device=d.device), torch.zeros(())

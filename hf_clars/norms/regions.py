@@ -3,7 +3,7 @@
 A *region* is one call of a checkpointed function. Without `use_reentrant`, its second run must save the very tensors
 that the first one saved, in their order. With it, the second run is the one that is differentiated, on tensors cut off
 from all others. Either begins in the middle of a backward pass, outside the model's forward, and its tensors bear no
-marks. So what a module is given in the first run is written down, and known again in the second.
+tags. So what a module is given in the first run is written down, and known again in the second.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import sys
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from types import CodeType, FrameType
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .marks import CUT, ENTRIES, ENTRY, LOOKUP, PREFIX, tensors_in
-
-if TYPE_CHECKING:
-    from .ledger import Entry
+from .sample_axis.tags import tags_of, tensors_in
+from .tracked import CUT, LOOKUP, PARAMETER, PARAMETERS
 
 _FIRST = torch.utils.checkpoint.CheckpointFunction.forward.__code__
 _SECOND = torch.utils.checkpoint.CheckpointFunction.backward.__code__
@@ -47,35 +45,42 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a module was given: the batch size, and the marks of each tensor among its arguments."""
+    """What a module was given: the batch size, and the tags of each tensor among its arguments."""
 
     module: weakref.ref[nn.Module]
     batch: int | None
-    marks: list[dict[str, Any]]
+    tags: list[dict[str, Any]]
 
 
 class Regions:
     """What was given, in the first run of each region that may still be run again, to the modules that it calls."""
 
     def __init__(self) -> None:
+        self.watched: CodeType | None = None  # of what runs a watched forward
         self.current: Region | None = None  # that of the innermost watched forward
         self._given: weakref.WeakKeyDictionary[Any, list[Given]] = weakref.WeakKeyDictionary()
         self._calls: weakref.WeakKeyDictionary[Any, tuple[Any, int]] = weakref.WeakKeyDictionary()
 
-    def entered(self, watched: Any, may_be_reentrant: bool) -> Region | None:
+    def repeats(self) -> bool:
+        """Whether a region is in its second run, which knows from the first what it is given."""
+        return self.current is not None and self.current.run is not None
+
+    def entered(self, may_be_reentrant: bool) -> Region | None:
         """The region in which a watched forward, whose code calls this, is the outermost one; None if in no such."""
         region = _by_hooks()
         if may_be_reentrant and (region is None or self._is_current(region)):
-            region = _by_stack(sys._getframe(2), watched) or region
+            region = _by_stack(sys._getframe(2), self.watched) or region
         return None if region is None or self._is_current(region) else region
 
-    def is_unwatched(self, watched: Any = None) -> bool:
+    def is_unwatched(self) -> bool:
         """Whether the innermost region is in no watched forward, so that nobody looks at what it calls the second time.
+        Of reentrant ones `is_unwatched_reentrant` tells."""
+        region = _by_hooks()
+        return region is not None and not self._is_current(region)
 
-        Args:
-            watched: code of watched forwards, to ask about reentrant regions; None to ask about the others.
-        """
-        region = _by_hooks() if watched is None else _by_stack(sys._getframe(1), watched)
+    def is_unwatched_reentrant(self) -> bool:
+        """Whether the innermost function that reentrant checkpointing will call again is not a module's forward."""
+        region = _by_stack(sys._getframe(1), self.watched)
         return region is not None and not self._is_current(region)
 
     def must_repeat(self) -> bool:
@@ -93,22 +98,22 @@ class Regions:
     def note(self, region: Region, module: nn.Module, batch: int | None, given: Any) -> None:
         """The region's first run gives this to a module."""
         # A second run that is reentrant has tensors of its own, not computed from any others.
-        left_out = (ENTRY, ENTRIES, LOOKUP, CUT) if region.reentrant else (ENTRY,)
-        marks = [{name: value for name, value in _marks(t).items() if name not in left_out} for t in tensors_in(given)]
-        self._given.setdefault(region.key, []).append(Given(weakref.ref(module), batch, marks))
+        left_out = (PARAMETER, PARAMETERS, LOOKUP, CUT) if region.reentrant else (PARAMETER,)
+        tags = [{name: value for name, value in tags_of(t).items() if name not in left_out} for t in tensors_in(given)]
+        self._given.setdefault(region.key, []).append(Given(weakref.ref(module), batch, tags))
 
     def given(self, region: Region, module: nn.Module, given: Any) -> Given | None:
-        """What it was the first time, with the marks set again; None where nobody watched that."""
+        """What it was the first time, with the tags set again; None where nobody watched that."""
         run, calls = self._calls.get(region.key, (region.run, 0))
         calls = calls if run == region.run else 0
         self._calls[region.key] = region.run, calls + 1
         noted, tensors = self._given.get(region.key, ()), tensors_in(given)
-        if calls >= len(noted) or noted[calls].module() is not module or len(noted[calls].marks) != len(tensors):
+        if calls >= len(noted) or noted[calls].module() is not module or len(noted[calls].tags) != len(tensors):
             return None
-        for tensor, marks in zip(tensors, noted[calls].marks, strict=True):
-            for name in _marks(tensor).keys() - marks.keys() - {ENTRY}:
+        for tensor, tags in zip(tensors, noted[calls].tags, strict=True):
+            for name in tags_of(tensor).keys() - tags.keys() - {PARAMETER}:
                 delattr(tensor, name)
-            for name, value in marks.items():
+            for name, value in tags.items():
                 setattr(tensor, name, value)
         return noted[calls]
 
@@ -118,20 +123,6 @@ class Regions:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def pages_of(tensors: list[Tensor]) -> list[Entry]:
-    """Of parameters among the tensors, and of those that these were computed from, without samples."""
-    pages: list[Entry] = []
-    for tensor in tensors:
-        if tensor.requires_grad and hasattr(tensor, ENTRY):
-            pages.append(getattr(tensor, ENTRY))
-        pages += (getattr(tensor, ENTRIES, ()) if tensor.requires_grad else ()) + getattr(tensor, CUT, ())
-    return list(dict.fromkeys(pages))
-
-
-def _marks(tensor: Tensor) -> dict[str, Any]:
-    return {name: value for name, value in tensor.__dict__.items() if name.startswith(PREFIX)}
 
 
 def _by_hooks() -> Region | None:
@@ -146,7 +137,7 @@ def _by_hooks() -> Region | None:
     return Region(known["target_frame_ref"](), known["gid"], False)
 
 
-def _by_stack(frame: FrameType | None, watched: Any) -> Region | None:
+def _by_stack(frame: FrameType | None, watched: CodeType | None) -> Region | None:
     """By who calls whom, up to the innermost watched forward: reentrant checkpointing sets no hooks."""
     while frame is not None and (frame.f_code is not watched):
         if frame.f_code is _FIRST:

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .ledger import Entry
-from .marks import ENTRY, tensors_in
-from .recomputation import Region, Regions, pages_of
-
-if TYPE_CHECKING:
-    from .layers import Layer
-    from .per_sample import PerSampleNorms
+from .fast_path import Layer
+from .forward_passes import ForwardPasses
+from .regions import Region
+from .sample_axis.tags import tensors_in
+from .tracked import PARAMETER, TrackedParameter, parameters_behind
 
 
 class WatchedForward:
-    """Stands in for `module.forward`: runs it under the interception, unless an outer module's forward already does.
+    """Stands in for `module.forward`: runs it under the tracer, unless an outer module's forward already does.
 
     Every module has one, because activation checkpointing calls any of them again, in the middle of the backward pass.
-    A module that surely does nothing of interest (`entries` empty, and see `is_plain`) runs without the interception,
-    and so does one of which it is known what it does (`layer`).
+    A module that surely does nothing of interest (`parameters` empty, and see `is_plain`) runs without the tracer, and
+    so does one of which it is known what it does (`layer`).
     """
 
     def __init__(
-        self, norms: PerSampleNorms, module: nn.Module, entries: list[tuple[str, Entry]], layer: Layer | None
+        self,
+        passes: ForwardPasses,
+        module: nn.Module,
+        parameters: list[tuple[str, TrackedParameter]],
+        layer: Layer | None,
     ) -> None:
-        self.norms: PerSampleNorms | None = norms
+        self.passes: ForwardPasses | None = passes
         self.module = module
-        self.entries = entries
-        self.plain = not entries and is_plain(module)
+        self.parameters = parameters
+        self.plain = not parameters and is_plain(module)
         self.pools = type(module).__module__ == "torch.nn.modules.pooling"
         self.parts = [part for part in module.modules() if part is not module] if self.plain else []
         self.own = module.__dict__.get("forward")  # somebody else's wrapper
@@ -45,75 +47,76 @@ class WatchedForward:
         return getattr, (self.module, "forward") if self.own is None else (_Holder(self.own), "held")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        norms = self.norms
-        if norms is None or norms.paused:
+        passes = self.passes
+        if passes is None or passes.paused:
             return self.forward(*args, **kwargs)
-        for attribute, entry in self.entries:
+        measurement, tracer = passes.measurement, passes.tracer
+        for attribute, tracked in self.parameters:
             parameter = self.module._parameters.get(attribute)
-            if parameter is not None and getattr(parameter, ENTRY, None) is not entry:  # FSDP has exchanged it
-                entry.belongs_to(parameter)
-        interception = norms.interception
+            if parameter is not None and getattr(parameter, PARAMETER, None) is not tracked:  # FSDP has exchanged it
+                measurement.recorder.tag(tracked, parameter)
         eager = not torch.compiler.is_compiling()
-        if eager and (not interception.active or interception.may_be_in_region()):
-            region = interception.regions.entered(_CODE, interception.may_be_reentrant())
+        if eager and (not tracer.active or tracer.may_be_in_region()):
+            region = measurement.regions.entered(tracer.may_be_reentrant())
             if region is not None:
-                return self._in_region(norms, region, args, kwargs)
-        if interception.active:
-            if eager and not interception.passing_by and self._is_alone():
+                return self._in_region(passes, region, args, kwargs)
+        if tracer.active:
+            if eager and not tracer.passing_by and self._is_alone():
                 if self.plain:
-                    return interception.pass_by(self.forward, args, kwargs, self.pools)
+                    return tracer.pass_by(self.forward, args, kwargs, self.pools)
                 if self.layer is not None and len(args) == 1 and not kwargs:
-                    y = self.layer.run(norms, args[0])
+                    y = self.layer.run(measurement, args[0])
                     if y is not None:
                         return y
             return self.forward(*args, **kwargs)
-        if not interception.repeats():
-            self._enter(norms, args, kwargs)
-        if norms.batch == 0:  # no samples, no contributions
+        if not measurement.regions.repeats():
+            self._enter(passes, args, kwargs)
+        if measurement.batch == 0:  # no samples, no contributions
             return self.forward(*args, **kwargs)
-        interception.begin()
+        tracer.begin()
         try:
-            with interception:
+            with tracer:
                 out = self.forward(*args, **kwargs)
         finally:
-            interception.leave()
-        norms.leave(out)
+            tracer.leave()
+            passes.inputs.leave(measurement)
+        passes.leave(out)
         return out
 
-    def _enter(self, norms: PerSampleNorms, args: Any, kwargs: Any) -> None:
-        norms.enter(self.module, tensors_in((*args, *kwargs.values())))
+    def _enter(self, passes: ForwardPasses, args: Any, kwargs: Any) -> None:
+        passes.enter(tensors_in((*args, *kwargs.values())), self.module is passes.model, self._takes_one)
 
-    def _in_region(self, norms: PerSampleNorms, region: Region, args: Any, kwargs: Any) -> Any:
+    def _in_region(self, passes: ForwardPasses, region: Region, args: Any, kwargs: Any) -> Any:
         """A checkpointed function calls it, outside of any other: so it does once more in the backward pass."""
-        interception, given = norms.interception, (*args, *kwargs.values())
-        regions, batch = interception.regions, norms.batch
+        measurement, tracer, given = passes.measurement, passes.tracer, (*args, *kwargs.values())
+        regions, batch = measurement.regions, measurement.batch
         outer, regions.current = regions.current, region
         try:
             if region.run is None:
-                if not interception.active:
-                    self._enter(norms, args, kwargs)
-                regions.note(region, self.module, norms.batch, given)
+                if not tracer.active:
+                    self._enter(passes, args, kwargs)
+                regions.note(region, self.module, measurement.batch, given)
                 out = self(*args, **kwargs)
                 if region.reentrant:
-                    cut = pages_of(tensors_in(given)) + pages_of(tensors_in((out,)))
-                    norms.exclude(cut, "what is computed from it crosses the border of reentrant checkpointing")
+                    cut = parameters_behind(tensors_in(given)) + parameters_behind(tensors_in((out,)))
+                    measurement.exclude(cut, "what is computed from it crosses the border of reentrant checkpointing")
                 return out
             if region.reentrant:
-                norms.ledger.holds_other_passes()
+                measurement.recorder.passes.hold_others()
             known = regions.given(region, self.module, given)
             if known is None:  # measuring began after the first run
-                return interception.look_away(self.forward, args, kwargs)
-            norms.batch = known.batch
+                return tracer.look_away(self.forward, args, kwargs)
+            measurement.batch = known.batch
             return self(*args, **kwargs)
         finally:
             regions.current = outer
             if region.run is not None:
-                norms.batch = batch
+                measurement.batch = batch
 
-    def takes_one(self, tensors: list[Tensor]) -> bool:
+    def _takes_one(self, tensors: list[Tensor]) -> bool:
         """Whether the module is one layer and its input has no batch dimension, but is one sample."""
         operator = None if self.layer is None or not tensors else self.layer.operator(tensors[0])
-        return operator is not None and tensors[0].ndim == operator.rule.unbatched_ndim
+        return operator is not None and tensors[0].ndim == operator.sampler.unbatched_ndim
 
     def _is_alone(self) -> bool:
         """Whether nobody else looks into the module: no hooks on its parts, no other mode."""
@@ -123,21 +126,13 @@ class WatchedForward:
 
     def restore(self) -> None:
         """Give the module its forward back; one that was wrapped since stays wrapped, without effect."""
-        self.norms = None
+        self.passes = None
         if self.module.__dict__.get("forward") is not self:
             return
         if self.own is None:
             del self.module.forward
         else:
             self.module.forward = self.own
-
-
-_CODE = WatchedForward.__call__.__code__
-
-
-def is_unwatched_in_reentrant(regions: Regions) -> bool:
-    """Whether the innermost function that reentrant checkpointing will call again is not a module's forward."""
-    return regions.is_unwatched(_CODE)
 
 
 _PLAIN = {f"torch.nn.modules.{name}" for name in ("activation", "dropout", "batchnorm", "instancenorm", "normalization",
@@ -161,28 +156,28 @@ class _Holder:
         self.held = held
 
 
-def attached_to(model: nn.Module) -> set[PerSampleNorms]:
-    """Every `PerSampleNorms` that watches the model or part of it."""
-    found = set()
-    for module in model.modules():
-        for part in (module.__dict__.get("forward"), *module._forward_pre_hooks.values()):
-            if isinstance(part, (WatchedForward, BeginPass)) and part.norms is not None:
-                found.add(part.norms)
-    return found
-
-
 class BeginPass:
     """The hook on the model's forward pass where none is watched; without effect in a copy of the model."""
 
-    def __init__(self, norms: PerSampleNorms | None) -> None:
-        self.norms = norms
+    def __init__(self, passes: ForwardPasses | None) -> None:
+        self.passes = passes
 
     def __reduce__(self) -> Any:
         return BeginPass, (None,)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # In the middle of a backward pass the model is not called for a new batch, but again by checkpointing.
-        if self.norms is None or self.norms.paused:
+        if self.passes is None or self.passes.paused:
             return
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            self.norms.begin_pass()
+            self.passes.begin_pass()
+
+
+def passes_of(model: nn.Module) -> set[ForwardPasses]:
+    """Everything that watches forward passes of the model or of part of it."""
+    found = set()
+    for module in model.modules():
+        for part in (module.__dict__.get("forward"), *module._forward_pre_hooks.values()):
+            if isinstance(part, (WatchedForward, BeginPass)) and part.passes is not None:
+                found.add(part.passes)
+    return found

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..errors import UserError
-from .batches import one_sample, split_batch
+from ...errors import UserError
+from ..batches import one_sample, split_batch
+from ..extra_passes import buffers_restored
+from ..per_sample import PerSampleNorms
 from .evidence import Evidence
-from .extra_passes import buffers_restored
-from .per_sample import PerSampleNorms
 from .sample_outputs import as_real, differentiable, is_close, rows_of, slopes_at, weight_of
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # others have three digits or fewer

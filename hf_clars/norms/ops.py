@@ -1,4 +1,4 @@
-"""The table from torch function to the rule that measures its parameters. A new operator is one entry of `OPERATORS`.
+"""The table from torch function to the sampler that measures its parameters; a new operator is one entry.
 
 Modules do not matter here, only what their `forward` calls: a subclass with a `forward` of its own, a weight that is
 computed from parameters, a layer that reads another's weight all end in one of these functions.
@@ -14,10 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .conv_rules import ConvRule, TransposedConvRule
-from .linear_rules import EmbeddingRule, LinearRule
-from .norm_rules import BatchNormRule, GroupNormRule, InstanceNormRule, LayerNormRule, RMSNormRule
-from .rule import Rule, Saved
+from .samplers.base import Sampler, Saved
+from .samplers.conv import ConvSampler, TransposedConvSampler
+from .samplers.linear import EmbeddingSampler, LinearSampler
+from .samplers.norm_layers import (
+    BatchNormSampler,
+    GroupNormSampler,
+    InstanceNormSampler,
+    LayerNormSampler,
+    RMSNormSampler,
+)
 
 
 @dataclass
@@ -25,15 +31,15 @@ class Operator:
     """A call of a torch function, taken apart.
 
     Args:
-        rule: how its parameters are measured.
+        sampler: how its parameters are measured.
         x: the input, whose rows belong to samples.
         weight, bias: None where absent.
         call: the function of `(x, weight, bias)`.
-        kept: what the rule wants beside x.
+        kept: what the sampler wants beside x.
         half: whether autocast runs it in half precision.
     """
 
-    rule: Rule
+    sampler: Sampler
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
@@ -43,22 +49,22 @@ class Operator:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operator:
-    return Operator(LinearRule(tuple(weight.shape)), input, weight, bias, F.linear, half=True)
+    return Operator(LinearSampler(tuple(weight.shape)), input, weight, bias, F.linear, half=True)
 
 
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Operator | None:
     """transformers' Conv1D."""
     if beta != 1 or alpha != 1:
         return None
-    rule = LinearRule(tuple(mat2.shape), transposed=True)
-    return Operator(rule, mat1, mat2, input, lambda x, w, b: torch.addmm(b, x, w), half=True)
+    sampler = LinearSampler(tuple(mat2.shape), transposed=True)
+    return Operator(sampler, mat1, mat2, input, lambda x, w, b: torch.addmm(b, x, w), half=True)
 
 
 def matmul(input: Tensor, other: Tensor) -> Operator | None:
     if other.ndim != 2:
         return None
-    rule = LinearRule(tuple(other.shape), transposed=True)
-    return Operator(rule, input, other, None, lambda x, w, _: torch.matmul(x, w), half=True)
+    sampler = LinearSampler(tuple(other.shape), transposed=True)
+    return Operator(sampler, input, other, None, lambda x, w, _: torch.matmul(x, w), half=True)
 
 
 def convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., Operator | None]:
@@ -80,9 +86,14 @@ def convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., 
                 return operator(F.pad(input, pads), weight, bias, stride, 0, dilation, groups)
             padding = tuple(span // 2 for span in spans) if padding == "same" else 0
         padding = _each(padding, spatial)
-        rule = ConvRule(tuple(weight.shape), stride, padding, dilation, groups).for_size(input.shape[-spatial:])
+        sampler = ConvSampler(tuple(weight.shape), stride, padding, dilation, groups).for_size(input.shape[-spatial:])
         return Operator(
-            rule, input, weight, bias, lambda x, w, b: function(x, w, b, stride, padding, dilation, groups), half=True
+            sampler,
+            input,
+            weight,
+            bias,
+            lambda x, w, b: function(x, w, b, stride, padding, dilation, groups),
+            half=True,
         )
 
     return operator
@@ -102,11 +113,11 @@ def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Cal
         stride, padding, output_padding, dilation = (
             _each(value, spatial) for value in (stride, padding, output_padding, dilation)
         )
-        rule = TransposedConvRule(
+        sampler = TransposedConvSampler(
             tuple(weight.shape), stride, padding, dilation, groups, output_padding=output_padding
         ).for_size(input.shape[-spatial:])
         return Operator(
-            rule, input, weight, bias,
+            sampler, input, weight, bias,
             lambda x, w, b: function(x, w, b, stride, padding, output_padding, groups, dilation), half=True,
         )  # fmt: skip
 
@@ -124,8 +135,8 @@ def embedding(
 ) -> Operator | None:
     if scale_grad_by_freq or sparse:
         return None
-    rule = EmbeddingRule(tuple(weight.shape), padding_idx)
-    return Operator(rule, input, weight, None, lambda x, w, _: torch.embedding(w, x, padding_idx))
+    sampler = EmbeddingSampler(tuple(weight.shape), padding_idx)
+    return Operator(sampler, input, weight, None, lambda x, w, _: torch.embedding(w, x, padding_idx))
 
 
 def layer_norm(
@@ -138,7 +149,7 @@ def layer_norm(
 ) -> Operator:
     shape = tuple(normalized_shape)
     return Operator(
-        LayerNormRule(shape, eps), input, weight, bias,
+        LayerNormSampler(shape, eps), input, weight, bias,
         lambda x, w, b: torch.layer_norm(x, shape, w, b, eps, cudnn_enable),
     )  # fmt: skip
 
@@ -147,7 +158,7 @@ def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Operator:
     shape = tuple(normalized_shape)
-    return Operator(RMSNormRule(shape, eps), input, weight, None, lambda x, w, _: torch.rms_norm(x, shape, w, eps))
+    return Operator(RMSNormSampler(shape, eps), input, weight, None, lambda x, w, _: torch.rms_norm(x, shape, w, eps))
 
 
 def group_norm(
@@ -158,13 +169,13 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Operator:
-    rule = GroupNormRule((input.shape[1],), eps, num_groups)
+    sampler = GroupNormSampler((input.shape[1],), eps, num_groups)
     call = lambda x, w, b: torch.group_norm(x, num_groups, w, b, eps, cudnn_enabled)  # noqa: E731
-    return Operator(rule, input, weight, bias, call)
+    return Operator(sampler, input, weight, bias, call)
 
 
 def norm_with_statistics(
-    kind: type[BatchNormRule | InstanceNormRule], function: Callable[..., Tensor]
+    kind: type[BatchNormSampler | InstanceNormSampler], function: Callable[..., Tensor]
 ) -> Callable[..., Operator]:
     def operator(
         input: Tensor,
@@ -209,8 +220,8 @@ OPERATORS: dict[Callable[..., Any], Callable[..., Operator | None]] = {
     torch.layer_norm: layer_norm,
     torch.rms_norm: rms_norm,
     torch.group_norm: group_norm,
-    torch.batch_norm: norm_with_statistics(BatchNormRule, torch.batch_norm),
-    torch.instance_norm: norm_with_statistics(InstanceNormRule, torch.instance_norm),
+    torch.batch_norm: norm_with_statistics(BatchNormSampler, torch.batch_norm),
+    torch.instance_norm: norm_with_statistics(InstanceNormSampler, torch.instance_norm),
 }
 
 # Functions that broadcast: a parameter among their operands may as well be one copy for each sample.

@@ -1,4 +1,4 @@
-"""Rules of the affine weights of norms: `c_i = Σ_p d ⊙ x̂`, with `x̂` the normalised input before weight and bias."""
+"""Samplers of the affine weights of norms: `c_i = Σ_p d ⊙ x̂`, with `x̂` the normalised input before weight and bias."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reductions import norm_dtype
-from .rule import Rule, Saved
+from ..numerics.reductions import norm_dtype
+from .base import Sampler, Saved
 
 
 @dataclass(frozen=True)
-class NormRule(Rule):
+class NormSampler(Sampler):
     """Norms over the last dimensions, where the weight stands."""
 
     eps: float | None
@@ -41,19 +41,19 @@ class NormRule(Rule):
 
 
 @dataclass(frozen=True)
-class LayerNormRule(NormRule):
+class LayerNormSampler(NormSampler):
     def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
         return F.layer_norm(x, self.shape, eps=self.eps or 0.0)
 
 
 @dataclass(frozen=True)
-class RMSNormRule(NormRule):
+class RMSNormSampler(NormSampler):
     def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
         return F.rms_norm(x, self.shape, eps=self.eps)
 
 
 @dataclass(frozen=True)
-class ChannelNormRule(NormRule):
+class ChannelNormSampler(NormSampler):
     """Norms whose weight stands in dimension 1."""
 
     def sample_dims(self, ndim: int) -> int:
@@ -64,7 +64,7 @@ class ChannelNormRule(NormRule):
 
 
 @dataclass(frozen=True)
-class GroupNormRule(ChannelNormRule):
+class GroupNormSampler(ChannelNormSampler):
     groups: int
 
     def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class GroupNormRule(ChannelNormRule):
 
 
 @dataclass(frozen=True)
-class InstanceNormRule(ChannelNormRule):
+class InstanceNormSampler(ChannelNormSampler):
     """Statistics of each sample, or those that are saved with the input."""
 
     def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class InstanceNormRule(ChannelNormRule):
 
 
 @dataclass(frozen=True)
-class BatchNormRule(ChannelNormRule):
+class BatchNormSampler(ChannelNormSampler):
     """Statistics of the whole batch, or those that are saved with the input."""
 
     def normalised(self, x: Tensor, *statistics: Tensor) -> Tensor:

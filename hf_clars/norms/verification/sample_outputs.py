@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import named_tensors
+from ..batches import named_tensors
 
 
 def differentiable(result: Any, loss: Tensor | None) -> list[Tensor]:

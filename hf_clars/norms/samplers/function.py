@@ -1,4 +1,4 @@
-"""What to do about a function that no rule knows: a vector-Jacobian product for each sample."""
+"""What to do about a function that no sampler knows: a vector-Jacobian product for each sample."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .marks import axis_of
-from .recipes import call_steps, cook
-from .rule import Rule, Saved
-from .sample_axis.axis import SampleAxis, by_sample
-from .sample_axis.call import functions_named
+from ..recorded_calls import call_steps, cook
+from ..sample_axis.axis import SampleAxis, by_sample
+from ..sample_axis.call import functions_named
+from ..sample_axis.tags import axis_of
+from .base import Sampler, Saved
 
 _VMAPPED = {
     function
@@ -22,7 +22,7 @@ _VMAPPED = {
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionRule(Rule):
+class FunctionSampler(Sampler):
     """Any function that treats samples apart, of which it is known where they stand in operands and result.
 
     What is kept: the operands that depend on samples, then the tensor `u` whose contributions are wanted, then others.
@@ -74,10 +74,10 @@ class FunctionRule(Rule):
         return (*(x[run] for x in xs[:count]), *xs[count:]), d[run]
 
 
-def function_rule(
+def function_sampler(
     func: Any, args: Any, kwargs: Any, tensors: list[Tensor], u: Tensor, out_axis: SampleAxis
-) -> tuple[FunctionRule, Saved]:
-    """The rule of `func(*args, **kwargs)` for its operand `u`, and what it keeps."""
+) -> tuple[FunctionSampler, Saved]:
+    """The sampler of `func(*args, **kwargs)` for its operand `u`, and what it keeps."""
     axes = [axis for axis in map(axis_of, tensors) if axis is not None]
     of_samples = [t for t in tensors if axis_of(t) is not None]
     others = [t for t in tensors if axis_of(t) is None and t is not u]
@@ -95,7 +95,7 @@ def function_rule(
     assert steps is not None
     where = tuple([(axis.dim, axis.inner, axis.batch) for axis in (*axes, out_axis)])
     saved = tuple([t.detach() for t in (*of_samples, u, *others)])
-    return FunctionRule(tuple(u.shape), steps, where, _is_vmapped(func)), saved
+    return FunctionSampler(tuple(u.shape), steps, where, _is_vmapped(func)), saved
 
 
 @torch.compiler.assume_constant_result

@@ -1,4 +1,4 @@
-"""Rules of convolutions and transposed convolutions."""
+"""Samplers of convolutions and transposed convolutions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import costs, forms, kernels, products
-from .reductions import norm_dtype
-from .rule import Rule, Saved
+from .. import kernels
+from ..numerics import costs, forms, products
+from ..numerics.reductions import norm_dtype
+from .base import Sampler, Saved
 
 # On a CPU a convolution that sees one sample alone beats one that has samples as groups of fewer channels than this, if
 # it is not too small for a call of its own.
@@ -23,7 +24,7 @@ _LARGE = 1 << 20  # multiply-adds
 
 
 @dataclass(frozen=True)
-class ConvRule(Rule):
+class ConvSampler(Sampler):
     """Convolutions of one to three dimensions, any stride, padding, dilation and groups.
 
     Args:
@@ -36,7 +37,7 @@ class ConvRule(Rule):
     groups: int
     form: str = ""
 
-    def for_size(self, size: Sequence[int]) -> ConvRule:
+    def for_size(self, size: Sequence[int]) -> ConvSampler:
         """The same, with the cheapest form for inputs of this size."""
         choose = _for_size.__wrapped__ if torch.compiler.is_compiling() else _for_size  # which follows no caches
         return choose(self, tuple(size))
@@ -163,7 +164,7 @@ class ConvRule(Rule):
 
 
 @dataclass(frozen=True)
-class TransposedConvRule(ConvRule):
+class TransposedConvSampler(ConvSampler):
     """Transposed convolutions: the convolution's weight gradient with input and output derivative exchanged."""
 
     output_padding: tuple[int, ...] = ()
@@ -185,17 +186,17 @@ class TransposedConvRule(ConvRule):
 
 
 @functools.lru_cache(maxsize=4096)
-def _for_size(rule: ConvRule, size: tuple[int, ...]) -> ConvRule:
-    positions, pixels = map(math.prod, rule._sizes(size))
-    (outputs, channels, *kernel), groups = rule.shape, rule.groups
+def _for_size(sampler: ConvSampler, size: tuple[int, ...]) -> ConvSampler:
+    positions, pixels = map(math.prod, sampler._sizes(size))
+    (outputs, channels, *kernel), groups = sampler.shape, sampler.groups
     inputs = channels * math.prod(kernel)
-    if rule.pointwise:
+    if sampler.pointwise:
         prices = {"gram": groups * costs.gram(positions, channels, outputs // groups)}
     else:
         prices = {"gram": costs.gram_of_pixels(positions, pixels, groups * channels, outputs, groups, kernel)}
-    if groups > 1 or not rule.pointwise:
+    if groups > 1 or not sampler.pointwise:
         prices["grouped"] = costs.grouped(outputs * inputs)
     if groups == 1:
-        unfolding = 0 if rule.pointwise else costs.unfolding(positions, inputs)
+        unfolding = 0 if sampler.pointwise else costs.unfolding(positions, inputs)
         prices["products"] = costs.conv_products(inputs, outputs) + unfolding
-    return replace(rule, form=min(prices, key=lambda form: prices[form]))
+    return replace(sampler, form=min(prices, key=lambda form: prices[form]))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import kernels
-from .recipes import made_of
-from .reductions import norm_dtype, squared_norms
-from .rule import Rule, Saved
-
-if TYPE_CHECKING:
-    from .ledger import Entry
-    from .recipes import Recipe
+from .numerics.reductions import norm_dtype, squared_norms
+from .recorded_calls import Recipe
+from .samplers.base import Sampler, Saved
+from .tracked import TrackedParameter
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
 # between being formed and being summed; on an accelerator what fills it.
@@ -29,7 +26,7 @@ def chunks(batch: int, bytes_per_sample: int, device: torch.device) -> list[slic
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
-class Part(ABC):
+class GradSamples(ABC):
     """The contributions `c_i` of `batch` samples through one use of a parameter of shape `shape`."""
 
     shape: torch.Size | tuple[int, ...]
@@ -46,7 +43,7 @@ class Part(ABC):
     def samples(self, run: slice) -> Tensor:
         """`c_i` of a run of samples, `[run, *shape]`."""
 
-    def kept(self) -> Part:
+    def kept(self) -> GradSamples:
         """The same, able to outlive the graph of the backward pass."""
         return self
 
@@ -59,7 +56,7 @@ class Part(ABC):
         return torch.stack([self.samples(run).sum(0) for run in self.runs()]).sum(0)
 
 
-class FixedPart(Part):
+class GivenSamples(GradSamples):
     """Contributions that stand in memory already."""
 
     def __init__(self, samples: Tensor) -> None:
@@ -71,38 +68,38 @@ class FixedPart(Part):
         return self._samples[run]
 
 
-class LayerPart(Part):
-    """The weight of an operator, by its rule."""
+class OperatorSamples(GradSamples):
+    """The weight of an operator, by its sampler."""
 
-    def __init__(self, rule: Rule, xs: Saved, d: Tensor, batch: int, subset: slice | None = None) -> None:
-        xs = rule.operands(xs)
+    def __init__(self, sampler: Sampler, xs: Saved, d: Tensor, batch: int, subset: slice | None = None) -> None:
+        xs = sampler.operands(xs)
         if subset is not None:
-            xs, d = rule.cut(xs, d, subset, batch)
+            xs, d = sampler.cut(xs, d, subset, batch)
             batch = len(range(*subset.indices(batch)))
-        self.rule, self.xs, self.d, self.batch, self.shape = rule, xs, d, batch, rule.shape
+        self.sampler, self.xs, self.d, self.batch, self.shape = sampler, xs, d, batch, sampler.shape
         self.dtype, self.device = d.dtype, d.device
 
     def runs(self) -> list[slice]:
-        if self.rule.alone(self.d):
+        if self.sampler.alone(self.d):
             return [slice(i, i + 1) for i in range(self.batch)]
-        elements = self.rule.samples_elements(self.xs, self.d, self.batch)
+        elements = self.sampler.samples_elements(self.xs, self.d, self.batch)
         return chunks(self.batch, elements * self.dtype.itemsize, self.device)
 
     def samples(self, run: slice) -> Tensor:
-        return self.rule.samples(*self._cut(run), run.stop - run.start)
+        return self.sampler.samples(*self._cut(run), run.stop - run.start)
 
     def total(self) -> Tensor:
-        found = self.rule.total(self.xs, self.d)
+        found = self.sampler.total(self.xs, self.d)
         return super().total() if found is None else found.view(self.shape)
 
     def squares(self) -> Tensor:
-        convolution = self.rule.convolution(self.xs, self.d, self.batch)
+        convolution = self.sampler.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
             return kernels.squares(convolution, self.batch)
         squares = []
-        elements = self.rule.squares_elements(self.xs, self.d, self.batch)
+        elements = self.sampler.squares_elements(self.xs, self.d, self.batch)
         for run in chunks(self.batch, elements * self.d.element_size(), self.d.device):
-            part = self.rule.squares(*self._cut(run), run.stop - run.start)
+            part = self.sampler.squares(*self._cut(run), run.stop - run.start)
             if part is None:
                 return super().squares()
             squares.append(part)
@@ -110,25 +107,27 @@ class LayerPart(Part):
 
     def squares_and_gradient(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype` and `memory_format`."""
-        convolution = self.rule.convolution(self.xs, self.d, self.batch)
+        convolution = self.sampler.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
             found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype, memory_format)
             # A view has strides of its own in dimensions of one element.
             return found, gradient if gradient.shape == self.shape else gradient.view(self.shape)
         total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
-        squares = [self.rule.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()]
+        squares = [
+            self.sampler.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()
+        ]
         return _joined(squares), total.to(dtype, memory_format=memory_format)
 
     def _cut(self, run: slice) -> tuple[Saved, Tensor]:
         if run == slice(0, self.batch):
             return self.xs, self.d
-        return self.rule.cut(self.xs, self.d, run, self.batch)
+        return self.sampler.cut(self.xs, self.d, run, self.batch)
 
 
-class ThroughPart(Part):
+class SamplesThroughGraph(GradSamples):
     """A parameter `w` behind a tensor `u = g(w)` that an operator used: `c_{w,i} = (∂g/∂w)ᵀ c_{u,i}`."""
 
-    def __init__(self, part: Part, u: Tensor, parameter: Tensor) -> None:
+    def __init__(self, part: GradSamples, u: Tensor, parameter: Tensor) -> None:
         self.part, self.u, self.parameter = part, u, parameter
         self.batch, self.shape, self.dtype, self.device = part.batch, parameter.shape, part.dtype, part.device
 
@@ -136,8 +135,8 @@ class ThroughPart(Part):
         elements = self.parameter.numel() + self.u.numel()
         return chunks(self.batch, elements * self.dtype.itemsize, self.device)
 
-    def kept(self) -> Part:
-        return FixedPart(self.samples(slice(0, self.batch)))
+    def kept(self) -> GradSamples:
+        return GivenSamples(self.samples(slice(0, self.batch)))
 
     def samples(self, run: slice) -> Tensor:
         each = self.part.samples(run).reshape(-1, *self.u.shape).to(self.u.dtype)
@@ -159,39 +158,46 @@ class ThroughPart(Part):
         return gradient
 
 
-class RecipePart(Part):
-    """The same where a recipe stands for the graph from `u` to `w`."""
+class SamplesThroughRecipe(GradSamples):
+    """The same where a recipe stands for the graph from `u` to `w`.
 
-    def __init__(self, part: Part, recipe: Recipe, entry: Entry) -> None:
-        self.part, self.recipe, self.entry = part, recipe, entry
-        self.batch, self.shape, self.dtype, self.device = part.batch, entry.parameter.shape, part.dtype, part.device
+    Args:
+        tracked: `w`.
+        others: all parameters that recipes may name by their index.
+    """
+
+    def __init__(
+        self, part: GradSamples, recipe: Recipe, tracked: TrackedParameter, others: Sequence[TrackedParameter]
+    ) -> None:
+        self.part, self.recipe, self.tracked, self.others = part, recipe, tracked, others
+        self.batch, self.shape, self.dtype, self.device = part.batch, tracked.parameter.shape, part.dtype, part.device
 
     def runs(self) -> list[slice]:
-        elements = self.entry.parameter.numel() + torch.Size(self.part.shape).numel()
+        elements = self.tracked.parameter.numel() + torch.Size(self.part.shape).numel()
         return chunks(self.batch, elements * self.dtype.itemsize, self.device)
 
-    def kept(self) -> Part:
-        return FixedPart(self.samples(slice(0, self.batch)))
+    def kept(self) -> GradSamples:
+        return GivenSamples(self.samples(slice(0, self.batch)))
 
     def samples(self, run: slice) -> Tensor:
         def made(parameter: Tensor) -> Tensor:
-            recipe, entry = self.recipe, self.entry
-            return made_of(recipe.steps, recipe.constants, entry.ledger, entry.index, parameter)
+            others, index = self.others, self.tracked.index
+            return self.recipe.made_of(lambda i: parameter if i == index else others[i].parameter.detach())
 
-        made_at = torch.func.vjp(made, self.entry.parameter.detach())
+        made_at = torch.func.vjp(made, self.tracked.parameter.detach())
         u, back = made_at[0], made_at[1]
         each = self.part.samples(run).reshape(-1, *u.shape).to(u.dtype)
         return torch.func.vmap(back)(each)[0]
 
 
-def squares_together(parts: list[Part]) -> Tensor:
+def squares_together(parts: list[GradSamples]) -> Tensor:
     """`‖Σ_parts c_i‖²` of a parameter that is used in several places, cross terms included, `[batch]`."""
     parts = _merged(parts)
     if len(parts) == 1:
         return parts[0].squares()
     one, other = parts[:2]
-    if len(parts) == 2 and isinstance(one, LayerPart) and isinstance(other, LayerPart):
-        inner = one.rule.inner(one.xs, one.d, other.rule, other.xs, other.d, one.batch)
+    if len(parts) == 2 and isinstance(one, OperatorSamples) and isinstance(other, OperatorSamples):
+        inner = one.sampler.inner(one.xs, one.d, other.sampler, other.xs, other.d, one.batch)
         if inner is not None:
             return (one.squares() + other.squares() + 2 * inner).clamp_min(0)  # rounding can pass zero
     squares = []
@@ -210,19 +216,19 @@ def _joined(squares: list[Tensor]) -> Tensor:
     return squares[0] if len(squares) == 1 else torch.cat(squares)
 
 
-def _merged(parts: list[Part]) -> list[Part]:
-    """Calls of the same operator with the same weight, taken together where their rule can."""
-    groups: dict[Rule, list[LayerPart]] = {}
-    merged: list[Part] = []
+def _merged(parts: list[GradSamples]) -> list[GradSamples]:
+    """Calls of the same operator with the same weight, taken together where their sampler can."""
+    groups: dict[Sampler, list[OperatorSamples]] = {}
+    merged: list[GradSamples] = []
     for part in parts:
-        if isinstance(part, LayerPart):
-            groups.setdefault(part.rule, []).append(part)
+        if isinstance(part, OperatorSamples):
+            groups.setdefault(part.sampler, []).append(part)
         else:
             merged.append(part)
-    for rule, group in groups.items():
-        whole = rule.merge([(part.xs, part.d) for part in group], group[0].batch) if len(group) > 1 else None
+    for sampler, group in groups.items():
+        whole = sampler.merge([(part.xs, part.d) for part in group], group[0].batch) if len(group) > 1 else None
         if whole is None:
             merged += group
         else:
-            merged.append(LayerPart(rule, *whole, group[0].batch))
+            merged.append(OperatorSamples(sampler, *whole, group[0].batch))
     return merged

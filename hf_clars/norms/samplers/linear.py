@@ -1,4 +1,4 @@
-"""Rules of matrix products and of embeddings."""
+"""Samplers of matrix products and of embeddings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import costs, forms, kernels, products
-from .reductions import norm_dtype
-from .rule import Rule, Saved
-from .sample_axis.axis import SampleAxis, samples_first
+from .. import kernels
+from ..numerics import costs, forms, products
+from ..numerics.reductions import norm_dtype
+from ..sample_axis.axis import SampleAxis, samples_first
+from .base import Sampler, Saved
 
 
 @dataclass(frozen=True)
-class LinearRule(Rule):
+class LinearSampler(Sampler):
     """`y = x Wᵀ + b` over any number of positions between batch and features, or `y = x W + b` (`transposed`)."""
 
     transposed: bool = False
@@ -78,7 +79,7 @@ class LinearRule(Rule):
 
 
 @dataclass(frozen=True)
-class EmbeddingRule(Rule):
+class EmbeddingSampler(Sampler):
     """Rows picked from a table; the input are indices, `[batch, …]`."""
 
     padding_idx: int = -1
@@ -111,8 +112,10 @@ class EmbeddingRule(Rule):
         ids = torch.cat([ids.reshape(batch, -1) for (ids,), _ in uses], dim=1)
         return (ids,), torch.cat([d.reshape(batch, -1, d.shape[-1]) for _, d in uses], dim=1)
 
-    def inner(self, xs: Saved, d: Tensor, other: Rule, other_xs: Saved, other_d: Tensor, batch: int) -> Tensor | None:
-        if type(other) is not LinearRule or other.transposed:
+    def inner(
+        self, xs: Saved, d: Tensor, other: Sampler, other_xs: Saved, other_d: Tensor, batch: int
+    ) -> Tensor | None:
+        if type(other) is not LinearSampler or other.transposed:
             return None
         # ⟨c_i, c'_i⟩ = Σ_{t,q} ⟨d_t, x_q⟩ d'_{q, id_t}
         ids, d = self._rows(xs, d, batch)
@@ -124,7 +127,7 @@ class EmbeddingRule(Rule):
 
 
 @dataclass(frozen=True)
-class PositionsRule(EmbeddingRule):
+class PositionsSampler(EmbeddingSampler):
     """Rows picked from a table by indices that are the same for all samples, of which each is handed its own copy."""
 
     def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import conv, linear
 
-from .marks import PLACE, axis_of, is_source
-from .measured import Measured, decide
-from .operators import OPERATORS, Operator
+from .measurement import Measurement
+from .ops import OPERATORS, Operator
+from .plan import Plan, decide
 from .sample_axis.axis import SampleAxis
-
-if TYPE_CHECKING:
-    from .per_sample import PerSampleNorms
+from .sample_axis.tags import PLACE, axis_of
+from .tracked import is_tracked
 
 _KINDS = 64
 _CONVOLUTIONS: dict[type[nn.Module], Any] = {
@@ -36,7 +35,7 @@ class Layer:
 
     def __init__(self, module: nn.Module, operator: Callable[[Tensor], Operator | None]) -> None:
         self._module, self.operator = module, operator
-        self._kinds: dict[Any, Measured] = {}  # what was decided about inputs of each kind
+        self._kinds: dict[Any, Plan] = {}  # what was decided about inputs of each kind
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
@@ -44,7 +43,7 @@ class Layer:
         operator = _operator_of(module)
         return None if operator is None else cls(module, operator)
 
-    def run(self, norms: PerSampleNorms, x: Any) -> Tensor | None:
+    def run(self, measurement: Measurement, x: Any) -> Tensor | None:
         """The layer's result; None where it takes looking at what the layer calls."""
         if not _is_as_built(self._module):
             return None
@@ -57,29 +56,29 @@ class Layer:
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             return None  # the hooks may be those of checkpointing
         with torch._C.DisableTorchFunction():
-            if not (is_source(weight) or is_source(bias)):
+            if not (is_tracked(weight) or is_tracked(bias)):
                 return None
-            measured = self._measured(norms, x, axis)
-            if measured is None:
+            plan = self._plan(measurement, x, axis)
+            if plan is None:
                 return None
-            y = measured.run(norms, x, weight, bias)
+            y = plan.run(measurement, x, weight, bias)
             setattr(y, PLACE, axis)  # a layer leaves it where it is, or `decide` has refused
             return y
 
-    def _measured(self, norms: PerSampleNorms, x: Tensor, axis: SampleAxis) -> Measured | None:
+    def _plan(self, measurement: Measurement, x: Tensor, axis: SampleAxis) -> Plan | None:
         kind = axis.dim, axis.inner, axis.batch, _kind(self._module, x)
         try:
-            measured = self._kinds.get(kind)
+            plan = self._kinds.get(kind)
         except TypeError:  # strides in a list
             return None
-        if measured is None:
+        if plan is None:
             operator = self.operator(x)
-            measured = None if operator is None or operator.x is not x else decide(norms, operator)
-            if measured is not None:
+            plan = None if operator is None or operator.x is not x else decide(measurement, operator)
+            if plan is not None:
                 if len(self._kinds) >= _KINDS:  # of sequences, each may have its length
                     self._kinds.clear()
-                self._kinds[kind] = measured
-        return measured
+                self._kinds[kind] = plan
+        return plan
 
 
 def _operator_of(module: nn.Module) -> Callable[[Tensor], Operator | None] | None:

@@ -1,0 +1,67 @@
+"""The backward pass under way: its number, its end, and what runs inside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def backward_pass() -> int:
+    """The number of the backward pass under way; -1 outside of any.
+
+    This and `at_end_of_pass` are private names, those that DistributedDataParallel and FSDP build on; test_norms.py
+    fails if they go.
+    """
+    return torch._C._current_graph_task_id()
+
+
+def at_end_of_pass(callback: Callable[[], None]) -> None:
+    """Have the engine call it once the backward pass under way is over."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+class BackwardPasses:
+    """What is to be done at the end of the backward pass under way, and which pass holds others.
+
+    Attributes:
+        held_others: the number of the last pass that held others, as reentrant checkpointing has it.
+    """
+
+    def __init__(self) -> None:
+        self.held_others = -1
+        self._holder: int | None = None
+        self._closing: list[Callable[[], None]] = []
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        if not self._closing:
+            at_end_of_pass(self._close_all)
+        self._closing.append(close)
+
+    def begin_forward(self) -> bool:
+        """A forward pass begins: drop what a backward pass that failed left behind, and say whether there was any."""
+        self._holder = None
+        return self.drop()
+
+    def drop(self) -> bool:
+        dropped, self._closing = self._closing, []
+        return bool(dropped)
+
+    def hold_others(self) -> None:
+        """The backward pass under way is going to run another one inside."""
+        if self._holder is None:
+            self._holder = self.held_others = backward_pass()
+            at_end_of_pass(self._hold_none)
+
+    def outermost(self) -> int:
+        """A number for the backward pass under way, or for the one that holds it."""
+        return backward_pass() if self._holder is None else self._holder
+
+    def _hold_none(self) -> None:
+        self._holder = None
+
+    def _close_all(self) -> None:
+        closing, self._closing = self._closing, []
+        with torch.no_grad():
+            for close in closing:
+                close()

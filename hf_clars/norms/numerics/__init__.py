@@ -1,0 +1,1 @@
+"""Reductions, products and the forms of norms; which form is the cheapest."""

@@ -1,0 +1,1 @@
+"""`verify_norms`: what `PerSampleNorms` measures, held against passes over single samples."""

@@ -1,0 +1,147 @@
+"""Attaching to a model: its `forward` methods are replaced while its passes are watched, and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .fast_path import Layer
+from .forward_passes import ForwardPasses
+from .inputs import Inputs
+from .measurement import Measurement
+from .sample_axis.tags import PREFIX
+from .tracked import TrackedParameter
+from .wrapper import BeginPass, WatchedForward, passes_of
+
+
+class Watch(ForwardPasses):
+    """Of one model, or not, by turns.
+
+    Args:
+        vectors: parameters of one dimension are measured, too.
+    """
+
+    def __init__(self, model: nn.Module, measurement: Measurement, inputs: Inputs, vectors: bool) -> None:
+        super().__init__(model, measurement, inputs)
+        measurement.regions.watched = WatchedForward.__call__.__code__
+        self.vectors = vectors
+        self.attached = False
+        self._forwards: list[WatchedForward] = []
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Begin to measure; nothing happens if it already does."""
+        if not self.attached:
+            self._refuse_another()
+            self.measurement.begin_anew()
+            self._attach()
+
+    def resume(self) -> None:
+        """After `detach()`: measure again and go on with what was measured before."""
+        if not self.attached:
+            self._refuse_another()
+            self._attach()
+
+    def detach(self) -> None:
+        """Stop measuring and leave the model as it was found."""
+        recorder = self.measurement.recorder
+        recorder.settle_check()  # it looks at gradients, and those that come later are nobody's
+        for forward in self._forwards:
+            forward.restore()
+        for tracked in recorder.parameters:
+            tracked.untag()
+        for handle in (*self._handles, *recorder.agreement.handles):
+            handle.remove()
+        self._forwards, self._handles, recorder.agreement.handles = [], [], []
+        self.forget_members()
+        self.attached = False
+        self.inputs.forget()
+        # Whatever the forward passes left on tensors that live as long as the model.
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            for name in [name for name in vars(tensor) if name.startswith(PREFIX)]:
+                delattr(tensor, name)
+
+    def newcomers(self) -> dict[str, Tensor]:
+        """Name → parameter with a gradient that joined the model since."""
+        known = {id(tracked.parameter) for tracked in self.measurement.recorder.parameters}
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if self._is_wanted(parameter) and parameter.grad is not None and id(parameter) not in known
+        }
+
+    def _is_wanted(self, parameter: Tensor) -> bool:
+        return parameter.ndim >= 2 or self.vectors
+
+    def _refuse_another(self) -> None:
+        if watches_of(self.model):
+            raise UserError(
+                "another PerSampleNorms is attached to this model: detach() it first, "
+                "or call PerSampleNorms.detach_all(model)"
+            )
+
+    def _attach(self) -> None:
+        self.attached = True
+        self.look_at_members()
+        if self.measurement.mode == "micro_batch":
+            self._attach_to_parameters()
+            self._handles.append(self.model.register_forward_pre_hook(BeginPass(self)))
+        else:
+            self._attach_to_modules()
+        self.measurement.recorder.agreement.watch_shares()
+
+    def _attach_to_modules(self) -> None:
+        recorder = self.measurement.recorder
+        known: dict[int, TrackedParameter] = {id(tracked.parameter): tracked for tracked in recorder.parameters}
+        for tracked in recorder.parameters:
+            recorder.tag(tracked, tracked.parameter)
+        for prefix, module in self._modules():
+            own = []
+            for attribute, parameter in module._parameters.items():
+                if parameter is None or not self._is_wanted(parameter):
+                    continue
+                if id(parameter) not in known:
+                    tracked = recorder.track(module, attribute, f"{prefix}{attribute}")
+                    known[id(parameter)] = tracked
+                    recorder.tag(tracked, parameter)
+                own.append((attribute, known[id(parameter)]))
+            forward = WatchedForward(self, module, own, Layer.of(module) if own else None)
+            module.forward = forward
+            self._forwards.append(forward)
+
+    def _attach_to_parameters(self) -> None:
+        recorder = self.measurement.recorder
+        known = {tracked.name: tracked for tracked in recorder.parameters}
+        seen: set[int] = set()
+        for prefix, module in self._modules():
+            for attribute, parameter in module._parameters.items():
+                if parameter is None or id(parameter) in seen or not parameter.requires_grad:
+                    continue
+                seen.add(id(parameter))
+                if self._is_wanted(parameter):
+                    name = f"{prefix}{attribute}"
+                    tracked = known.get(name) or recorder.track(module, attribute, name)
+                    self._handles.append(parameter.register_hook(self._micro_batch_hook(tracked)))
+
+    def _micro_batch_hook(self, tracked: TrackedParameter) -> Callable[[Tensor], None]:
+        recorder = self.measurement.recorder
+
+        def record(gradient: Tensor) -> None:
+            dtype = torch.promote_types(gradient.dtype, torch.float32)
+            square = torch.linalg.vector_norm(gradient, dtype=dtype).square().reshape(1)
+            recorder.record(tracked, square, 1, recorder.follows_gradient and tracked.parameter.grad is None)
+
+        return record
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in self.model.named_modules():
+            yield (f"{name}." if name else ""), module
+
+
+def watches_of(model: nn.Module) -> set[Watch]:
+    """Every `Watch` of the model or of part of it."""
+    return {passes for passes in passes_of(model) if isinstance(passes, Watch)}
