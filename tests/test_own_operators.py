@@ -1,0 +1,104 @@
+"""A sampler of a user's own for a function that nothing else sees into."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_clars import verify_norms
+from hf_clars.norms import Operator, PerSampleNorms, Sampler, measured_by
+
+
+class Kernel(torch.autograd.Function):
+    """`x · softplus(w)`, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x * F.softplus(weight)
+
+    @staticmethod
+    def backward(ctx, d):
+        x, weight = ctx.saved_tensors
+        return d * F.softplus(weight), (d * x).flatten(0, -2).sum(0) * weight.sigmoid()
+
+
+@dataclass(frozen=True)
+class SoftScaleSampler(Sampler):
+    def samples(self, xs: tuple[Tensor, ...], d: Tensor, batch: int) -> Tensor:
+        x, weight = xs
+        return (x * d).reshape(batch, -1, *self.shape).sum(1) * weight.sigmoid()
+
+
+def take_apart(x: Tensor, weight: Tensor, *, plain: bool = False) -> Operator | None:
+    if plain:
+        return None
+    sampler = SoftScaleSampler(tuple(weight.shape))
+    return Operator(sampler, x, weight, None, lambda x, w, _: Kernel.apply(x, w), kept=(weight.detach(),))
+
+
+@measured_by(take_apart)
+def soft_scale(x: Tensor, weight: Tensor, *, plain: bool = False) -> Tensor:
+    return x * F.softplus(weight) if plain else Kernel.apply(x, weight)
+
+
+class SoftScale(nn.Module):
+    def __init__(self, size: int, **options):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size))
+        self.options = options
+
+    def forward(self, x):
+        return soft_scale(x, self.weight, **self.options)
+
+
+def model_of(scale: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), scale, nn.Tanh(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"plain": True}])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 7, 5)])
+def test_a_function_of_ones_own(shape, options):
+    model = model_of(SoftScale(6, **options)).double()
+    found = verify_norms(model, torch.randn(shape).double(), lambda y, _: y.square().sum(), verbose=False)
+    assert set(found.with_status("right")) == {name for name, _ in model.named_parameters()}
+
+
+def test_without_the_decorator_it_is_named():
+    model = model_of(SoftScale(6))
+    model[1].forward = lambda x: Kernel.apply(x, model[1].weight)
+    with PerSampleNorms(model) as norms:
+        model(torch.randn(4, 5)).sum().backward()
+        with pytest.warns(UserWarning, match=r"cannot measure 1 parameter\(s\).*1\.weight"):
+            norms.denominators()
+        assert norms.untracked.keys() == {"1.weight"}
+
+
+def test_the_function_works_where_nobody_measures():
+    x, weight = torch.randn(4, 6), torch.randn(6)
+    torch.testing.assert_close(soft_scale(x, weight), x * F.softplus(weight))
+
+
+def test_used_twice_in_a_pass():
+    scale = SoftScale(6).double()
+    model = nn.Sequential(nn.Linear(5, 6), scale, nn.Tanh(), scale, nn.Linear(6, 3)).double()
+    found = verify_norms(model, torch.randn(4, 5).double(), lambda y, _: y.square().sum(), verbose=False)
+    assert found.parameters["1.weight"].status == "right"
+
+
+def test_a_sampler_that_is_wrong_shows():
+    class Wrong(SoftScaleSampler):
+        def samples(self, xs, d, batch):
+            return super().samples(xs, d, batch).roll(1, 0)
+
+    def wrong(x, weight):
+        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
+        return Operator(Wrong(tuple(weight.shape)), x, weight, None, call, kept=(weight.detach(),))
+
+    function = measured_by(wrong)(lambda x, weight: Kernel.apply(x, weight))
+    model = model_of(SoftScale(6)).double()
+    model[1].forward = lambda x: function(x, model[1].weight)
+    found = verify_norms(model, torch.randn(4, 5).double(), lambda y, _: y.square().sum(), verbose=False)
+    assert found.with_status("wrong") == ["1.weight"]
