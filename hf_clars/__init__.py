@@ -5,13 +5,12 @@ Importing this package makes `optim="clars"`, `"lars"`, `"mnag"` and `"lamb"` kn
 
 from . import theory
 from .errors import Preempted, TrainingFailedError, UserError
-from .models import TimmForImageClassification, build_model
+from .models.timm_models import TimmForImageClassification, build_model
 from .norms import NormsVerification, PerSampleNorms, verify_norms
 from .optimizers import CLARS, LARS, NAG
-from .training import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
-from .variance import gradient_variance
-
-__version__ = "0.1.0"
+from .runtime.version import __version__
+from .statistics.variance import gradient_variance
+from .trainer import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
 
 __all__ = [
     "CLARS",
@@ -26,6 +25,7 @@ __all__ = [
     "TimmForImageClassification",
     "TrainingFailedError",
     "UserError",
+    "__version__",
     "build_model",
     "gradient_variance",
     "theory",

@@ -11,9 +11,10 @@ from typing import NoReturn
 
 from .configuration import Parser
 from .errors import Preempted, TrainingFailedError, UserError, one_line
-from .output import forgiving, give_up_broken_streams, open_closed_streams
-from .processes import first_to_say
-from .texts import printable
+from .runtime.output import forgiving, give_up_broken_streams, open_closed_streams
+from .runtime.processes import first_to_say
+from .runtime.version import __version__
+from .safety.texts import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parsed(argv: list[str]) -> Namespace:
     parser = Parser(prog="hf-clars", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"hf_clars {_version()}")
+    parser.add_argument("--version", action="version", version=f"hf_clars {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train an image classifier: --config FILE.yaml --key value …", add_help=False)
     commands.add_parser("rates", help="admissible learning rates beside those of LARS and CLARS", add_help=False)
@@ -78,7 +79,7 @@ def train(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def work() -> None:
-        from .recipe import run
+        from .image_classification.recipe import run
 
         run(argv)
 
@@ -86,7 +87,7 @@ def train(argv: list[str] | None = None) -> int:
 
 
 def _plot(options: Namespace) -> None:
-    from .plots import plot_run
+    from .image_classification.plots import plot_run
 
     for path in plot_run(options.output_dir):
         print(printable(path))
@@ -156,12 +157,6 @@ def _say(error: object, status: int) -> int:
     if status != 2 or first_to_say():
         print(f"error: {printable(one_line(message))}", file=sys.stderr)
     return status
-
-
-def _version() -> str:
-    from . import __version__
-
-    return __version__
 
 
 def entry() -> NoReturn:

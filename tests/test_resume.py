@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, Preempted, TrainingFailedError, UserError
 from hf_clars.data import TrainStream
 from hf_clars.data.chunks import Chunks
-from hf_clars.training import checkpoints
+from hf_clars.trainer.checkpoints import folders
 
 from .models import Classifier, dataset
 from .test_trainer import arguments, seeded, weights
@@ -225,7 +225,7 @@ def test_the_newest_stays_where_clocks_go_back_and_others_folders_look_newer(tmp
     (tmp_path / "checkpoint-99" / "trainer_state.json").write_text("{}")  # another Trainer's
     os.utime(tmp_path / "checkpoint-99", (2**32, 2**32))
     now = iter(range(10**9, 0, -(10**6)))
-    monkeypatch.setattr(checkpoints.time, "time", lambda: next(now))
+    monkeypatch.setattr(folders.time, "time", lambda: next(now))
     streaming(tmp_path, save_total_limit=1, callbacks=[StopAfter(6)]).train(resume_from_checkpoint="auto")
     assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-99"}
     streaming(tmp_path, save_total_limit=1, callbacks=[StopAfter(9)]).train(resume_from_checkpoint="auto")
