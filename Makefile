@@ -17,16 +17,18 @@ demo: $(READY)
 		--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 2 \
 		recipes/imagenet_clars.py --config recipes/demo/fashion_mnist.yaml
 
+# One process for each core, and one thread for each process.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ''
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) outputs wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis

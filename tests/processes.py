@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Training:
 
     def __init__(self, argv: list[str], log: Path, world_size: int = 1, **environment: str) -> None:
         self.phase: Any = _context.Value("i", 0)
+        self.events: Any = _context.Value("i", 0)  # micro-batches, evaluations and checkpoints that began
         self.log = log
         port = free_port()
         self.processes = []
@@ -31,7 +33,7 @@ class Training:
             variables = {"OMP_NUM_THREADS": "1", **environment}
             if world_size > 1:
                 variables |= _launched(rank, world_size, port)
-            process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase))
+            process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase, self.events))
             process.start()
             self.processes.append(process)
 
@@ -60,7 +62,8 @@ class Training:
         """Send a signal to the programs and, for SIGKILL, to all that they have started."""
         for rank, process in enumerate(self.processes):
             if process.is_alive() and (ranks is None or rank in ranks):
-                (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
 
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
@@ -69,7 +72,7 @@ class Training:
         return [line for line in self.output().splitlines() if line.startswith("error: ")]
 
 
-def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any) -> None:
+def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any, events: Any) -> None:
     os.setpgid(0, 0)
     os.environ.update(environment)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -84,18 +87,19 @@ def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any) -> 
     multiprocessing.set_start_method("fork", force=True)  # as in a program that nobody forked
     torch.set_num_threads(1)
     if environment.get("RANK", "0") == "0":
-        _tell(ClarsTrainer, "training_step", phase, 1)
-        _tell(ClarsTrainer, "evaluate", phase, 2)
-        _tell(ClarsTrainer, "_save_checkpoint", phase, 3)
+        _tell(ClarsTrainer, "training_step", phase, 1, events)
+        _tell(ClarsTrainer, "evaluate", phase, 2, events)
+        _tell(ClarsTrainer, "_save_checkpoint", phase, 3, events)
     status = train(argv)
     raise SystemExit(status)
 
 
-def _tell(kind: type, name: str, phase: Any, number: int) -> None:
+def _tell(kind: type, name: str, phase: Any, number: int, events: Any) -> None:
     method = getattr(kind, name)
 
     def told(self, *args, **kwargs):
         phase.value = number
+        events.value += 1
         return method(self, *args, **kwargs)
 
     setattr(kind, name, told)

@@ -67,26 +67,6 @@ def _call(module: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor
         module.__dict__["forward"] = patched
 
 
-class NumpyClars:
-    """Eq. 4 with Eq. 5 (denominator given) or Eq. 3 (denominator None), one layer at a time."""
-
-    def __init__(self, weights: list[np.ndarray], momentum: float, eta: float, weight_decay: float = 0.0) -> None:
-        self.w = [w.copy() for w in weights]
-        self.v = [w.copy() for w in weights]
-        self.momentum, self.eta, self.weight_decay = momentum, eta, weight_decay
-
-    def step(self, gamma_scale: float, gradients: list[np.ndarray], denominators: list[float | None]) -> list[float]:
-        gammas = []
-        for k, (g, given) in enumerate(zip(gradients, denominators, strict=True)):
-            denominator = np.linalg.norm(g) if given is None else given
-            gamma = gamma_scale * self.eta * np.linalg.norm(self.w[k]) / denominator
-            v = self.w[k] - gamma * (g + self.weight_decay * self.w[k])
-            self.w[k] = v + self.momentum * (v - self.v[k])
-            self.v[k] = v
-            gammas.append(float(gamma))
-        return gammas
-
-
 class NumpyAuthors:
     """The authors' code: `γ_k = γ_scale · min(0.1, η ‖w‖ / D)`, or γ_scale where D is None; heavy ball, lr outside."""
 

@@ -1,5 +1,6 @@
 """Cases of the fuzz: command lines, YAMLs, sweeps, grids and run folders, each with something wrong or odd in it."""
 
+import copy
 import json
 import os
 import random
@@ -236,7 +237,7 @@ def of_grids(dice: random.Random, here: Path) -> Case:
             ["figure", dice.choice(("1", "2", "3", "4", "5", "x")), *beside, "--list", *odd_options(dice, here)]
         )
     grid: dict[str, Any] = {
-        "base": {k: v for k, v in TINY.items() if k != "optim"},
+        "base": {k: v for k, v in copy.deepcopy(TINY).items() if k != "optim"},
         "axes": {"method": ["clars", "lars"]},
         "choices": {"method": {"clars": {"optim": "clars"}, "lars": {"optim": "lars"}}},
         "tuning": {"search": {"seed": 0}, "seeds": [1, 2],

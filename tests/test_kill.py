@@ -64,9 +64,14 @@ def test_killed_again_and_again(tmp_path, images, world_size):
         training = run(tmp_path / "cut", images, world_size)
         if sum(hit.values()) >= 24 and len(hit) == len(PHASES):
             break
-        aim = attempt % 4  # wait for a phase, then strike at random
-        if training.wait_for(lambda aim=aim, training=training: training.phase.value == aim, 60):
-            time.sleep(dice.random() * (0.6 if aim < 2 else 0.15))
+        # Strike at random in a phase; but for the first phase so late that the training came forward.
+        aim, late = attempt % 4, dice.randrange(3, 12)
+        if training.wait_for(
+            lambda aim=aim, late=late, training=training: (
+                training.phase.value == aim and (aim == 0 or training.events.value >= late)
+            )
+        ):
+            time.sleep(dice.random() * 0.15)
             phase = PHASES[training.phase.value]
             if all(p.is_alive() for p in training.processes):
                 hit[phase] += 1

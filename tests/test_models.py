@@ -57,5 +57,5 @@ def test_uint8_is_normalised_like_floats():
 def test_bad_input(call, message):
     with pytest.raises(UserError, match=message):
         build_model(*call)
-    with pytest.raises(UserError, match=r"timm cannot build 'resnet18' with \{'depht': 3\}"):
+    with pytest.raises(UserError, match=r"timm cannot build 'resnet18' with model_kwargs=\{'depht': 3\}"):
         build_model("resnet18", 3, depht=3)

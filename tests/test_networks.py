@@ -246,7 +246,7 @@ def test_norms_of_every_parameter_are_measured(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_unknown_and_impossible_arguments(name):
-    with pytest.raises(UserError, match=rf"timm cannot build '{name}' with \{{'depht': 3\}}"):
+    with pytest.raises(UserError, match=rf"timm cannot build '{name}' with model_kwargs=\{{'depht': 3\}}"):
         build_model(name, 10, depht=3)
     if name in CIFAR:
         for width in (0, True, 1.5):

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,9 @@ from torch import nn
 from hf_clars.errors import UserError
 from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS, LARS, parameter_groups
+from hf_clars.optimizers.reference import Reference
 
-from .reference import NumpyClars
+from .reference import contributions
 
 
 def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
@@ -31,7 +31,7 @@ def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> lis
     st.floats(1e-3, 30),
     st.sampled_from([0.0, 1e-3, 0.1]),
 )
-def test_equations_3_4_5_against_numpy(clars, foreach, momentum, eta, gamma_scale, weight_decay):
+def test_equations_3_4_5_against_the_reference(clars, foreach, momentum, eta, gamma_scale, weight_decay):
     layers = weights((4, 3), (2, 3, 3, 3), (5, 1))
     denominators: dict = {}
     options = {"momentum": momentum, "eta": eta, "weight_decay": weight_decay, "foreach": foreach}
@@ -39,20 +39,46 @@ def test_equations_3_4_5_against_numpy(clars, foreach, momentum, eta, gamma_scal
         optimizer = CLARS(layers, gamma_scale, norms=denominators, **options)
     else:
         optimizer = LARS(layers, gamma_scale, decay_in_denominator=False, **options)
-    reference = NumpyClars([w.detach().numpy() for w in layers], momentum, eta, weight_decay)
+    reference = Reference(layers, beta=momentum, eta=eta, weight_decay=weight_decay)
     for step in range(5):
         rate = gamma_scale / (1 + step)  # a schedule: the learning rate must be inside the momentum
         optimizer.param_groups[0]["lr"] = rate
-        given_norms = []
-        for w in layers:
-            w.grad = torch.randn_like(w)
-            denominators[w] = w.grad.norm() * (2 + step)
-            given_norms.append(denominators[w].item() if clars else None)
+        contributions = [torch.randn(6, *w.shape, dtype=w.dtype) for w in layers]
+        for w, c in zip(layers, contributions, strict=True):
+            w.grad = c.sum(0)
+            denominators[w] = torch.linalg.vector_norm(c.flatten(1), dim=1).sum()
         optimizer.step()
-        gammas = reference.step(rate, [w.grad.numpy() for w in layers], given_norms)
+        if clars:
+            gammas = reference.clars_step(rate, contributions)
+        else:
+            gammas = reference.lars_step(rate, [c.sum(0) for c in contributions])
         for w, expected, gamma in zip(layers, reference.w, gammas, strict=True):
-            np.testing.assert_allclose(w.detach().numpy(), expected, rtol=1e-10)
-            assert optimizer.layer_rates()[w].item() == pytest.approx(gamma, rel=1e-10)
+            torch.testing.assert_close(w.detach(), expected, rtol=1e-10, atol=0)
+            assert optimizer.layer_rates()[w].item() == pytest.approx(gamma.item(), rel=1e-10)
+
+
+def test_a_model_trains_as_the_reference_does():
+    """Contributions taken one by one, and norms measured on the way: the same weights after three steps."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    layers = [model[0].weight, model[2].weight]
+    for bias in (model[0].bias, model[2].bias):
+        bias.requires_grad_(False)
+    reference = Reference(layers, beta=0.9, eta=0.02)
+    with PerSampleNorms(model) as norms:
+        optimizer = CLARS(layers, 2.0, momentum=0.9, eta=0.02, norms=norms)
+        for _ in range(3):
+            x, target = torch.randn(6, 5).double(), torch.randint(0, 3, (6,))
+            loss = lambda x=x, target=target: nn.functional.cross_entropy(model(x), target)  # noqa: E731
+            each = {0: "0.weight", 1: "2.weight"}
+            norms.watch.paused = True
+            contributed = [contributions(model, each[k], loss, len(x)) for k in each]
+            norms.watch.paused = False
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            reference.clars_step(2.0, contributed)
+    for w, expected in zip(layers, reference.w, strict=True):
+        torch.testing.assert_close(w.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

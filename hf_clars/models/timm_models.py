@@ -103,7 +103,7 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
     try:
         timm_model = timm.create_model(name, num_classes=num_classes, **timm_kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"timm cannot build {name!r} with {timm_kwargs}: {error}") from error
+        raise UserError(f"timm cannot build {name!r} with model_kwargs={timm_kwargs}: {error}") from error
     not_kept = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
     config = TimmWrapperConfig(  # type: ignore[call-arg]
         architecture=name,

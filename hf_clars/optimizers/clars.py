@@ -18,8 +18,9 @@ Norms = Mapping[Any, Tensor] | Callable[[], Mapping[Any, Tensor]] | Any
 class CLARS(LayerwiseOptimizer):
     """Complete layer-wise adaptive rate scaling: `γ_k = γ_scale · η · ‖w_k‖ / Σ_i ‖c_{k,i}‖` (Eq. 5), update by Eq. 4.
 
-    `c_{k,i}` is sample i's contribution to `weight.grad`, so the denominator is in the units of the gradient: it
-    scales with the loss, adds up over micro-batches and averages over data-parallel ranks as the gradient does.
+    The algorithm stands in one plain loop in `reference.py`. `c_{k,i}` is sample i's contribution to `weight.grad`, so
+    the denominator is in the units of the gradient: it scales with the loss, adds up over micro-batches and averages
+    over data-parallel ranks as the gradient does.
 
     A layer that is not measured is taken to be like the others: its denominator is `‖g_k‖` divided by the median of
     `‖g_m‖ / Σ_i ‖c_{m,i}‖` over the measured layers m that this optimizer adapts, the same on all ranks. Where none is

@@ -12,6 +12,7 @@ class LARS(LayerwiseOptimizer):
     """Layer-wise adaptive rate scaling: `γ_k = γ_scale · η · ‖w_k‖ / ‖(1/B) Σ_i ∇_k f_i‖` (Eq. 3), update by Eq. 4.
 
     With weight decay λ the denominator is `‖g‖ + λ‖w_k‖`, see `decay_in_denominator`; without, it is that of Eq. 3.
+    `reference.py` has it in one plain loop.
 
     Args:
         params: parameters, named parameters, or parameter groups.

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from accelerate.utils import DynamoBackend
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from transformers import SchedulerType
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -17,6 +18,11 @@ from ...validation.schema import Count, NotNegative, PartOfOne, Positive, Seed, 
 
 _Interval = Annotated[float, Field(gt=0, le=1e12)]
 _Report = Annotated[str, one_of((*INTEGRATION_TO_CALLBACK, "all", "none"))]
+
+
+def _lower(given: Any) -> Any:
+    """accelerate takes either case."""
+    return given.lower() if isinstance(given, str) else given
 
 
 def _json(text: str) -> str:
@@ -71,6 +77,10 @@ RANGES: dict[str, Any] = {
     "neftune_noise_alpha": Positive | None,
     "torch_compile_mode": Annotated[
         str, one_of(("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
+    ]
+    | None,
+    "torch_compile_backend": Annotated[
+        str, BeforeValidator(_lower), one_of([backend.value.lower() for backend in DynamoBackend])
     ]
     | None,
     "torch_empty_cache_steps": Count | None,
