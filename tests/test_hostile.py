@@ -217,11 +217,12 @@ CARDS = {
 
 @pytest.mark.parametrize("config", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
-def test_a_card_names_no_data_files_outside_of_the_data_set(ours, secret, config, file) -> None:
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte order mark"])
+def test_a_card_names_no_data_files_outside_of_the_data_set(ours, secret, config, file, mark) -> None:
     write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
     write_rows(secret.parent / "train.parquet", [{"bytes": picture(OUTSIDE), "path": None}])
     text = f"configs:\n- config_name: default\n  {config.format(outside=secret.parent)}\n"
-    (ours / file).write_text(f"---\n{text}---\n# Pictures\n" if file == "README.md" else text)
+    (ours / file).write_text(mark + (f"---\n{text}---\n# Pictures\n" if file == "README.md" else text))
     with watched() as seen, pytest.raises(UserError, match=f"{file} names data files outside of the data set"):
         open_source(str(ours), "train")
     harmless(seen, secret)
@@ -247,8 +248,11 @@ def test_a_card_names_data_files_of_its_own(ours) -> None:
         "configs:\n- {config_name: default, data_files: {split: 5}}",
         "dataset_info: [7]",
         "a: " + "9" * 5000,
+        "dataset_info: {features: [{name: label, dtype: {class_label: {names: {'1_000_000_000_000': a}}}}]}",
+        "license: mit\r---\rconfigs: []",
+        "configs:\n- {config_name: default, data_files: train.parquet, columns: 5}",
     ],
-    ids=lambda card: card[:30],
+    ids=lambda card: card[-30:],
 )
 def test_a_card_that_keeps_its_reader_busy_or_is_damaged_is_one_line(ours, card) -> None:
     write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
@@ -257,6 +261,89 @@ def test_a_card_that_keeps_its_reader_busy_or_is_damaged_is_one_line(ours, card)
         open_source(str(ours), "train")
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", ".huggingface.yaml", "dataset_infos.json", "train.csv", "metadata.jsonl"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_what_is_read_as_a_whole_is_a_file_and_bounded(ours, name, kind) -> None:
+    (ours / "train").mkdir()
+    if name == "metadata.jsonl":
+        (ours / "train" / "1.png").write_bytes(picture())
+    elif name != "train.csv":
+        write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
+    if kind == "pipe":
+        os.mkfifo(ours / "train" / name if name == "metadata.jsonl" else ours / name)
+    else:
+        with (ours / "train" / name if name == "metadata.jsonl" else ours / name).open("wb") as file:
+            file.truncate(2**36)
+    tracemalloc.start()
+    with pytest.raises(UserError) as refused:
+        open_source(str(ours), "train")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["5", '{"info": 5}', '{"info": {"features": 5}}', "[" * 5000, "decimal128(9999999999999999, 5)", "bogus"],
+    ids=lambda said: said[:12],
+)
+def test_columns_that_are_described_wrongly_are_one_line(ours, said) -> None:
+    if not said.startswith(("{", "[", "5")):
+        label = {"_type": "Value", "dtype": said}
+        said = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
+    table = pq.read_table(ours / "train.parquet").replace_schema_metadata({"huggingface": said})
+    pq.write_table(table, ours / "train.parquet")
+    with pytest.raises(UserError, match=r"^dataset ") as refused:
+        open_source(str(ours), "train")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_script_is_not_run(ours) -> None:
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
+    (ours / "ours.py").write_text(f"open({str(ours / 'executed')!r}, 'w')")
+    with watched() as seen, pytest.raises(UserError, match=r"scripts are no longer supported, but found ours\.py"):
+        open_source(str(ours), "train")
+    assert seen.run == []
+    assert not (ours / "executed").exists()
+
+
+@pytest.mark.parametrize("said", [-5, 0, 1, 10**12, "abc", 1.5, None, ".nan"])
+def test_a_card_does_not_say_how_many_examples_there_are(ours, said) -> None:
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}] * 3)
+    card = f"---\ndataset_info:\n  splits:\n  - {{name: train, num_examples: {said}}}\n---\n"
+    (ours / "README.md").write_text(card)
+    source = open_source(str(ours), "train")
+    assert (source.num_examples, len(source.table()), sum(source.chunks.sizes)) == (3, 3, 3)
+
+
+def test_a_row_group_that_would_fill_the_memory_is_one_line(ours) -> None:
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = 2**24 + 1
+    table = pa.table({"image": pa.nulls(rows, kind), "label": pa.nulls(rows, pa.int64())})
+    pq.write_table(table, ours / "train.parquet", row_group_size=rows)
+    assert (ours / "train.parquet").stat().st_size < 2**20
+    with pytest.raises(UserError, match=r"row group 0 of .* in 16,777,217 rows; write smaller ones"):
+        open_source(str(ours), "train")
+
+
+def test_names_of_files_are_no_patterns(ours, secret) -> None:
+    """`datasets` would have all that match them, also what a link leads to."""
+    (ours / "*").mkdir()
+    (ours / "other").mkdir()
+    write_rows(secret.parent / "train.parquet", [{"bytes": picture(OUTSIDE), "path": None}])
+    write_rows(ours / "*" / "train[0].parquet", [{"bytes": picture(), "path": None}])
+    write_rows(ours / "other" / "train0.parquet", [{"bytes": picture(OUTSIDE), "path": None}])
+    (ours / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: '[*]/*.parquet'}\n---\n")
+    with watched() as seen:
+        table = open_source(str(ours), "train").table()
+    harmless(seen, secret)
+    assert [decode_image(row["image"])[0, 0, 0].item() for row in table] == [1]
 
 
 def test_files_that_describe_the_data_set_are_in_it(ours, secret) -> None:
