@@ -50,7 +50,7 @@ def without_secrets(value: Any, key: str = "") -> Any:
 def is_secret(key: str) -> bool:
     """Whether what is called so is one."""
     key = _HUMP.sub("_", key)
-    return _KEY.search(key) is not None and _WORDS.search(key) is None
+    return _KEY.search(key) is not None and _WORDS.search(key.lower()) is None
 
 
 def hidden_in(text: str) -> str:

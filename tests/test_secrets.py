@@ -35,7 +35,8 @@ def test_what_is_called_a_secret(key: str) -> None:
 
 @pytest.mark.parametrize(
     "key", ["pad_token", "eos_token", "pad_token_id", "max_tokens", "num_tokens", "include_num_input_tokens_seen",
-            "average_tokens_across_devices", "key", "tokenizer", "author", "monkey", "author_key_words", "compass", "padToken", "maxTokens"],
+            "average_tokens_across_devices", "key", "tokenizer", "author", "monkey", "author_key_words", "compass",
+            "padToken", "maxTokens"],
 )  # fmt: skip
 def test_what_is_none(key: str) -> None:
     assert not is_secret(key)
