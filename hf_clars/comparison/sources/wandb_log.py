@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import read_bounded
-from ...training.tracking import wandb_for
+from ...trainer.records.tracking import wandb_for
 from .rows import NothingLogged, Unreadable
 
 _MOST_BYTES = 2**31
