@@ -1,18 +1,22 @@
 """Data as people have them: tars and folders in any order and with anything beside the images."""
 
+import gzip
 import io
 import itertools
+import json
+import os
 import tarfile
 import tempfile
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_clars import UserError
-from hf_clars.data import ImageCollator, eval_transform, open_source
+from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.tars import TarChunks
 
 from .test_data_sources import examples_of, png, red, write_images
@@ -242,3 +246,60 @@ def test_files_that_number_their_classes_otherwise_are_refused(tmp_path):
     open_source(str(tmp_path), "train").check_labels(3)
     with pytest.raises(UserError, match=r"class 1 is 'cow' in test-0.parquet and 'bee' in the first file"):
         open_source(str(tmp_path), "test").check_labels(3)
+
+
+def test_classes_right_in_the_folder_are_the_training_split(tmp_path):
+    """`datasets` would take `train old` and `test_1.png` for splits, and leave out the rest."""
+    write_images(tmp_path, bus=2, train_old=1)
+    (tmp_path / "bus" / "0.png").rename(tmp_path / "bus" / "test_1.png")
+    (tmp_path / "LICENSE").write_text("free")
+    (tmp_path / "README.md").write_text("# Vehicles\n")
+    source = open_source(str(tmp_path), "train")
+    assert (source.split, source.class_names, source.num_examples) == ("train", ["bus", "train_old"], 3)
+    assert [row["label"] for row in source.table()] == [0, 0, 1]
+    assert [example["label"] for example in examples_of(source)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("file", ["train.csv", "train.json", "train.jsonl", "train.csv.gz"])
+def test_rows_of_text_name_images(tmp_path, file):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    rows = [{"image": f"{i}.png", "label": i} for i in range(2)]
+    if ".csv" in file:
+        text = "image,label\n" + "".join(f"{row['image']},{row['label']}\n" for row in rows)
+    else:
+        text = json.dumps(rows) if file.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / file).write_bytes(gzip.compress(text.encode()) if file.endswith(".gz") else text.encode())
+    source = open_source(str(tmp_path), "train")
+    source.check_labels(2)
+    for found in (examples_of(source), source.table()):
+        assert [(red(row), row["label"]) for row in found] == [(0, 0), (1, 1)]
+
+
+def test_images_of_other_formats_and_names_that_are_no_text_are_said(tmp_path, caplog):
+    write_images(tmp_path / "train", cat=1, dog=1)
+    for name in ("1.jfif", "2.JPE"):
+        (tmp_path / "train" / "cat" / name).write_bytes(png(1))
+    (tmp_path / "train" / "cat" / "3.avif").write_bytes(b"")
+    assert open_source(str(tmp_path), "train").num_examples == 4
+    assert [m for m in caplog.messages if m.startswith("1 images of formats that are not read are left out")]
+    os.mkdir(os.fsencode(tmp_path / "train") + b"/c\xe9")
+    with open(os.fsencode(tmp_path / "train") + b"/c\xe9/1.png", "wb") as file:
+        file.write(png(1))
+    with pytest.raises(UserError, match="its name is not UTF-8: rename it"):
+        open_source(str(tmp_path), "train")
+
+
+def test_a_compressed_tar_is_one_line(tmp_path):
+    write_members(tmp_path / "a.tar", [("1.png", png(1)), ("1.cls", b"0")])
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"train\.tar\.gz: tars that are compressed are not read"):
+        open_source(str(tmp_path), "train")
+
+
+def test_floating_point_pixels_have_no_scale():
+    file = io.BytesIO()
+    PIL.Image.new("F", (8, 8), 0.5).save(file, "TIFF")
+    with pytest.raises(ValueError, match="floating point numbers, of a range that it does not say"):
+        decode_image({"bytes": file.getvalue(), "path": None})

@@ -2,20 +2,30 @@
 
 import io
 import json
+import math
 import os
+import pickle
+import shutil
 import socket
 import subprocess
 import sys
 import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image, UnidentifiedImageError
 
-from hf_clars import UserError
+from hf_clars import ClarsTrainer, UserError
+from hf_clars.comparison.analysis import analyse
+from hf_clars.comparison.groups import where
+from hf_clars.comparison.heat_maps import heat_maps
+from hf_clars.comparison.question import Question
+from hf_clars.comparison.report import report
 from hf_clars.comparison.sources import read_sources
 from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.home import Home, home_of_folder
@@ -26,6 +36,8 @@ from hf_clars.trainer.checkpoints.folders import find, newest, what_is_wrong
 
 from .audit import Seen, watched
 from .hub import NAME, serving
+from .models import Classifier, dataset
+from .test_trainer import arguments
 
 OUTSIDE = (200, 100, 50)  # the colour of the picture that nobody may see
 
@@ -217,11 +229,12 @@ CARDS = {
 
 @pytest.mark.parametrize("config", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
-def test_a_card_names_no_data_files_outside_of_the_data_set(ours, secret, config, file) -> None:
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte order mark"])
+def test_a_card_names_no_data_files_outside_of_the_data_set(ours, secret, config, file, mark) -> None:
     write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
     write_rows(secret.parent / "train.parquet", [{"bytes": picture(OUTSIDE), "path": None}])
     text = f"configs:\n- config_name: default\n  {config.format(outside=secret.parent)}\n"
-    (ours / file).write_text(f"---\n{text}---\n# Pictures\n" if file == "README.md" else text)
+    (ours / file).write_text(mark + (f"---\n{text}---\n# Pictures\n" if file == "README.md" else text))
     with watched() as seen, pytest.raises(UserError, match=f"{file} names data files outside of the data set"):
         open_source(str(ours), "train")
     harmless(seen, secret)
@@ -247,8 +260,11 @@ def test_a_card_names_data_files_of_its_own(ours) -> None:
         "configs:\n- {config_name: default, data_files: {split: 5}}",
         "dataset_info: [7]",
         "a: " + "9" * 5000,
+        "dataset_info: {features: [{name: label, dtype: {class_label: {names: {'1_000_000_000_000': a}}}}]}",
+        "license: mit\r---\rconfigs: []",
+        "configs:\n- {config_name: default, data_files: train.parquet, columns: 5}",
     ],
-    ids=lambda card: card[:30],
+    ids=lambda card: card[-30:],
 )
 def test_a_card_that_keeps_its_reader_busy_or_is_damaged_is_one_line(ours, card) -> None:
     write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
@@ -257,6 +273,89 @@ def test_a_card_that_keeps_its_reader_busy_or_is_damaged_is_one_line(ours, card)
         open_source(str(ours), "train")
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", ".huggingface.yaml", "dataset_infos.json", "train.csv", "metadata.jsonl"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_what_is_read_as_a_whole_is_a_file_and_bounded(ours, name, kind) -> None:
+    (ours / "train").mkdir()
+    if name == "metadata.jsonl":
+        (ours / "train" / "1.png").write_bytes(picture())
+    elif name != "train.csv":
+        write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
+    if kind == "pipe":
+        os.mkfifo(ours / "train" / name if name == "metadata.jsonl" else ours / name)
+    else:
+        with (ours / "train" / name if name == "metadata.jsonl" else ours / name).open("wb") as file:
+            file.truncate(2**36)
+    tracemalloc.start()
+    with pytest.raises(UserError) as refused:
+        open_source(str(ours), "train")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["5", '{"info": 5}', '{"info": {"features": 5}}', "[" * 5000, "decimal128(9999999999999999, 5)", "bogus"],
+    ids=lambda said: said[:12],
+)
+def test_columns_that_are_described_wrongly_are_one_line(ours, said) -> None:
+    if not said.startswith(("{", "[", "5")):
+        label = {"_type": "Value", "dtype": said}
+        said = json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
+    table = pq.read_table(ours / "train.parquet").replace_schema_metadata({"huggingface": said})
+    pq.write_table(table, ours / "train.parquet")
+    with pytest.raises(UserError, match=r"^dataset ") as refused:
+        open_source(str(ours), "train")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_script_is_not_run(ours) -> None:
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}])
+    (ours / "ours.py").write_text(f"open({str(ours / 'executed')!r}, 'w')")
+    with watched() as seen, pytest.raises(UserError, match=r"scripts are no longer supported, but found ours\.py"):
+        open_source(str(ours), "train")
+    assert seen.run == []
+    assert not (ours / "executed").exists()
+
+
+@pytest.mark.parametrize("said", [-5, 0, 1, 10**12, "abc", 1.5, None, ".nan"])
+def test_a_card_does_not_say_how_many_examples_there_are(ours, said) -> None:
+    write_rows(ours / "train.parquet", [{"bytes": picture(), "path": None}] * 3)
+    card = f"---\ndataset_info:\n  splits:\n  - {{name: train, num_examples: {said}}}\n---\n"
+    (ours / "README.md").write_text(card)
+    source = open_source(str(ours), "train")
+    assert (source.num_examples, len(source.table()), sum(source.chunks.sizes)) == (3, 3, 3)
+
+
+def test_a_row_group_that_would_fill_the_memory_is_one_line(ours) -> None:
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = 2**24 + 1
+    table = pa.table({"image": pa.nulls(rows, kind), "label": pa.nulls(rows, pa.int64())})
+    pq.write_table(table, ours / "train.parquet", row_group_size=rows)
+    assert (ours / "train.parquet").stat().st_size < 2**20
+    with pytest.raises(UserError, match=r"row group 0 of .* in 16,777,217 rows; write smaller ones"):
+        open_source(str(ours), "train")
+
+
+def test_names_of_files_are_no_patterns(ours, secret) -> None:
+    """`datasets` would have all that match them, also what a link leads to."""
+    (ours / "*").mkdir()
+    (ours / "other").mkdir()
+    write_rows(secret.parent / "train.parquet", [{"bytes": picture(OUTSIDE), "path": None}])
+    write_rows(ours / "*" / "train[0].parquet", [{"bytes": picture(), "path": None}])
+    write_rows(ours / "other" / "train0.parquet", [{"bytes": picture(OUTSIDE), "path": None}])
+    (ours / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: '[*]/*.parquet'}\n---\n")
+    with watched() as seen:
+        table = open_source(str(ours), "train").table()
+    harmless(seen, secret)
+    assert [decode_image(row["image"])[0, 0, 0].item() for row in table] == [1]
 
 
 def test_files_that_describe_the_data_set_are_in_it(ours, secret) -> None:
@@ -567,6 +666,56 @@ def test_folders_of_runs_are_in_the_folder_that_was_named(ours, secret) -> None:
     assert [run.name for run in runs] == ["theirs"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+@pytest.mark.parametrize(
+    "name",
+    [*FILES_OF_RUNS, "wandb/offline-run-20250101_000000-abc/run-abc.wandb", "events.out.tfevents.1.a"],
+)
+def test_a_file_of_a_run_is_a_file_and_bounded(ours, name, kind) -> None:
+    write_run(ours / "good")
+    write_run(ours / "evil")
+    evil = ours / "evil" / name
+    evil.parent.mkdir(parents=True, exist_ok=True)
+    evil.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(evil)
+    else:
+        with evil.open("wb") as file:
+            file.write(b":W&B\xe1\xbe\0" if evil.suffix == ".wandb" else b"")
+            file.truncate(2**36)
+    tracemalloc.start()
+    runs, unreadable = read_sources([str(ours)])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**27
+    assert "good" in {run.name for run in runs}
+    assert all("\n" not in line for line in unreadable)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("odd", [1e308, 10**400, math.inf, math.nan, -1e308, 1e-320, [], "x", {"a": {"b": 1}}], ids=str)
+def test_numbers_beyond_any_axis_are_read_or_one_line(ours, odd) -> None:
+    write_run(ours / "good")
+    for number, key in enumerate(("step", "loss", "eval_accuracy", "epoch", "total_batch_size", "gamma")):
+        folder = ours / str(number)
+        write_run(folder)
+        rows = [{"step": 1, "epoch": 1.0, "loss": 1.0, "eval_accuracy": 0.5} | ({} if number > 3 else {key: odd})]
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows, "max_steps": 1}))
+        (folder / "run.json").write_text(json.dumps({"config": {"total_batch_size": odd if number == 4 else 16384}}))
+        layer = {"step": 1, "epoch": 1.0, "layers": {"a": {"gamma": odd if number == 5 else 1.0}}}
+        (folder / "layer_statistics.jsonl").write_text(json.dumps(layer) + "\n")
+        said = ""
+        try:
+            plot_run(folder)
+        except UserError as error:
+            said = str(error)
+        assert "\n" not in said
+    runs, _ = read_sources([str(ours)])
+    question = Question("eval/accuracy", 0.4, "step", False)
+    comparison = analyse(where(runs, {}), question, None, [])
+    assert "<svg" in report(comparison, {"versions": {}, "sources": [], "command": "", "date": ""}, heat_maps(runs))
+
+
 def test_a_picture_is_not_written_through_a_link(ours, secret) -> None:
     pytest.importorskip("matplotlib")
     write_run(ours / "run")
@@ -603,6 +752,122 @@ def test_a_checkpoint_is_read_from_its_own_folder(ours, secret, manifest) -> Non
         assert what_is_wrong(checkpoint) is not None
         assert newest(ours) is None
     harmless(seen, secret)
+
+
+class Runs:
+    """A pickle of it runs a command."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained")
+    train(run_dir)
+    return run_dir / "checkpoint-1"
+
+
+def train(run_dir: Path, checkpoint: Path | None = None) -> ClarsTrainer:
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "total_batch_size": 8}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    torch.manual_seed(0)
+    args = arguments(run_dir, **options)
+    trainer = ClarsTrainer(Classifier(), args, train_dataset=dataset(16), eval_dataset=dataset(8))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer
+
+
+def seal(checkpoint: Path) -> None:
+    """A manifest for what is there now, as whoever changed it would write one."""
+    files = [f for f in sorted(checkpoint.rglob("*")) if f.is_file() and f.name != "manifest.json"]
+    sums = {str(f.relative_to(checkpoint)): (f.stat().st_size, zlib.crc32(f.read_bytes())) for f in files}
+    (checkpoint / "manifest.json").write_text(json.dumps({"written": 1, "files": sums}))
+
+
+def refused(checkpoint: Path, secret: Path, match: str) -> None:
+    seal(checkpoint)
+    with watched() as seen, pytest.raises(UserError, match=match) as error:
+        train(checkpoint.parent, checkpoint)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+    assert seen.opened_in(secret.parent) == []
+    assert not (secret.parent / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin", "scaler.pt"])
+def test_a_file_of_a_checkpoint_that_is_not_what_it_should_be_is_one_line(trained, ours, secret, name) -> None:
+    evil = Runs(secret.parent / "executed")
+    contents = {
+        "pickle": pickle.dumps(evil, 2),
+        "torch's": evil,
+        "empty": b"",
+        "junk": b"\xff" * 200,
+        "another": [1, 2],
+    }
+    for kind, content in contents.items():
+        checkpoint = ours / kind / "checkpoint-1"
+        shutil.copytree(trained, checkpoint)
+        if name == "pytorch_model.bin":
+            (checkpoint / "model.safetensors").unlink()
+        if isinstance(content, bytes):
+            (checkpoint / name).write_bytes(content)
+        else:
+            torch.save(content, checkpoint / name)
+        refused(checkpoint, secret, "cannot be resumed from")
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_an_index_names_files_of_its_checkpoint_alone(trained, ours, index) -> None:
+    checkpoint = ours / "checkpoint-1"
+    shutil.copytree(trained, checkpoint)
+    (checkpoint / "model.safetensors").rename(ours / "w.safetensors")
+    for shard in ("../w.safetensors", str(ours / "w.safetensors"), "missing.safetensors", "", None, "manifest.json"):
+        (checkpoint / index).write_text(json.dumps({"metadata": {}, "weight_map": {"conv.weight": shard}}))
+        seal(checkpoint)
+        with pytest.raises(UserError, match=f"its {index} names a file that is none of its own"):
+            find(str(checkpoint), ours)
+    (checkpoint / index).write_text("[" * 5000)
+    seal(checkpoint)
+    with pytest.raises(UserError, match=f"its {index} cannot be read"):
+        find(str(checkpoint), ours)
+
+
+ODD = ("x", None, [], {}, -1, 1.5, 10**400)
+STATE = ("global_step", "max_steps", "log_history", "best_metric", "best_model_checkpoint", "stateful_callbacks", "new")
+KEPT = ("loss", "total_loss", "last_logged", "skipped_examples", "skipped_steps", "evaluated", "settings", "options")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [*STATE, *(f"ResumePoint.{key}" for key in KEPT), "ResumePoint._trainer"])
+def test_a_state_of_odd_values_is_taken_or_one_line(trained, ours, secret, key) -> None:
+    for number, odd in enumerate(ODD):
+        checkpoint = ours / str(number) / "checkpoint-1"
+        shutil.copytree(trained, checkpoint)
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        kept = state["stateful_callbacks"]["ResumePoint"]["attributes"]
+        (kept if "." in key else state)[key.removeprefix("ResumePoint.")] = odd
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        seal(checkpoint)
+        said = ""
+        try:
+            assert train(checkpoint.parent, checkpoint).state.global_step == 2
+        except UserError as error:
+            said = str(error)
+        assert "\n" not in said
+
+
+def test_the_best_model_is_that_of_its_own_run(trained, ours, secret) -> None:
+    checkpoint, theirs = ours / "checkpoint-1", secret.parent / "checkpoint-7"
+    shutil.copytree(trained, checkpoint)
+    shutil.copytree(trained, theirs)
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state |= {"best_model_checkpoint": str(theirs), "best_metric": -1e9, "best_global_step": None}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    refused(checkpoint, secret, "checkpoint-7 cannot be used")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "trainer_state.json", "optimizer.pt", "model.safetensors"])

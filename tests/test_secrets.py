@@ -26,7 +26,7 @@ PASSWORD = "correct-horse"
     "key",
     ["token", "hub_token", "push_to_hub_token", "HF_TOKEN", "api_key", "wandb_api_key", "apikey", "password", "secret",
      "client_secret", "aws_secret_access_key", "auth", "use_auth_token", "db.password", "credentials", "tokens",
-     "private-key", "sas"],
+     "private-key", "sas", "accessToken", "hubToken", "clientSecret", "dbPassword", "awsSecretKey"],
 )  # fmt: skip
 def test_what_is_called_a_secret(key: str) -> None:
     assert is_secret(key)
@@ -35,7 +35,8 @@ def test_what_is_called_a_secret(key: str) -> None:
 
 @pytest.mark.parametrize(
     "key", ["pad_token", "eos_token", "pad_token_id", "max_tokens", "num_tokens", "include_num_input_tokens_seen",
-            "average_tokens_across_devices", "key", "tokenizer", "author", "monkey", "author_key_words", "compass"],
+            "average_tokens_across_devices", "key", "tokenizer", "author", "monkey", "author_key_words", "compass",
+            "padToken", "maxTokens"],
 )  # fmt: skip
 def test_what_is_none(key: str) -> None:
     assert not is_secret(key)
@@ -44,6 +45,7 @@ def test_what_is_none(key: str) -> None:
 def test_secrets_in_texts(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     assert hidden_in(f"https://me:{PASSWORD}@host/path") == "https://<hidden>@host/path"
+    assert hidden_in("https://me:at@night@host/path") == "https://<hidden>@host/path"
     assert hidden_in("https://host/a?x=1&X-Amz-Signature=abc&y=2") == "https://host/a?x=1&X-Amz-Signature=<hidden>&y=2"
     assert hidden_in(f"got {TOKEN}!") == "got <hidden>!"
     assert hidden_in("key " + "0123456789" * 4) == "key <hidden>"

@@ -20,6 +20,7 @@ from .home import Home
 _CARD, _ALONE = "README.md", ".huggingface.yaml"
 _READ_BY_DATASETS = (_CARD, _ALONE, "dataset_infos.json")
 _MOST_CHARACTERS = 2_000_000  # names of 21,000 classes are a million
+_MOST_BYTES = 2**25  # of a file that is read as a whole: a sparse one may claim any number
 
 
 def check_card(name: str, folder: Path | None, revision: str | None, home: Home) -> None:
@@ -37,15 +38,22 @@ def check_card(name: str, folder: Path | None, revision: str | None, home: Home)
     for file in _files(name, folder, revision):
         if folder is not None and not home.follow_links and not is_within(file, home.folders):
             raise UserError(f"dataset {name!r}: {file.name} is a link that leads out of the data set's folder")
-        if file.name not in (_CARD, _ALONE) or not file.is_file():
+        if not file.is_file():
+            raise UserError(f"dataset {name!r}: {file.name} is no regular file")
+        if file.stat().st_size > _MOST_BYTES:
+            raise UserError(f"dataset {name!r}: {file.name} has {file.stat().st_size:,} bytes, more than a description")
+        if file.name not in (_CARD, _ALONE):
             continue
         try:
-            text = file.read_text(encoding="utf-8")
+            with file.open(encoding="utf-8-sig", newline="") as opened:  # as `datasets` does: what it sees is checked
+                text = opened.read()
             match = REGEX_YAML_BLOCK.search(text) if file.name == _CARD else None
             block = text if file.name == _ALONE else "" if match is None else match.group(2)
             said = parse_yaml(block, _MOST_CHARACTERS)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"dataset {name!r}: {file.name} is not YAML: {' '.join(str(error).split())}") from None
+        if not _numbers_its_classes(said):
+            raise UserError(f"dataset {name!r}: {file.name} has names of classes that are not numbered from 0 on")
         for pattern in _patterns(said):
             if not _is_own(pattern, home):
                 raise UserError(
@@ -62,6 +70,22 @@ def _files(name: str, folder: Path | None, revision: str | None) -> Iterator[Pat
             yield Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             continue  # not there; or nothing is, which `datasets` finds out next and says
+
+
+def _numbers_its_classes(said: Any) -> bool:
+    """Whether no class has a number beyond that of all names: `datasets` makes a list up to the largest one."""
+    if isinstance(said, list):
+        return all(map(_numbers_its_classes, said))
+    if not isinstance(said, dict):
+        return True
+    label = said.get("class_label")
+    names = label.get("names") if isinstance(label, dict) else None
+    if isinstance(names, dict) and names:
+        try:
+            return max(map(int, names)) < len(names)
+        except (ValueError, TypeError, OverflowError):
+            return False
+    return all(map(_numbers_its_classes, said.values()))
 
 
 def _patterns(said: Any) -> Iterator[str]:

@@ -23,6 +23,7 @@ Example = dict[str, Any]
 _ATTEMPTS = 6
 _FIRST_WAIT = 1.0  # seconds, doubled each time: half a minute in all
 _AT_ONCE = 16
+_MOST_BYTES, _MOST_ROWS = 2**33, 2**24  # of a row group: usual ones have some 100 MB
 
 
 class Chunks(ABC):
@@ -167,10 +168,23 @@ def _opened(file: str) -> Any:
 
 
 def _row_groups(files: Sequence[str]) -> list[list[int]]:
-    def of(file: str) -> list[int]:
-        with fsspec.open(file, "rb") as opened:
-            metadata = pq.ParquetFile(opened).metadata
-        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(of, files))
+        return list(pool.map(rows_of_groups, files))
+
+
+def rows_of_groups(file: str) -> list[int]:
+    """Rows of each row group of a Parquet file.
+
+    Raises:
+        ValueError: a group that would fill the memory, where groups are read as a whole: zeros pack well.
+    """
+    with fsspec.open(file, "rb") as opened:
+        metadata = pq.ParquetFile(opened).metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    for number, group in enumerate(groups):
+        if group.total_byte_size > _MOST_BYTES or group.num_rows > _MOST_ROWS:
+            raise ValueError(
+                f"row group {number} of {file} unpacks to {group.total_byte_size:,} bytes in {group.num_rows:,} rows; "
+                "write smaller ones"
+            )
+    return [group.num_rows for group in groups]

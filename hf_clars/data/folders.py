@@ -6,6 +6,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from mimetypes import guess_type
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,9 +17,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..errors import UserError
 from .chunks import Chunks, Example
 from .home import Home
-from .names import is_no_data, same_split, shortened
+from .names import is_no_data, is_split, same_split, shortened
 
-_EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+_DATA = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar", ".zip", ".gz", ".yaml", ".py")
+_EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +46,22 @@ class FileChunks(Chunks):
 def split_folders(root: Path) -> dict[str, Path]:
     """The subfolders of `root` that hold one folder of images per class, by name; empty where there is none.
 
+    Where the folders of classes lie right in `root`, it is the split `train`: `datasets` takes names that begin with
+    `train` or `test`, of classes and of images, for those of splits, and leaves out the rest.
+
     A folder that describes its images in a metadata file is left to `datasets`.
     """
-    return {
+    folders = _folders(root)
+    splits = {
         folder.name: folder
-        for folder in _folders(root)
+        for folder in folders
         if not any(folder.glob("metadata.*")) and any(_entries(inner)[0] for inner in _folders(folder))
     }
+    if splits or any(is_split(folder.name) or any(folder.glob("metadata.*")) for folder in folders):
+        return splits
+    if any(file.suffix.lower() in _DATA or (file.name == "README.md" and _has_card(file)) for file in root.iterdir()):
+        return {}
+    return {"train": root} if sum(bool(_entries(folder)[0]) for folder in folders) > 1 else {}
 
 
 def class_folders(folders: dict[str, Path], split: str, train_split: str) -> list[str]:
@@ -90,19 +101,38 @@ def list_images(folder: Path, class_names: list[str]) -> list[tuple[str, int]]:
 
     The images of a class lie right in its folder, or, where none does, in folders below it. What lies below although
     there are images above it (thumbnails, masks, copies) is left out, and said.
+
+    Raises:
+        UserError: a name that is no text.
     """
-    images, left_out = [], []
+    images, left_out, unknown = [], [], []
     for label, name in enumerate(class_names):
         if (folder / name).is_dir():
-            own, further = _entries(folder / name)
+            own, further, others = _entries(folder / name)
             below = _images_below(further)
             images += [(path, label) for path in own or below]
             left_out += below if own else []
+            unknown += [path for path in others if (guess_type(path)[0] or "").startswith("image/")]
+    for path, _ in images:
+        try:
+            path.encode()
+        except UnicodeEncodeError:  # tables have text alone
+            raise UserError(f"{path}: its name is not UTF-8: rename it") from None
     if left_out:
         logger.warning(
             "%d images in folders beside the images of a class are left out: %s", len(left_out), shortened(left_out)
         )
+    if unknown:
+        logger.warning("%d images of formats that are not read are left out: %s", len(unknown), shortened(unknown))
     return images
+
+
+def _has_card(readme: Path) -> bool:
+    """Whether it begins as one that describes a data set; a link, which may lead anywhere, is left to `check_card`."""
+    if readme.is_symlink() or not readme.is_file():
+        return True
+    with readme.open("rb") as file:
+        return file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"---")
 
 
 def is_image(name: str) -> bool:
@@ -139,7 +169,7 @@ def _classes(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders that hold images, and of those that do not."""
     names: tuple[list[str], list[str]] = ([], [])
     for inner in _folders(folder):
-        images, further = _entries(inner)
+        images, further, _ = _entries(inner)
         names[not (images or _images_below(further))].append(inner.name)
     return names
 
@@ -148,19 +178,21 @@ def _images_below(folders: list[str]) -> list[str]:
     images = []
     for folder in folders:
         if not os.path.islink(folder):  # which may lead back up
-            own, further = _entries(folder)
+            own, further, _ = _entries(folder)
             images += own + _images_below(further)
     return images
 
 
-def _entries(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Paths of the images and of the folders in a folder, sorted."""
-    images, folders = [], []
+def _entries(folder: str | Path) -> tuple[list[str], list[str], list[str]]:
+    """Paths of the images, of the folders and of the other files in a folder, sorted."""
+    images: list[str] = []
+    folders: list[str] = []
+    others: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if not is_no_data(entry.name):
                 if is_image(entry.name) and entry.is_file():
                     images.append(entry.path)
-                elif entry.is_dir():
-                    folders.append(entry.path)
-    return sorted(images), sorted(folders)
+                else:
+                    (folders if entry.is_dir() else others).append(entry.path)
+    return sorted(images), sorted(folders), sorted(others)

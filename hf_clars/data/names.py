@@ -37,6 +37,11 @@ def split_and_rows(split: str) -> tuple[str, slice | None]:
     return name, slice(int(start) if start else None, int(stop) if stop else None)
 
 
+def is_split(name: str) -> bool:
+    """Whether this is what people call a split."""
+    return any(name.lower() in words for words in _SAME_SPLIT)
+
+
 def same_split(split: str, existing: Sequence[str]) -> str | None:
     """Of the existing splits the one meant: the name itself, or, for `train` and `validation`, what stands for it."""
     if split in existing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -13,27 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import pyarrow.parquet as pq
+import yaml
 from accelerate import PartialState
 from datasets import ClassLabel, Image, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..runtime.processes import once
 from ..safety.links import is_within
 from .card import check_card
-from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
-from .folders import FileChunks, class_folders, folder_table, list_images, split_folders, trained_classes
-from .home import TO_FOLLOW, Home, home_of_folder
+from .chunks import Chunks, ParquetChunks, TableChunks, is_remote, rows_of_groups
+from .folders import FileChunks, class_folders, folder_table, is_image, list_images, split_folders, trained_classes
+from .home import TO_FOLLOW, ForeignFileError, Home, home_of_folder
 from .labels import label_number
 from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_split, split_and_rows
 from .own_files import with_own_files
 from .tars import TarChunks, extensions, stored_examples
 
 _KINDS = ("parquet", "arrow", "imagefolder", "webdataset", "json", "csv")
+_TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+_MOST_TEXT = 2**30  # bytes; a line may be all of a file
+_LOOKED_AT = 64  # rows of a split that does not say what its columns hold
+_LONGEST = 600  # characters of a message by others
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lz4")
 
 
@@ -46,7 +51,8 @@ class ImageSource:
         split: the split's name in the data set.
         image_column, label_column: names of the two columns that count.
         class_names: names of the classes, None when labels are plain numbers.
-        num_examples: None when nothing says.
+        num_examples: how many there are, or were asked for; None when nothing says. A card may be wrong about it.
+        limit: how many were asked for; None for all.
         rows: the part of the split that is meant; None for all of it.
     """
 
@@ -56,6 +62,7 @@ class ImageSource:
     label_column: str
     class_names: list[str] | None
     num_examples: int | None
+    limit: int | None
     rows: slice | None
     _builder: Any
     _features: datasets.Features
@@ -65,15 +72,13 @@ class ImageSource:
     def chunks(self) -> Chunks:
         """Where the examples lie. Called by all processes; the first one looks at what is far away for all."""
         if self.rows is not None:
-            return TableChunks(
-                replace(self, num_examples=None).table()
-            )  # how many make an epoch is the order's business
+            return TableChunks(replace(self, limit=None).table())  # how many make an epoch is the order's business
         with _clear_errors(self.name):
             return self._whole_split()
 
     def _whole_split(self) -> Chunks:
         if _loader_name(self._builder) != "parquet":
-            return TableChunks(replace(self, num_examples=None).table())
+            return TableChunks(replace(self, limit=None).table())
         files = [str(file) for file in self._builder.config.data_files[self.split]]
         known = once(lambda: self._row_groups(files)) if any(map(is_remote, files)) else None
         return ParquetChunks(files, self.image_column, self.label_column, known, self._home)
@@ -88,8 +93,8 @@ class ImageSource:
             table = with_own_files(self._stored(), self._home, self.name)
         if self.rows is not None:
             table = table.select(range(len(table))[self.rows])
-        if self.num_examples is not None and self.num_examples < len(table):
-            table = table.select(range(self.num_examples))
+        if self.limit is not None and self.limit < len(table):
+            table = table.select(range(self.limit))
         return table
 
     def _stored(self) -> datasets.Dataset:
@@ -99,7 +104,8 @@ class ImageSource:
             options["features"] = self._features
         if kind == "imagefolder" and self.class_names is not None:
             options["drop_labels"] = False
-        data = datasets.load_dataset(kind, data_files={"evaluation": list(files)}, split="evaluation", **options)
+        plain = [glob.escape(str(file)) for file in files]  # a file may be called `*`, and others not be its match
+        data = datasets.load_dataset(kind, data_files={"evaluation": plain}, split="evaluation", **options)
         data = data.select_columns([self.image_column, self.label_column])
         for old, new in ((self.image_column, "image"), (self.label_column, "label")):
             if old != new:
@@ -126,12 +132,11 @@ class ImageSource:
                         f"(0 to {num_classes - 1}); is --num_classes right?"
                     )
 
-    def _labels(self) -> Iterator[tuple[str, list[Any]]]:
+    def _labels(self) -> Iterator[tuple[str, Iterable[Any]]]:
         local = [Path(f) for f in self._builder.config.data_files[self.split] if "://" not in str(f)]
         if _loader_name(self._builder) == "parquet" and local:
             for path in local:
-                self._check_class_names(path)
-                yield path.name, pq.read_table(path, columns=[self.label_column]).column(0).to_pylist()
+                yield path.name, self._labels_in(path)
             return
         with _clear_errors(self.name):
             chunks = self.chunks
@@ -140,6 +145,13 @@ class ImageSource:
         if not first:
             raise UserError(f"{self.name}: split {self.split!r} is empty")
         yield f"split {self.split!r}", first
+
+    def _labels_in(self, file: Path) -> Iterator[Any]:
+        with _clear_errors(self.name):
+            self._check_class_names(file)
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(columns=[self.label_column]):
+                    yield from batch.column(0).to_pylist()
 
     def _check_class_names(self, file: Path) -> None:
         feature = datasets.Features.from_arrow_schema(pq.read_schema(file)).get(self.label_column)
@@ -179,7 +191,7 @@ class FolderSource(ImageSource):
 
     def table(self) -> datasets.Dataset:
         assert self.class_names is not None
-        table = folder_table(self._images[: self.num_examples], self.class_names)
+        table = folder_table(self._images[: self.limit], self.class_names)
         return with_own_files(table, self._home, self.name)
 
     def _labels(self) -> Iterator[tuple[str, list[Any]]]:
@@ -237,9 +249,9 @@ def open_source(
         home = _home_of(builder, home)
         found = find_split(name, split, [str(s) for s in (builder.config.data_files or builder.info.splits or {})])
         if _loader_name(builder) == "webdataset":  # datasets would have all parts of an example side by side
-            features = dict.fromkeys(extensions(list(map(str, builder.config.data_files[found]))))
+            features: Any = dict.fromkeys(extensions(list(map(str, builder.config.data_files[found]))))
         else:
-            features = builder.as_streaming_dataset(split=found).features
+            features = _columns(builder, found)
     if not features:
         raise UserError(f"{name}: split {found!r} is empty")
     if _loader_name(builder) == "webdataset":
@@ -253,20 +265,20 @@ def open_source(
         trained = trained_classes(name, builder.config.data_files, found, split_and_rows(train_split)[0])
         feature = ClassLabel(names=trained) if trained else feature
         features = datasets.Features({**features, label: feature})
-    known = _count(builder, found)
+    with _clear_errors(name):
+        known = _count(builder, found)
     if known is not None and rows is not None:
         known = len(range(known)[rows])
     if known == 0:
         raise UserError(f"{name}: split {found!r} is empty" + (" in these rows" if rows is not None else ""))
-    if num_examples is not None and known is not None:
-        num_examples = min(num_examples, known)
     common: dict[str, Any] = {
         "name": name,
         "split": found,
         "image_column": image,
         "label_column": label,
         "class_names": list(feature.names) if isinstance(feature, ClassLabel) else None,
-        "num_examples": known if num_examples is None else num_examples,
+        "num_examples": min((n for n in (known, num_examples) if n is not None), default=None),
+        "limit": num_examples,
         "rows": rows,
         "_builder": builder,
         "_features": features,
@@ -296,6 +308,7 @@ def _open_folder(
         label_column="label",
         class_names=class_names,
         num_examples=len(images) if num_examples is None else min(num_examples, len(images)),
+        limit=num_examples,
         rows=rows,
         _builder=None,
         _features=datasets.Features(),
@@ -308,11 +321,25 @@ def _builder(path: str, config: str | None, revision: str | None) -> Any:
     """`load_dataset_builder`, for kinds of files that hold images and lead nowhere else."""
     try:
         builder = load_dataset_builder(path, config, revision=revision)
-    except (TypeError, KeyError, AttributeError, RecursionError) as error:  # of a card that is not what it should be
+    except (TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError) as error:  # of what a card says
         raise ValueError(f"its README.md or dataset_infos.json is damaged ({type(error).__name__}: {error})") from error
+    except RuntimeError as error:  # a script beside the data, which `datasets` does not run
+        raise ValueError(str(error)) from error
     if (kind := _loader_name(builder)) not in _KINDS:
         raise ValueError(f"its files are of the kind {kind!r}, which is none of {', '.join(_KINDS)}")
     return builder
+
+
+def _columns(builder: Any, split: str) -> datasets.Features | None:
+    """The columns of a split and what they hold; None where it is empty. CSV says so in its rows alone."""
+    try:
+        stream = builder.as_streaming_dataset(split=split)
+        if stream.features:
+            return stream.features
+        rows = list(stream.take(_LOOKED_AT))
+        return datasets.Dataset.from_list(rows).features if rows else None
+    except (TypeError, KeyError, AttributeError, OverflowError, IndexError) as error:
+        raise ValueError(f"its columns are described wrongly ({type(error).__name__}: {error})") from error
 
 
 def _home_of(builder: Any, home: Home) -> Home:
@@ -326,6 +353,8 @@ def _home_of(builder: Any, home: Home) -> Home:
         if (folder := os.path.dirname(file)) not in seen or os.path.islink(file):  # a million files lie in few folders
             home.place(file)
             seen.add(folder)
+        if file.lower().endswith(_TEXTS) and not is_remote(file) and os.path.getsize(file) > _MOST_TEXT:
+            raise ForeignFileError(f"{file!r} has {os.path.getsize(file):,} bytes, which are read at once: use Parquet")
     if _loader_name(builder) == "imagefolder" and any(file.lower().endswith(_ARCHIVES) for file in files):
         unpacked = os.path.realpath(datasets.config.EXTRACTED_DATASETS_PATH)
         home = replace(home, folders=(*home.folders, unpacked))
@@ -351,17 +380,17 @@ def _holds_encoded_images(feature: Any) -> bool:
 
 
 def _count(builder: Any, split: str) -> int | None:
-    if builder.info.splits and split in builder.info.splits:
-        return builder.info.splits[split].num_examples
     files = [str(f) for f in builder.config.data_files[split]]
     kind = _loader_name(builder)
+    if any(map(is_remote, files)) and builder.info.splits and split in builder.info.splits:
+        said = builder.info.splits[split].num_examples  # each file of thousands would have to be asked for
+        if type(said) is int and said >= 0:
+            return said
     if kind == "parquet":
-        total = 0
-        for file in files:
-            with fsspec.open(file) as opened:
-                total += pq.ParquetFile(opened).metadata.num_rows
-        return total
-    return len(files) if kind == "imagefolder" else None
+        return sum(sum(rows_of_groups(file)) for file in files)
+    if kind == "imagefolder" and not any(file.lower().endswith(_ARCHIVES) for file in files):
+        return sum(is_image(os.path.basename(file)) for file in files)
+    return None
 
 
 @contextmanager
@@ -377,10 +406,11 @@ def _clear_errors(name: str) -> Iterator[None]:
             ) from error
         raise UserError(f"dataset {name!r} is neither a folder nor a data set on the Hub that you may see") from error
     except (datasets.exceptions.DataFilesNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(f"dataset {name!r}: {str(error).splitlines()[0]}") from error
+        why = error.__cause__ or error  # the loader's own error says nothing
+        raise UserError(f"dataset {name!r}: {one_line(why)}"[:_LONGEST]) from error
     except ConnectionError as error:
         raise UserError(f"dataset {name!r}: the Hub cannot be reached ({str(error).splitlines()[0]})") from error
     except UserError:
         raise
     except (OSError, ValueError, tarfile.TarError, RecursionError) as error:  # pyarrow's errors are ValueErrors
-        raise UserError(f"dataset {name!r} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"dataset {name!r} cannot be read: {' '.join(str(error).split())}"[:_LONGEST]) from error

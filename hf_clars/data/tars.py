@@ -138,6 +138,8 @@ class TarChunks(Chunks):
 def extensions(files: Sequence[str]) -> list[str]:
     """Of the members of the first tar that has any: what stands behind the last dot, and behind the first."""
     for file in files:
+        if not file.lower().endswith(".tar"):
+            raise UserError(f"{file}: tars that are compressed are not read: decompress it")
         with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=_headers(opened), mode="r:") as tar:
             members = itertools.islice(tar, _LOOKED_AT) if is_remote(file) else tar
             bases = [member.name.rpartition("/")[2].lower() for member in members if member.isfile()]

@@ -87,6 +87,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     _turn_upright(image)
     if image.mode == "RGB":
         return image
+    if image.mode == "F":  # from 0 to 1, to 255 or to anything; Pillow would clip them
+        raise ValueError("its pixels are floating point numbers, of a range that it does not say")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # by way of RGBA, as Pillow asks for when a palette carries transparency

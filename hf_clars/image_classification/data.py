@@ -53,7 +53,7 @@ class RecipeData:
             return DataLoader(self.stream.decoded, batch_size, collate_fn=ready_batch)
         plain = train_transform(self.train_collator.transform.size, "none")
         collator = ImageCollator(plain, self.classes, training=False)
-        everything = replace(self._source, num_examples=None).table()
+        everything = replace(self._source, limit=None).table()
         return _Usable(DataLoader(everything, batch_size, collate_fn=collator))
 
 

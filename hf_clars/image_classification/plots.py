@@ -1,11 +1,13 @@
 """Two pictures of a run, from the files that it left: curves.png and layers.png."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, field_validator
 
 from ..errors import UserError
+from ..safety.files import read_bounded
 from ..safety.links import is_within, own_folders
 from ..trainer.callbacks.layer_statistics import FILE_NAME, STATISTICS, read_layer_statistics
 
@@ -14,6 +16,7 @@ _PANELS = (
     ("accuracy", {"eval_accuracy": "top 1", "eval_top5_accuracy": "top 5"}),
     ("γ_scale", {"learning_rate": "γ_scale"}),
 )
+_LARGEST = 1e100  # no axis has room for more
 _DRAWN = {key for _, series in _PANELS for key in series}
 
 
@@ -27,8 +30,8 @@ class _State(BaseModel):
     def _numbers(cls, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in history:
             for key in {"step", *_DRAWN} & entry.keys():
-                if not isinstance(entry[key], int | float):
-                    raise ValueError(f"{key} is {entry[key]!r:.40}, not a number")
+                if not isinstance(entry[key], int | float) or _LARGEST < abs(entry[key]) < math.inf:
+                    raise ValueError(f"{key} is {entry[key]!r:.40}, not a number that can be drawn")
             if "step" not in entry:
                 raise ValueError("an entry without step")
         return history
@@ -57,7 +60,7 @@ def plot_run(output_dir: str | Path) -> list[Path]:
     matplotlib.use("Agg")
 
     try:
-        history = _State.model_validate_json(state.read_bytes()).log_history
+        history = _State.model_validate_json(read_bounded(state)).log_history
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -92,7 +95,9 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
 
     names = list(records[-1]["layers"])
     shown: list[str] = [
-        s for s in ("gamma", "variance_factor") if any(s in entry for entry in records[-1]["layers"].values())
+        s
+        for s in ("gamma", "variance_factor")
+        if any(_is_drawn(entry.get(s)) for record in records for entry in record["layers"].values())
     ]
     if not shown:
         return None
@@ -102,7 +107,9 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
     for axis, statistic in zip(axes[0], shown, strict=True):
         for k, name in enumerate(names):
             points = [
-                (r["step"], r["layers"][name][statistic]) for r in records if statistic in r["layers"].get(name, {})
+                (r["step"], r["layers"][name][statistic])
+                for r in records
+                if _is_drawn(r["layers"].get(name, {}).get(statistic))
             ]
             if points:
                 axis.plot(
@@ -114,6 +121,11 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
     for text in legend.get_texts():
         text.set_parse_math(False)  # names of layers, whoever wrote the file
     return _save(figure, path)
+
+
+def _is_drawn(value: Any) -> bool:
+    """Whether it has a place on a logarithmic axis."""
+    return isinstance(value, int | float) and 1 / _LARGEST <= value <= _LARGEST
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -19,10 +19,11 @@ _KEY = re.compile(
 _WORDS = re.compile(
     r"(^|_)(pad|bos|eos|unk|cls|sep|mask|image|video|audio|decoder_start|num|max|additional_special)_tokens?$"
 )
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # in `accessToken`
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _SHORTEST = 8  # of a variable's value that is looked for in texts: `test` stands in many
 _IN_TEXT = re.compile(
-    r"(?P<user>(?<=://)[^/@\s'\"]+(?=@))"  # https://user:password@host
+    r"(?P<user>(?<=://)[^/\s'\"]+(?=@))"  # https://user:password@host, where the password may have another @
     r"|(?P<query>(?<=[?&;])(?:[\w-]*(?:token|key|sig|signature|credential|secret|password))=[^&;\s'\"]+)"
     r"|(?P<hub>\bhf_[A-Za-z0-9]{30,})|(?P<wandb>\bwandb_v\d+_[A-Za-z0-9_]{20,})",
     re.IGNORECASE,
@@ -48,7 +49,8 @@ def without_secrets(value: Any, key: str = "") -> Any:
 
 def is_secret(key: str) -> bool:
     """Whether what is called so is one."""
-    return _KEY.search(key) is not None and _WORDS.search(key) is None
+    key = _HUMP.sub("_", key)
+    return _KEY.search(key) is not None and _WORDS.search(key.lower()) is None
 
 
 def hidden_in(text: str) -> str:

@@ -19,6 +19,7 @@ from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
 from ..runtime.output import forgiving
 from ..runtime.processes import once, what_was_lost
+from ..training.reading import CheckedReading, readable
 from .arguments.options import refuse_data_parallel
 from .arguments.schedules import EpochSchedules
 from .arguments.training_arguments import ClarsTrainingArguments
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClarsTrainer(
+    CheckedReading,
     StreamedBatches,
     Evaluations,
     LoggedProgress,
@@ -189,10 +191,12 @@ class ClarsTrainer(
     def _resume_or_begin(self, wanted: str, *args: Any, **kwargs: Any) -> Any:
         run_dir = Path(str(self.args.output_dir))
         checkpoint = once(lambda: folders.find(wanted, run_dir))
+        self.resumed_from = checkpoint
         saved = {} if checkpoint is None else saved_values(checkpoint)
         if checkpoint is not None:
             settings = settings_of(self.args, self.record.about)
-            self.told = tell_differences(saved, self.train_dataset, self.args, settings)
+            with readable(checkpoint, "what it says of its training"):
+                self.told = tell_differences(saved, self.train_dataset, self.args, settings)
         elif self.is_world_process_zero() and (old := folders.all_of(run_dir)):
             logger.warning(
                 "%s has %d checkpoints of an earlier training; this one begins anew, and leaves them alone",

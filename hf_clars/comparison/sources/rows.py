@@ -14,6 +14,7 @@ from sys import intern
 from typing import Any, TypeGuard
 
 from ...errors import one_line
+from ...safety.files import read_bounded
 from ...safety.links import is_within, own_folders
 from ...safety.secrets import without_secrets
 from ..runs import STATES
@@ -29,6 +30,8 @@ _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole tra
     *_STEPS, "step", "train/train_loss", "train/train_runtime", "train/train_samples_per_second",
     "train/train_steps_per_second", "train/total_flos",
 }  # fmt: skip
+_MOST_STEPS = 2**53  # and of a batch's images
+_LARGEST = 1e100  # what is larger counts as infinite: no axis has room for it
 TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
 _EVALUATION_LOSSES = ("eval/loss", "eval_loss")
 _NO_SETTINGS = ("id2label", "label2id")  # names of classes, of which there may be thousands
@@ -51,7 +54,7 @@ def read_from(file: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise Unreadable(f"{file} lacks something, or has something else ({one_line(error)})") from None
 
 
@@ -66,7 +69,7 @@ def read_json(file: Path, folder: Path | None = None) -> Any:
     """What a file in a run's folder (its own by default) holds; raises `Unreadable`."""
     try:
         own(file, file.parent if folder is None else folder)
-        return json.loads(file.read_text())
+        return json.loads(read_bounded(file))
     except OSError as error:
         raise Unreadable(f"{file.name}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -83,7 +86,8 @@ class History:
     """
 
     def __init__(self, total_batch_size: Any = None) -> None:
-        self._batch = total_batch_size if _is_number(total_batch_size) and total_batch_size > 0 else None
+        known = _is_number(total_batch_size) and 0 < total_batch_size <= _MOST_STEPS
+        self._batch = total_batch_size if known else None
         self._rows: dict[int, Row] = {}
         self._layers: dict[int, dict[str, dict[str, float]]] = {}
         self._layers_in_order = False
@@ -120,11 +124,11 @@ class History:
             step: its optimizer step; None for that of the row before.
             time: seconds by some clock that may begin anew when a run goes on; used where no row says `*/seconds`.
         """
-        if step is not None and not _is_number(step):
+        if step is not None and not (_is_number(step) and abs(step) <= _MOST_STEPS):
             raise ValueError(f"step {str(step)[:20]}")
         self._step = self._step if step is None else int(step)
         row = self._rows.setdefault(self._step, {"step": self._step})
-        if _is_number(time):
+        if _is_number(time) and abs(time) <= _LARGEST:
             if time < self._last_time:
                 self._clock = max((r["_time"] for r in self._rows.values() if "_time" in r), default=0.0)
             self._last_time = time
@@ -138,10 +142,10 @@ class History:
                     continue
             if key.startswith(_LAYERS):
                 statistic, name = _layer(key)
-                if name and math.isfinite(value):
+                if name and _is_drawn(value):
                     self._layers.setdefault(self._step, {}).setdefault(name, {})[statistic] = value
             elif not key.startswith("_") and key not in _NO_METRICS:
-                row[_AXES.get(key) or intern(key)] = value
+                row[_AXES.get(key) or intern(key)] = value if abs(value) <= _LARGEST else value * math.inf
 
     def _drop_from(self, step: float) -> None:
         self._rows = {s: row for s, row in self._rows.items() if s < step}
@@ -152,7 +156,7 @@ class History:
         self._layers_in_order = True
         for record in records:
             self._layers[int(record["step"])] = {
-                name: {statistic: value for statistic, value in entry.items() if _is_number(value)}
+                name: {statistic: value for statistic, value in entry.items() if _is_drawn(value)}
                 for name, entry in record["layers"].items()
             }
             self._rows.setdefault(int(record["step"]), {"step": record["step"]}).setdefault("epoch", record["epoch"])
@@ -239,6 +243,11 @@ def _layer(key: str) -> tuple[str, str]:
 
 def _first_number(values: Iterable[Any]) -> float:
     return next(value for value in values if _is_number(value) and math.isfinite(value))
+
+
+def _is_drawn(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that has a place on a logarithmic axis, or zero."""
+    return _is_number(value) and (value == 0 or 1 / _LARGEST <= abs(value) <= _LARGEST)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...runtime.provenance import HOUSEKEEPING
 from ..runs import ComparedRun
-from .rows import TRAINING_LOSSES, History, Unreadable, end_state, flat_config, guessed_end, own
+from .rows import TRAINING_LOSSES, History, Unreadable, end_state, flat_config, guessed_end, own, read_from
 
 FILES = "events.out.tfevents.*"
 _TEXTS = ("model_config", "args")  # of transformers' TensorBoardCallback, JSON; what comes later goes first
@@ -42,7 +42,9 @@ class _Part:
 
 def event_folders(folder: Path) -> list[Path]:
     """Those with event files: the folder itself, and what is in its `runs/`."""
-    return sorted({file.parent for pattern in (FILES, f"runs/*/{FILES}") for file in folder.glob(pattern)})
+    return sorted(
+        {file.parent for pattern in (FILES, f"runs/*/{FILES}") for file in folder.glob(pattern) if file.is_file()}
+    )
 
 
 def read_event_files(places: Iterable[Path], one_training: bool = False) -> list[ComparedRun]:
@@ -59,7 +61,8 @@ def read_event_files(places: Iterable[Path], one_training: bool = False) -> list
         Unreadable: damaged, without scalars, or TensorBoard is not installed.
     """
     files = [(place, file) for place in places for file in (place.glob(FILES) if place.is_dir() else [place])]
-    parts = [part for place, file in files if (part := _read(place, file)).scalars]
+    with read_from("its event files"):
+        parts = [part for place, file in files if file.is_file() and (part := _read(place, file)).scalars]
     parts.sort(key=lambda part: part.scalars[0][0])
     if not parts:
         raise Unreadable("event files without scalars")
@@ -70,7 +73,8 @@ def read_event_files(places: Iterable[Path], one_training: bool = False) -> list
         else:
             runs.append([part])
     sharing = Counter(place for run in runs for place in {part.place for part in run})
-    return [_run(run, run[0].place if sharing[run[0].place] == 1 else run[0].file) for run in runs]
+    with read_from("its event files"):
+        return [_run(run, run[0].place if sharing[run[0].place] == 1 else run[0].file) for run in runs]
 
 
 def _goes_on(run: Sequence[_Part], part: _Part, together: bool) -> bool:

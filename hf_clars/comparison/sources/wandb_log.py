@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...safety.files import read_bounded
 from ...trainer.records.tracking import wandb_for
 from .rows import NothingLogged, Unreadable
 
+_MOST_BYTES = 2**31
 _BLOCK = 32768  # bytes; no chunk crosses a multiple of it
 _HEADER = struct.Struct("<4sHB")  # of the file
 _MAGIC = (b":W&B", 0xBEE1)
@@ -39,7 +41,7 @@ def read_log(path: Path) -> Iterator[Any]:
 
     new_record: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
     if len(content) < _HEADER.size and _HEADER.pack(*_MAGIC, 0).startswith(content):

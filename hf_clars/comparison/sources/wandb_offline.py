@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import Preempted
 from ..runs import ComparedRun
-from .rows import History, NothingLogged, Unreadable, end_state, flat_config
+from .rows import History, NothingLogged, Unreadable, end_state, flat_config, read_from
 from .wandb_log import read_log
 
 _FOLDERS = ("offline-run-*", "run-*")
@@ -37,7 +37,7 @@ def logs_in(folder: Path) -> list[Path]:
     found = {*folder.glob("*.wandb")}
     for place in (folder, folder / "wandb"):
         found |= {log for pattern in _FOLDERS for log in place.glob(f"{pattern}/*.wandb")}
-    return sorted(found, key=_date)
+    return sorted((log for log in found if log.is_file()), key=_date)
 
 
 def read_logs(logs: Iterable[Path], unreadable: list[str]) -> Iterator[tuple[str, ComparedRun]]:
@@ -48,7 +48,8 @@ def read_logs(logs: Iterable[Path], unreadable: list[str]) -> Iterator[tuple[str
     empty: dict[str, list[str]] = {}
     for log in logs:
         try:
-            part = _read(log)
+            with read_from("the log"):
+                part = _read(log)
         except Unreadable as error:
             kind = empty if isinstance(error, NothingLogged) else broken
             kind.setdefault(log.stem.removeprefix("run-"), []).append(f"{log}: {error}")
@@ -58,7 +59,13 @@ def read_logs(logs: Iterable[Path], unreadable: list[str]) -> Iterator[tuple[str
     broken |= {run_id: lines + broken.get(run_id, []) for run_id, lines in empty.items() if run_id not in whole}
     for (_, run_id), parts in runs.items():
         if run_id not in broken:
-            yield run_id, _run(parts)
+            try:
+                with read_from("its history"):
+                    run = _run(parts)
+            except Unreadable as error:
+                broken[run_id] = [f"{parts[-1].path}: {error}"]
+            else:
+                yield run_id, run
         else:
             broken[run_id] += [f"{p.path}: not compared without the part that cannot be read" for p in parts]
     unreadable += [line for lines in broken.values() for line in lines]

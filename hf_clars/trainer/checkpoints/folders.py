@@ -15,8 +15,10 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...errors import UserError
+from ...safety.files import read_bounded
 from ...safety.links import first_foreign, is_within, own_folders
 from ...safety.texts import plain_records
+from ...training.reading import what_is_wrong_in, what_is_wrong_with_shards
 
 MANIFEST = "manifest.json"
 STAGING = "unfinished-checkpoint"
@@ -98,20 +100,24 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     if foreign := first_foreign(checkpoint):
         return foreign
     try:
-        json.loads((checkpoint / _STATE).read_text())
+        state = json.loads(read_bounded(checkpoint / _STATE))
     except FileNotFoundError:
         return f"it has no {_STATE}"
     except (OSError, ValueError, RecursionError):
         return f"its {_STATE} cannot be read"
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        files = json.loads(read_bounded(checkpoint / MANIFEST))["files"]
         listed = {name: (int(size), int(checksum)) for name, (size, checksum) in dict(files).items()}
     except FileNotFoundError:
         return NOT_OURS
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return f"its {MANIFEST} cannot be read"
     if elsewhere := next((name for name in listed if not is_within(checkpoint / name, own_folders(checkpoint))), None):
         return f"its {MANIFEST} names a file outside of it, {elsewhere!r}"
+    if trouble := what_is_wrong_in(state):
+        return f"its {_STATE} is damaged: {trouble}"
+    if trouble := what_is_wrong_with_shards(checkpoint, set(listed)):
+        return trouble
     if "scheduler.pt" not in listed:
         return MODEL_ALONE
     return _what_has_changed(checkpoint, listed)
@@ -210,8 +216,8 @@ def _written(checkpoint: Path) -> float:
     try:
         if (checkpoint / MANIFEST).is_symlink():  # none that we have written
             return checkpoint.stat().st_mtime
-        return float(json.loads((checkpoint / MANIFEST).read_text())["written"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken, or another Trainer's
+        return float(json.loads(read_bounded(checkpoint / MANIFEST))["written"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):  # broken, or another Trainer's
         return checkpoint.stat().st_mtime
 
 

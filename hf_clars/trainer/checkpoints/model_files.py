@@ -17,6 +17,7 @@ from transformers.utils import is_peft_available
 
 from ...errors import UserError
 from ...runtime.processes import once
+from ...safety.links import is_within, own_folders
 from ..evaluating import same_randomness_afterwards
 from . import folders
 from .model_names import differences, named
@@ -42,6 +43,7 @@ class ModelFiles(_Base):
 
     _staging: Path | None
     _loading: Path | None = None
+    resumed_from: Path | None = None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -64,7 +66,9 @@ class ModelFiles(_Base):
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
-        if not best.is_dir():  # of a folder that was moved since
+        places = [Path(str(self.args.output_dir)), *([self.resumed_from.parent] if self.resumed_from else [])]
+        own = [folder for place in places for folder in own_folders(place)]
+        if not best.is_dir() or not is_within(best, own):  # of a folder that was moved since, or a stranger's word
             best = Path(str(self.args.output_dir)) / best.name
             self.state.best_model_checkpoint = str(best)
         trouble = once(lambda: folders.what_is_wrong(best) if best.is_dir() else "no such folder")

@@ -6,14 +6,16 @@ import json
 import logging
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_gather
 
 from ...data import TrainStream
 from ...errors import UserError
+from ...training.reading import Steps, readable, wrong
 from ..arguments.options import AUTHORS, parse_optim_args
 from ..records.tracking import wandb_run_id
 from ..registration import resolve_options
@@ -103,10 +105,51 @@ class ResumePoint(TrainerCallback, ExportableState):
             control.should_save = control.should_evaluate = control.should_log = False
 
 
+class _Evaluated(BaseModel):
+    """The last evaluation."""
+
+    step: Steps
+    metrics: dict[str, Any]
+
+
+class _Saved(BaseModel):
+    """What `ResumePoint` leaves."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    loss: Annotated[list[float], Field(min_length=1)]
+    total_loss: float
+    last_logged: Steps
+    skipped_examples: dict[str, Steps]
+    skipped_steps: Steps
+    unlogged_skipped_steps: Steps
+    nonfinite_in_a_row: Annotated[list[Steps], Field(min_length=2, max_length=2)] = [0, 0]
+    evaluated: _Evaluated | None = None
+    wandb_run_id: str | None = None
+    seconds: float = 0.0
+    world_size: Steps
+    optim: str
+    options: list[dict[str, Any]] | None = None
+    settings: dict[str, Any] = {}
+    images: Steps = 0
+    stream: dict[str, Any] = {}
+
+
 def saved_values(checkpoint: Path) -> dict[str, Any]:
-    """What `ResumePoint` left in a checkpoint; nothing in those of other Trainers."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return state.get("stateful_callbacks", {}).get(ResumePoint.__name__, {}).get("attributes", {})
+    """What `ResumePoint` left in a checkpoint; nothing in those of other Trainers.
+
+    Raises:
+        UserError: it is not what `ResumePoint` leaves.
+    """
+    with readable(checkpoint, "trainer_state.json"):
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        saved = ((state.get("stateful_callbacks") or {}).get(ResumePoint.__name__) or {}).get("attributes") or {}
+        if saved:
+            try:
+                _Saved.model_validate(saved)
+            except ValidationError as error:
+                raise ValueError(f"{ResumePoint.__name__}.{wrong(error)}") from error
+        return saved
 
 
 def tell_differences(saved: dict[str, Any], stream: Any, args: Any, settings: Mapping[str, Any]) -> Set[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ...errors import UserError
@@ -19,6 +19,7 @@ from .tracking import live_run
 logger = logging.getLogger(__name__)
 
 _MOST_DRAWN = 500
+_LONGEST_LINE = 2**24
 
 Layers = Mapping[str, Mapping[str, float]]
 
@@ -111,7 +112,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    step: int
+    step: Annotated[int, Field(ge=0, lt=2**53)]
     layers: dict[str, dict[str, float]]
 
 
@@ -124,12 +125,14 @@ def read_records(path: Path, strict: bool = False) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read.
     """
-    records, damaged = [], 0
-    try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    for line in lines:
+    records, number, damaged = [], 0, 0
+    for line in _lines(path):
+        number += 1
+        if len(line) == _LONGEST_LINE:
+            if strict:
+                raise ValueError(f"a line of {_LONGEST_LINE:,} bytes")
+            damaged += 1
+            break
         try:
             records.append(_record(line))
         except ValidationError:
@@ -139,8 +142,20 @@ def read_records(path: Path, strict: bool = False) -> list[dict[str, Any]]:
                 raise
             damaged += 1
     if damaged:
-        logger.warning("%s: %d of %d lines cannot be read, and are left out", path, damaged, len(lines))
+        logger.warning("%s: %d of %d lines cannot be read, and are left out", path, damaged, number)
     return records
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, with their ends. None is longer than `_LONGEST_LINE`: a sparse file may be a single one."""
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(_LONGEST_LINE):
+                yield line
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _record(line: bytes) -> dict[str, Any]:

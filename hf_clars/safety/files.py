@@ -1,0 +1,23 @@
+"""Files that strangers may have made, read as a whole: regular ones, of a size that fits."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from pathlib import Path
+
+MOST_BYTES = 2**29  # of JSON, with room for a log of a million rows
+
+
+def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read; a pipe, which may never end; more bytes, of which a sparse file claims any number.
+    """
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    if about.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {about.st_size:,} bytes, more than {most:,}", str(file))
+    return file.read_bytes()
