@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import UserError
 from ..secrets import without_secrets
+from .derived import plain
 from .description import is_housekeeping
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class OptionsOfNow(_Base):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         bare = _bare(optimizer)
+        for group in bare.param_groups:  # a checkpoint, which holds them and the schedule's copies, has plain values
+            group.update({key: plain(value) for key, value in group.items()})
         if is_new:
             self._arguments = arguments
             if type(bare) is type(kept):
