@@ -28,7 +28,7 @@ else:
 
 Groups = list[dict[str, Any]]
 _NOT_A_FUNCTION_OF_THE_STEP = ("reduce_lr_on_plateau", "greedy")
-_OWN_LINES = ("optim", "per_device_train_batch_size")  # which others compare
+_OWN_LINES = ("optim",)  # which others compare
 _OF_OPTIMIZERS = (
     "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eta",
     "momentum", "vectors", "decay_in_denominator", "norm_mode", "norm_samples", "untracked", "total_batch_size",

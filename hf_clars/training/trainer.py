@@ -42,6 +42,7 @@ from .signals import listening
 from .statistics import LayerStatisticsCallback
 from .streaming import StreamedBatches
 from .tracking import keep_wandb_offline_without_login
+from .without_effect import say_without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ class ClarsTrainer(
         super().__init__(model, args, *rest, **kwargs)
         if args.tail == "carry" and not isinstance(self.train_dataset, TrainStream):
             raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
+        if self.is_world_process_zero():
+            say_without_effect(args)
         self.clock = TrainingClock()
         self.record = RunRecord(self, about or {})
         self.add_callback(self.record)
