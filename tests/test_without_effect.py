@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError
 from hf_clars.configuration import parse
-from hf_clars.recipe_arguments import RecipeArguments, refuse_unused
-from hf_clars.training.without_effect import without_effect
+from hf_clars.image_classification.arguments import RecipeArguments, refuse_unused
+from hf_clars.trainer.arguments.without_effect import without_effect
 
 from .models import dataset
 from .test_trainer import arguments, seeded
