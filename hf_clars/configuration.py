@@ -18,14 +18,15 @@ _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
-    """`--config FILE.yaml --key value …` → one instance of each dataclass; of a flag that stands twice the last wins.
+    """`--config FILE.yaml --key value …` → one instance of each dataclass.
 
     Keys of the file and flags have the names of the dataclasses' fields. A relative path that the file gives for
     `dataset` is looked up beside the file when it does not exist in the working folder. `defaults` go over those of
     the dataclasses.
 
     Raises:
-        UserError: no such file, no YAML mapping, unknown keys or flags (the nearest name is given), unreadable values.
+        UserError: no such file, no YAML mapping, unknown keys or flags (the nearest name is given), one that stands
+            twice, unreadable values.
     """
     head = Parser(add_help=False, allow_abbrev=False)
     head.add_argument("--config", action="append", default=[])
@@ -38,10 +39,19 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     parser = HfArgumentParser(list[Any](kinds), description="YAML keys and flags have the same names; flags win.")
     parser.add_argument("--config", help="YAML file with defaults for everything below.")
     parser.error = _error  # type: ignore[method-assign]
+    found: dict[str, str] = {}
     for flag in flags:
-        name = flag.removeprefix("--").partition("=")[0].removeprefix("no_").replace("-", "_")
-        if flag.startswith("--") and name not in known and name != "help":
+        if not flag.startswith("--"):
+            continue
+        word = flag.partition("=")[0]
+        name = word.removeprefix("--").replace("-", "_").removeprefix("no_")
+        if name not in known and name != "help":
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
+        if name in found:
+            raise UserError(
+                f"{word}: {found[name]} is given before it, and one of them would be ignored: leave one out"
+            )
+        found[name] = word
     parser.set_defaults(**(defaults or {}))
     parser.set_defaults(**{key: _as_typed(known[key], value) for key, value in values.items()})
     try:

@@ -81,7 +81,7 @@ def of_flags(dice: random.Random, here: Path) -> Case:
     if environment:
         odd["report_to"] = "wandb"
         environment |= {"WANDB_DIR": str(here)}
-    argv = ["train", *flags(TINY), "--output_dir", str(here / "run"), *flags(odd)]
+    argv = ["train", *flags({**TINY, **odd}), "--output_dir", str(here / "run")]
     return Case(argv, {} if environment else odd, environment)
 
 
@@ -115,7 +115,7 @@ def of_methods(dice: random.Random, here: Path) -> Case:
     }  # fmt: skip
     for name in dice.sample(list(options), dice.choice((1, 1, 2))):
         odd[name] = options[name]()
-    return Case(["train", *flags(TINY), "--output_dir", str(here / "run"), *flags(odd)], odd)
+    return Case(["train", *flags({**TINY, **odd}), "--output_dir", str(here / "run")], odd)
 
 
 def of_yaml(dice: random.Random, here: Path) -> Case:

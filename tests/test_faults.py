@@ -256,6 +256,7 @@ def test_the_disk_is_full_at_the_end(tmp_path, images):
     assert training.wait() == [1], training.output()
     (error,) = training.errors()
     assert error.startswith(f"error: the trained model cannot be written to {tmp_path}/run: ")
+    assert not (tmp_path / "run" / "unfinished-checkpoint").exists()  # it would take the room that is left
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------

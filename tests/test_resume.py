@@ -410,3 +410,22 @@ def test_a_signal_raises_after_a_checkpoint(tmp_path):
     assert stop.value.code == 75
     assert signal.getsignal(signal.SIGUSR1) is before
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_asked_to_end_it_can_go_on_though_it_saves_the_model_alone(tmp_path):
+    class Ask(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    trainer = streaming(tmp_path, **options)
+    trainer.add_callback(Ask())
+    with pytest.raises(Preempted, match="after step 3 with a checkpoint"):
+        trainer.train()
+    assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+    resumed = streaming(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    whole = streaming(tmp_path / "whole", **options)
+    whole.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))

@@ -131,6 +131,29 @@ def test_what_a_callback_has_changed_stays(tmp_path):
     assert (groups.seen[4]["weight_decay"], groups.seen[4]["eta"]) == (0.25, 0.02)
 
 
+SCALED = {"learning_rate": None, "base_learning_rate": 0.5, "base_batch_size": 64}
+
+
+@pytest.mark.parametrize("optim", ["clars", "lars", "mnag", "sgd"])
+def test_linear_scaling_is_resumed_exactly(tmp_path, optim):
+    """A rate that follows from others is a plain number in every file, which torch reads without running code."""
+    whole = trainer_of(tmp_path / "a", optim=optim, **SCALED)
+    whole.train()
+    cut, _ = resumed(tmp_path / "b", {"optim": optim, **SCALED}, {})
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(cut), strict=True))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.load(tmp_path / "b" / "checkpoint-4" / name, weights_only=True)
+
+
+def test_linear_scaling_of_an_optimizer_made_by_hand(tmp_path):
+    args = arguments(tmp_path, total_batch_size=16, save_strategy="steps", save_steps=1, max_steps=1, **SCALED)
+    model = seeded()
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.learning_rate)
+    ClarsTrainer(model, args, train_dataset=dataset(16), optimizers=(optimizer, None)).train()
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.load(tmp_path / "checkpoint-1" / name, weights_only=True)
+
+
 def test_a_change_counts_once(tmp_path, caplog):
     """The checkpoints that follow are those of the new options."""
     resumed(tmp_path, {}, {"eta": 0.02, "learning_rate": 1.0})

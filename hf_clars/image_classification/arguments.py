@@ -13,6 +13,7 @@ from ..data import check_resident_augmentation
 from ..data.transforms import AUGMENTATIONS
 from ..errors import UserError
 from ..trainer import ClarsTrainingArguments
+from ..trainer.arguments.without_effect import without_effect
 from ..trainer.callbacks.variance_records import MODES as VARIANCE_MODES
 from ..validation.schema import Count, check, one_of
 
@@ -29,9 +30,11 @@ DEFAULTS = {
 # Settings of transformers that nothing here would use, or that would break what does: name → what to do instead.
 _SET = "is not for image classification: leave it out"
 _NOT_HERE = {
+    "activation_checkpointing": "is nothing that timm's models take here: lower per_device_train_batch_size",
     "auto_find_batch_size": "would change the batch that total_batch_size states: set per_device_train_batch_size",
     "average_tokens_across_devices": _SET,
     "batch_eval_metrics": "is not for accuracies of whole epochs: leave it out",
+    "dataloader_in_order": "is not for streams, whose examples come in one order: leave it out",
     "dataloader_drop_last": "is not for streams of steps: tail says what becomes of the rest of an epoch",
     "do_predict": "has nothing to predict: leave it out",
     "eval_do_concat_batches": "is not for accuracies of whole epochs: leave it out",
@@ -49,9 +52,10 @@ _NOT_HERE = {
 }
 _NEEDS = {  # setting → what has to be set as well
     "hub_model_id": "push_to_hub", "hub_private_repo": "push_to_hub", "hub_always_push": "push_to_hub",
-    "hub_revision": "push_to_hub", "fsdp_config": "fsdp", "activation_checkpointing_kwargs": "activation_checkpointing",
+    "hub_revision": "push_to_hub", "hub_strategy": "push_to_hub", "fsdp_config": "fsdp",
+    "activation_checkpointing_kwargs": "activation_checkpointing",
     "trackio_space_id": "report_to=trackio", "trackio_bucket_id": "report_to=trackio",
-    "trackio_static_space_id": "report_to=trackio",
+    "trackio_static_space_id": "report_to=trackio", "project": "report_to=trackio",
 }  # fmt: skip
 _METRICS = ("loss", "accuracy", "top5_accuracy")
 
@@ -61,13 +65,15 @@ def refuse_unused(args: ClarsTrainingArguments) -> None:
     defaults = {f.name: f.default for f in fields(args)}
     for name, reason in _NOT_HERE.items():
         value = getattr(args, name)
-        if value not in (defaults[name], [], "no"):
+        if value not in (defaults[name], [], "no") and not (value is False and defaults[name] is None):
             raise UserError(f"{name}={value!r} {reason}")
     for name, needed in _NEEDS.items():
         setting, _, word = needed.partition("=")
         there = getattr(args, setting)
         if getattr(args, name) != defaults[name] and not (word in there if word else there):
             raise UserError(f"{name}={getattr(args, name)!r} is for {needed}: state both, or none")
+    for text in without_effect(args):
+        raise UserError(text)
     if args.remove_unused_columns:
         raise UserError("remove_unused_columns=True would take away the images: leave it out")
     if args.dataloader_num_workers == 0:  # where there are workers, they stay
@@ -75,6 +81,10 @@ def refuse_unused(args: ClarsTrainingArguments) -> None:
     best = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if best not in _METRICS:
         raise UserError(f"metric_for_best_model={args.metric_for_best_model!r} is none of: {', '.join(_METRICS)}")
+    if args.prediction_loss_only and best != "loss":
+        raise UserError(
+            f"metric_for_best_model={args.metric_for_best_model!r} does not go with prediction_loss_only=True"
+        )
 
 
 @dataclass
@@ -150,7 +160,12 @@ class RecipeArguments:
     def timm_kwargs(self) -> dict[str, Any]:
         """`model_kwargs`, from JSON if need be."""
         given = self.model_kwargs
-        return json_mapping("model_kwargs", given) if isinstance(given, str) else given or {}
+        kwargs = json_mapping("model_kwargs", given) if isinstance(given, str) else given or {}
+        for name in ("name", "model_name", "num_classes"):
+            if name in kwargs:
+                own = "num_classes" if name == "num_classes" else "model_name"
+                raise UserError(f"model_kwargs={kwargs} has {name!r}: state {own} itself, as a setting")
+        return kwargs
 
 
 def json_mapping(name: str, text: str) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +27,8 @@ from ..data.chunks import TableChunks
 from ..errors import UserError
 from ..trainer import ClarsTrainingArguments
 from .arguments import RecipeArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
     """
     source = _open(recipe, "train_split", recipe.train_examples)
     eval_source = _open(recipe, "eval_split", recipe.eval_examples)
+    if not args.process_index:
+        _name_without_effect(recipe, {"train_examples": source, "eval_examples": eval_source})
     classes = _number_of_classes(recipe, source)
     for each in (source, eval_source):
         each.check_labels(classes)
@@ -123,6 +129,19 @@ def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSou
         of_data = (split, "dataset_config", "dataset_revision", "image_column", "label_column")
         named = [name for name in of_data if (value := getattr(recipe, name)) and f"'{value}'" in str(error)]
         raise UserError(f"{', '.join(named)}: {error}" if named else str(error)) from error
+
+
+def _name_without_effect(recipe: RecipeArguments, sources: Mapping[str, ImageSource]) -> None:
+    """Settings that other data would give an effect."""
+    for name, source in sources.items():
+        wanted, there = getattr(recipe, name), source.num_examples
+        if wanted is not None and there is not None and there < wanted:
+            logger.warning("%s=%d has no effect: there are %d", name, wanted, there)
+    if Path(recipe.dataset).expanduser().is_dir():
+        if recipe.dataset_revision is not None:
+            logger.warning("dataset_revision=%s has no effect: %s is a folder", recipe.dataset_revision, recipe.dataset)
+    elif recipe.follow_links:
+        logger.warning("follow_links=True has no effect: %s is no folder", recipe.dataset)
 
 
 def _number_of_classes(recipe: RecipeArguments, source: ImageSource) -> int:

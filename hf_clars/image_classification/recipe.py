@@ -83,8 +83,10 @@ def run(argv: list[str]) -> dict[str, float]:
             preprocess_logits_for_metrics=best_classes,
             about={k: v for k, v in asdict(recipe).items() if k != "plots"},
         )
-    except (ValueError, ImportError, NotImplementedError) as error:  # of settings: the rest of it is ours
-        raise UserError(one_line(error)) from error
+    except UserError:
+        raise
+    except Exception as error:  # of settings: reporters, accelerate and the Hub's client raise whatever they meet
+        raise UserError(f"{type(error).__name__}: {one_line(error)}") from error
     _lay_out(trainer, recipe.channels_last)
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)

@@ -102,7 +102,7 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
         raise UserError(f"timm {timm.__version__} has no model {name!r}{hint}")
     try:
         timm_model = timm.create_model(name, num_classes=num_classes, **timm_kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:  # OSError: of files, and of the Hub
         raise UserError(f"timm cannot build {name!r} with model_kwargs={timm_kwargs}: {error}") from error
     not_kept = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
     config = TimmWrapperConfig(  # type: ignore[call-arg]

@@ -23,6 +23,7 @@ from ..training.reading import CheckedReading, readable
 from .arguments.options import refuse_data_parallel
 from .arguments.schedules import EpochSchedules
 from .arguments.training_arguments import ClarsTrainingArguments
+from .arguments.without_effect import say_without_effect
 from .authors_norms import AuthorsNorms, KeptSamples
 from .callbacks.freezing import FreezeFullyConnected
 from .callbacks.health import StepHealth
@@ -114,6 +115,8 @@ class ClarsTrainer(
         super().__init__(model, args, *rest, **kwargs)
         if args.tail == "carry" and not isinstance(self.train_dataset, TrainStream):
             raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
+        if self.is_world_process_zero():
+            say_without_effect(args)
         self.clock = TrainingClock()
         self.record = RunRecord(self, about or {})
         self.add_callback(self.record)

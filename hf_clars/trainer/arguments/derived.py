@@ -61,6 +61,13 @@ def given(value: Any) -> Any:
     return None if isinstance(value, (_DerivedInt, _DerivedFloat, _DerivedDict)) else value
 
 
+def plain(value: Any) -> Any:
+    """The value without a mark: what goes into a file that others read."""
+    if isinstance(value, (_DerivedInt, _DerivedFloat)):
+        return int(value) if isinstance(value, int) else float(value)
+    return value
+
+
 class FollowingNumbers:
     """A mix-in for `TrainingArguments`: B, the accumulation and the learning rate, of which some follow from others."""
 

@@ -5,19 +5,35 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from transformers import SchedulerType
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.debug_utils import DebugOption
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import trainer_log_levels
+from transformers.utils import is_torch_xla_available
 
 from ...validation.schema import Count, NotNegative, PartOfOne, Positive, Seed, one_of
 
 _Interval = Annotated[float, Field(gt=0, le=1e12)]
-_Report = Annotated[str, one_of((*INTEGRATION_TO_CALLBACK, "all", "none"))]
+
+
+def _installed(reporter: str) -> str:
+    # Of the rest, W&B has a line of its own, and some are not known by a package.
+    if reporter in ("wandb", "azure_ml", "flyte", "kubeflow", "all", "none"):
+        return reporter
+    if reporter not in get_available_reporting_integrations():
+        raise PydanticCustomError("reporter", "cannot be used: its package is not installed")
+    return reporter
+
+
+_Report = Annotated[str, one_of((*INTEGRATION_TO_CALLBACK, "all", "none")), AfterValidator(_installed)]
 
 
 def _lower(given: Any) -> Any:
@@ -37,13 +53,42 @@ def _json(text: str) -> str:
 
 def _accelerator(given: Any) -> Any:
     """A mapping or a file of accelerate's; transformers puts an object of its own in the place of it."""
+    config = given
     try:
         if isinstance(given, str) and not given.startswith("{"):
-            AcceleratorConfig.from_json_file(given)
+            config = AcceleratorConfig.from_json_file(given)
         elif isinstance(given, str | dict):
-            AcceleratorConfig(**(json.loads(given) if isinstance(given, str) else given))
+            config = AcceleratorConfig(**(json.loads(given) if isinstance(given, str) else given))
+        if config is not None and not isinstance(config, AcceleratorConfig):
+            raise TypeError("it must be a mapping")
+        if config is not None and config.split_batches:
+            raise ValueError("split_batches would divide the batch that total_batch_size states: leave it out")
+        # transformers itself writes num_steps=1 there.
+        accumulation = {} if config is None else dict(config.gradient_accumulation_kwargs or {})
+        if accumulation.get("num_steps", 1) != 1:
+            raise ValueError("num_steps would change the batch that total_batch_size states: leave it out")
+        GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
     except (ValueError, TypeError, OSError, RecursionError) as error:
         raise PydanticCustomError("accelerator", "cannot be used: {why}", {"why": str(error)}) from error
+    return given
+
+
+def _debug(given: Any) -> Any:
+    """Words in a text or a list; transformers asks a TPU for its metrics when all else is done."""
+    words = given.split() if isinstance(given, str) else given or []
+    known = [option.value for option in DebugOption]
+    if not isinstance(words, list | tuple) or any(getattr(word, "value", word) not in known for word in words):
+        raise PydanticCustomError("debug", "must be some of: {known}", {"known": ", ".join(known)})
+    if DebugOption.TPU_METRICS_DEBUG in words and not is_torch_xla_available():
+        raise PydanticCustomError("debug", "cannot be used: tpu_metrics_debug needs a TPU")
+    return given
+
+
+def _fsdp(given: Any) -> Any:
+    if not isinstance(given, str | bool | None) and not (
+        isinstance(given, list) and all(isinstance(word, str) for word in given)
+    ):
+        raise PydanticCustomError("fsdp", "must be words of transformers' fsdp")
     return given
 
 
@@ -110,8 +155,8 @@ RANGES: dict[str, Any] = {
     "ddp_timeout": Count,
     "local_rank": Annotated[int, Field(ge=-1)],
     "optim_target_modules": str | list[str] | None,
-    "debug": Any,
+    "debug": Annotated[Any, AfterValidator(_debug)],
     "deepspeed": Annotated[Any, AfterValidator(_mapping_or_file)],
-    "fsdp": Any,
+    "fsdp": Annotated[Any, AfterValidator(_fsdp)],
     "fsdp_config": Annotated[Any, AfterValidator(_mapping_or_file)],
 }

@@ -86,7 +86,7 @@ class EpochSchedules(_Base):
 
 
 def check_schedule(args: Any) -> None:
-    """Make the schedule of a training of two steps.
+    """Make the schedule of a training of two steps, and walk through it.
 
     Raises:
         UserError: arguments that the schedule does not take, or a warmup that it does not have.
@@ -109,8 +109,11 @@ def check_schedule(args: Any) -> None:
         if refined:
             _refined(scheduler, lambda step, factor: factor)
         optimizer.step()
-        if isinstance(scheduler, LambdaLR):  # others want a metric
+        for _ in range(2 if isinstance(scheduler, LambdaLR) else 0):  # to the end; others want a metric
             scheduler.step()
+            rate = scheduler.get_last_lr()[0]
+            if isinstance(rate, complex) or not 0 <= rate < float("inf"):
+                raise ValueError(f"a learning rate of {rate}")
     except UserError:
         raise
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:

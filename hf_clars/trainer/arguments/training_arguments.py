@@ -27,6 +27,7 @@ from .options import (
 )
 from .ranges import RANGES
 from .schedules import check_schedule
+from .without_effect import refuse_contradictions
 
 
 @dataclass
@@ -140,6 +141,7 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
             near = difflib.get_close_matches(str(self.optim), names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {OURS}, or of transformers' own"
             raise UserError(f"optim={self.optim!r} is unknown{hint}")
+        evaluates_every = self.eval_steps = given(self.eval_steps)
         check(self, RANGES)
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
@@ -157,8 +159,13 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
         except UserError:
             raise
         except Exception as error:  # all of it is about what was set, and transformers raises whatever it meets
+            if self.ddp_backend is not None and "process group" in str(error):
+                raise UserError(f"ddp_backend={self.ddp_backend!r} is for several processes: leave it out") from error
             raise UserError(f"{type(error).__name__}: {one_line(error)}") from error
+        if evaluates_every is None and self.eval_steps is not None:  # transformers took logging_steps
+            self.eval_steps = derived(self.eval_steps)
         self._check_optimizer()
+        refuse_contradictions(self)
         if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
             raise UserError(
                 f"fsdp={self.fsdp!r} is for several processes: begin with `accelerate launch` or `torchrun`"

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ...errors import UserError
 from ...safety.secrets import without_secrets
+from ..arguments.derived import plain
 from ..records.description import is_housekeeping
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ else:
 
 Groups = list[dict[str, Any]]
 _NOT_A_FUNCTION_OF_THE_STEP = ("reduce_lr_on_plateau", "greedy")
-_OWN_LINES = ("optim", "per_device_train_batch_size")  # which others compare
+_OWN_LINES = ("optim",)  # which others compare
 _OF_OPTIMIZERS = (
     "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eta",
     "momentum", "vectors", "decay_in_denominator", "norm_mode", "norm_samples", "untracked", "total_batch_size",
@@ -56,6 +57,8 @@ class OptionsOfNow(_Base):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         bare = _bare(optimizer)
+        for group in bare.param_groups:  # a checkpoint, which holds them and the schedule's copies, has plain values
+            group.update({key: plain(value) for key, value in group.items()})
         if is_new:
             self._arguments = arguments
             if type(bare) is type(kept):

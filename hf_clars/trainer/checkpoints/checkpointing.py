@@ -35,6 +35,7 @@ class AtomicCheckpoints(_Base):
     """
 
     resume_point: Any
+    health: Any
     foreign_checkpoints: list[Path]
     _staging: Path | None = None
 
@@ -58,6 +59,8 @@ class AtomicCheckpoints(_Base):
             message += f" ({_free(run_dir)} are free there)"
             if self.is_fsdp_enabled:
                 raise TrainingFailedError(f"{message}. Go on with resume_from_checkpoint=auto")
+            if args.should_save:  # the part that was written would take the room of what comes next
+                shutil.rmtree(run_dir / folders.STAGING, ignore_errors=True)
             if self.is_world_process_zero():
                 logger.warning("%s; the training goes on, and earlier checkpoints stay", message)
             return
@@ -87,6 +90,8 @@ class AtomicCheckpoints(_Base):
         # What Trainer does with a finished checkpoint has to wait, and its barrier may not be reached after an error.
         postponed = args.push_to_hub, args.save_total_limit, state.best_global_step
         args.push_to_hub, args.save_total_limit, state.best_global_step = False, None, None
+        alone = args.save_only_model
+        args.save_only_model = alone and self.health.stopped_by is None  # the last one is to go on from
         try:
             # Ranks of one node may not delete what another has begun to write: the first one empties the folder.
             trouble = _attempt(lambda: folders.begin(run_dir)) if args.should_save else None
@@ -96,6 +101,7 @@ class AtomicCheckpoints(_Base):
         finally:
             self._staging = None
             args.push_to_hub, args.save_total_limit, state.best_global_step = postponed
+            args.save_only_model = alone
 
     def _finish(self, run_dir: Path, name: str) -> Trouble | None:
         state = self.state
