@@ -301,7 +301,7 @@ def test_the_gram_form_of_a_layer(mode):
     assert called.called
     d = 2 * model(x).detach()
     c = Convolution(x, d, (128, 128, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
-    chosen = slice(0, 4) if mode == "per_sample" else norms.subset_of(4)
+    chosen = slice(0, 4) if mode == "per_sample" else norms.watch.measurement.subset_of(4)
     agree(norms.per_sample()["weight"].square(), reference(c, 4)[0][chosen], torch.float32)
 
 
