@@ -19,7 +19,6 @@ from ..norms import PerSampleNorms
 from ..optimizers import CLARS, parameter_groups
 from ..runtime.output import forgiving
 from ..runtime.processes import once, what_was_lost
-from ..training.reading import CheckedReading, readable
 from .arguments.options import refuse_data_parallel
 from .arguments.schedules import EpochSchedules
 from .arguments.training_arguments import ClarsTrainingArguments
@@ -34,6 +33,7 @@ from .checkpoints.changes import OptionsOfNow, settings_of
 from .checkpoints.checkpointing import AtomicCheckpoints
 from .checkpoints.folder_lock import alone_in
 from .checkpoints.model_files import ModelFiles
+from .checkpoints.reading import CheckedReading, readable
 from .checkpoints.resuming import ResumePoint, saved_values, tell_differences
 from .evaluating import Evaluations, share_buffers
 from .measuring import MeasureWhileTraining

@@ -18,7 +18,7 @@ from ...errors import UserError
 from ...safety.files import read_bounded
 from ...safety.links import first_foreign, is_within, own_folders
 from ...safety.texts import plain_records
-from ...training.reading import what_is_wrong_in, what_is_wrong_with_shards
+from .reading import what_is_wrong_in, what_is_wrong_with_shards
 
 MANIFEST = "manifest.json"
 STAGING = "unfinished-checkpoint"

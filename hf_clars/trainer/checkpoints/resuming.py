@@ -15,12 +15,12 @@ from transformers.trainer_pt_utils import nested_gather
 
 from ...data import TrainStream
 from ...errors import UserError
-from ...training.reading import Steps, readable, wrong
 from ..arguments.options import AUTHORS, parse_optim_args
 from ..records.tracking import wandb_run_id
 from ..registration import resolve_options
 from ..seams import calling_trainer
 from .changes import changes, refuse_another_schedule, settings_of, tell
+from .reading import Steps, readable, wrong
 
 logger = logging.getLogger(__name__)
 
