@@ -90,7 +90,6 @@ def in_a_fork(case: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     import hf_clars.comparison.command
     import hf_clars.experiments.sweep_command
-    import hf_clars.packing.command
     import hf_clars.paper.command
     import hf_clars.recipe  # noqa: F401
 
