@@ -217,6 +217,7 @@ def test_mistakes_are_named_before_anything_is_measured(module, arguments, messa
 def test_what_fails_or_takes_too_long_stops_no_other(monkeypatch, tmp_path, capsys):
     runs = {"fails": (20, "-m nothing_of_this_name", ""), "hangs": (0.4, "-m timeit -n 1 'while True: pass'", ""),
             "works": (20, "-m this", "")}  # fmt: skip
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu, "RUNS", runs)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--out", str(tmp_path)])
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
@@ -239,9 +240,9 @@ def benchmark(*command, cwd):
 @pytest.mark.slow
 def test_everything_that_is_for_a_gpu(tmp_path):
     """But for what is compiled."""
-    some = ["norms", "step", "roofline", "large-step", "tests"]
+    some = ["norms", "step", "roofline", "large-step", "kernels", "fused"]
     text = benchmark(BENCHMARKS / "gpu.py", "--tiny", "--out", tmp_path, "--only", *some, cwd=tmp_path)
-    assert [line.split() for line in text.splitlines()[-5:]] == [[name, "ok"] for name in some]
+    assert [line.split() for line in text.splitlines()[-6:]] == [[name, "ok"] for name in some]
     of = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("norms", "step", "large-step")}
     assert all({"command", "commit", "hardware", "versions", "options"} <= result.keys() for result in of.values())
     plain, ours = of["norms"]["models"]["resnet18"]["rows"]

@@ -27,23 +27,20 @@ NORMS = "norms.py --methods per_sample --batch_size 256 --width 768 --dtype bflo
 MODELS = "resnet50 vit_small_patch16_224 gpt2 mobilenetv2_100 densenet121"
 SIZES = "--batch_size 2 --image_size 32 --width 64"
 ROUNDS = "--rounds 1 --in_a_row 1"
-KERNELS = "-m pytest -q -p no:cacheprovider tests/test_norms_kernels.py tests/test_optimizers_fused.py"
+TESTS = "-m pytest -q -p no:cacheprovider tests"
 # Name → seconds at most, command, and what makes it tiny. Most of the tests' time is Triton's compiler's.
 RUNS = {
-    "norms": (170, f"{NORMS} --models {MODELS} --rounds 9", f"--models resnet18 gpt2 {SIZES} {ROUNDS}"),
-    "step": (60, "optimizer_step.py", "--models resnet18 --rounds 1"),
-    "roofline": (60, "roofline.py --models resnet50", f"--measure --models resnet18 {SIZES}"),
+    "norms": (150, f"{NORMS} --models {MODELS} --rounds 9", f"--models resnet18 gpt2 {SIZES} {ROUNDS}"),
+    "step": (45, "optimizer_step.py", "--models resnet18 --rounds 1"),
+    "roofline": (45, "roofline.py --models resnet50", f"--measure --models resnet18 {SIZES}"),
     "large-step": (
-        90,
+        75,
         "memory.py --accumulation 64 --micro_batch 256 --image_size 224 --optims mnag clars --steps 3",
         "--accumulation 2 --micro_batch 4 --image_size 32 --model_name resnet18",
     ),
-    "tests": (120, f"{KERNELS} -k 'which_kernel or not_served or captured or waits'", "--collect-only"),
-    "compiled": (
-        110,
-        f"{NORMS} --models resnet50 --rounds 9 --compile",
-        f"--models resnet18 {SIZES} {ROUNDS}",
-    ),
+    "kernels": (110, f"{TESTS}/test_norms_kernels.py -k 'which_kernel or not_served'", "--collect-only"),
+    "fused": (75, f"{TESTS}/test_optimizers_fused.py", "--collect-only"),
+    "compiled": (100, f"{NORMS} --models resnet50 --rounds 9 --compile", f"--models gpt2 {SIZES} {ROUNDS}"),
 }
 
 
@@ -51,7 +48,7 @@ def command(name: str, out: Path, *, tiny: bool) -> list[str]:
     _, text, if_tiny = RUNS[name]
     words = shlex.split(text) + (shlex.split(if_tiny) if tiny else [])
     if words[0] != "-m":
-        words[0] = str(Path(__file__).with_name(words[0]))
+        words[0] = f"recipes/benchmarks/{words[0]}"
         words += ["--out", str(out / name)] if name == "roofline" else ["--json", str(out / f"{name}.json")]
     elif importlib.util.find_spec("xdist") and not tiny:
         words += ["-n", "8"]
@@ -65,7 +62,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show the measurements and measure nothing")
     parser.add_argument("--tiny", action="store_true", help="try all of them at tiny sizes on a CPU")
     options = parser.parse_args()
-    out = command_line.ROOT / options.out
+    os.chdir(command_line.ROOT)  # so that results name no paths of this machine
+    out = Path(options.out)
     commands = {name: command(name, out, tiny=options.tiny) for name in options.only}
     if options.list:
         print("\n".join(f"{name:<12} {RUNS[name][0]:>4} s  {shlex.join(words)}" for name, words in commands.items()))
@@ -81,7 +79,7 @@ def main() -> int:
         with (out / f"{name}.log").open("wb") as log:
             limit = RUNS[name][0] * (5 if options.tiny else 1)  # a CPU may be busy
             timed = ["timeout", "--foreground", "--kill-after=5", str(limit), *words]
-            status = subprocess.run(timed, stdout=log, stderr=log, cwd=command_line.ROOT, env=environment).returncode
+            status = subprocess.run(timed, stdout=log, stderr=log, env=environment).returncode
         ended[name] = "ok" if status == 0 else "took too long" if status in (124, -9) else f"exit status {status}"
         print(f"--- {name}: {ended[name]} after {time.monotonic() - start:.0f} s", flush=True)
         print((out / f"{name}.log").read_text(errors="replace"), flush=True)

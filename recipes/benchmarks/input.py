@@ -192,13 +192,8 @@ def main() -> None:
         rows = []
         for workers in options.workers:
             pipeline = Pipeline(dataset, workers, options.image_size, options.shuffle_buffer)
-            both = interleaved(
-                {
-                    "bare": partial(bare, images, workers, options.image_size, options.seconds),
-                    "pipeline": partial(pipeline.rate, options.seconds),
-                },
-                options.rounds,
-            )
+            alone = partial(bare, images, workers, options.image_size, options.seconds)
+            both = interleaved({"bare": alone, "pipeline": partial(pipeline.rate, options.seconds)}, options.rounds)
             medians = {name: statistics.median(rates) for name, rates in both.items()}
             rows.append({"workers": workers, **medians, "ratio": ratio(both["pipeline"], both["bare"])})
         endless = itertools.cycle(image["bytes"] for image in images)

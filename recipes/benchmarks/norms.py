@@ -9,8 +9,8 @@ Peers are measured where they can be imported; keep them out of the environment 
 
 Every round runs every method once, in random order; `time` is the median over rounds of a method's seconds by the plain
 seconds of the same round. Those steps are waited for; with `--in_a_row 10`, as by default on CUDA, there are also
-`in a row`, the same of ten steps without a wait in between, as in a training, and `launched`, the time until the host
-has launched a step. `memory` is a step's peak of tensor memory above what was there before it, by that
+`in_a_row`, the same of ten steps without a wait in between, as in a training, and `launched_ms`, until the host has
+launched a step. `memory` is a step's peak of tensor memory (`peak_mib`) above what was there before it, by that
 of plain: torch's own count of every allocation (of its allocator on CUDA, from the profiler on a CPU), so libraries'
 private buffers are not in it. Freed memory stays with the process. `weights` counts the parameters of two or more
 dimensions that have norms, of all there are; `error` is their largest relative difference from a slow float64
