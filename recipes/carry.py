@@ -5,8 +5,7 @@
     python3 -m pip install --no-index --no-deps wheels/*.whl           # on that machine again
 
 pip chooses the versions. What the machine has is kept and not downloaded: pip is shown an empty wheel in its place.
-`--replace tqdm` carries what is too old there. pip's environment variables hold. pip reads markers such as
-`python_version` off the Python that runs it, so run this with a Python of the target's version.
+`--replace tqdm` carries what is too old there. pip's environment variables hold.
 """
 
 import argparse
@@ -19,16 +18,12 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-OLDEST_GLIBC, USUAL_GLIBC = 17, 28  # 2.28 is what PyTorch's own wheels need
 
 
-def tags_of(environment: dict[str, str]) -> list[str]:
-    """Tags of the wheels that run there, those for an older glibc included."""
-    system, machine = environment["platform_system"], environment["platform_machine"]
-    if system != "Linux":
-        raise SystemExit(f"error: wheels for {system} {machine} need their tag: --platform macosx_14_0_arm64, say")
-    versions = [f"_2_{minor}" for minor in range(USUAL_GLIBC, OLDEST_GLIBC - 1, -1)]
-    return [f"manylinux{version}_{machine}" for version in (*versions, "2014")]
+def tags_of(machine: str) -> list[str]:
+    """Tags of the wheels that run on Linux there, those for an older glibc included."""
+    versions = (*(f"_2_{minor}" for minor in range(28, 16, -1)), "2014")  # 2.28 is what PyTorch's own wheels need
+    return [f"manylinux{version}_{machine}" for version in versions]
 
 
 def normalized(name: str) -> str:
@@ -46,7 +41,6 @@ def write_stub(metadata: dict, folder: Path) -> str:
         about = f"{name}-{version}.dist-info"
         archive.writestr(f"{about}/METADATA", "\n".join(lines) + "\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{about}/RECORD", "")
     return f"{name} @ {wheel.as_uri()}\n"
 
 
@@ -65,25 +59,30 @@ def main() -> None:
     options = parser.parse_args()
     try:
         report = json.loads(Path(options.target).read_text())
-        environment, installed = report["environment"], [entry["metadata"] for entry in report["installed"]]
+        system, machine = report["environment"]["platform_system"], report["environment"]["platform_machine"]
+        there = report["environment"]["python_version"]
+        # Of two packages of a name the first one is imported.
+        installed = {normalized(each["metadata"]["name"]): each["metadata"] for each in reversed(report["installed"])}
     except (OSError, ValueError, KeyError, TypeError):
-        raise SystemExit(f"error: {options.target} is not what `python3 -m pip inspect` writes") from None
+        parser.exit(2, f"error: {options.target} is not what `python3 -m pip inspect` writes\n")
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if there != here:  # off which pip reads the markers of requirements
+        parser.exit(2, f"error: the target has Python {there}, and this is {here}: run it with that version\n")
+    if system != "Linux" and not options.platform:
+        parser.exit(2, f"error: wheels for {system} {machine} need their tag: --platform macosx_14_0_arm64, say\n")
+    chosen = ["--only-binary=:all:", "--python-version", there, "--implementation", "cp"]
+    chosen += [word for tag in options.platform or tags_of(machine) for word in ("--platform", tag)]
     given_up = {"hf-clars", *map(normalized, options.replace)}
-    chosen = ["--only-binary=:all:", "--python-version", environment["python_version"], "--implementation", "cp"]
-    chosen += [word for tag in options.platform or tags_of(environment) for word in ("--platform", tag)]
     with tempfile.TemporaryDirectory() as folder:
-        stubs, found = Path(folder, "stubs"), Path(folder, "found")
+        stubs = Path(folder, "stubs")
         stubs.mkdir()
-        there = {normalized(package["name"]): package for package in reversed(installed)}  # the first one is imported
-        kept = [write_stub(package, stubs) for name, package in there.items() if name not in given_up]
+        kept = [write_stub(package, stubs) for name, package in installed.items() if name not in given_up]
         Path(folder, "constraints.txt").write_text("".join(kept))
-        pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(found), str(ROOT))
-        ours = f"hf_clars[{options.extras}] @ {next(found.glob('hf_clars-*.whl')).as_uri()}"
-        pip("download", *chosen, "--constraint", f"{folder}/constraints.txt", "--dest", str(found), ours)
-        options.wheels.mkdir(parents=True, exist_ok=True)
-        for wheel in sorted(found.glob("*.whl")):
-            if not (stubs / wheel.name).exists():
-                (options.wheels / wheel.name).write_bytes(wheel.read_bytes())
+        pip("wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT))
+        ours = f"hf_clars[{options.extras}] @ {next(Path(folder).glob('*.whl')).as_uri()}"
+        pip("download", *chosen, "--constraint", f"{folder}/constraints.txt", "--dest", str(options.wheels), ours)
+        for stub in stubs.iterdir():
+            (options.wheels / stub.name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
