@@ -21,9 +21,9 @@ if importlib.util.find_spec("hf_clars") is None:
 try:
     import torch
 
-    from hf_clars.checks import writable_folder
     from hf_clars.errors import UserError
-    from hf_clars.provenance import commit, hardware
+    from hf_clars.runtime.provenance import commit, hardware
+    from hf_clars.validation.checks import writable_folder
 except ModuleNotFoundError as error:
     print(f"error: {error.name} is not installed, which hf_clars needs: pip install {error.name}", file=sys.stderr)
     raise SystemExit(2) from None

@@ -20,8 +20,8 @@ from pathlib import Path
 import command_line
 import torch
 
-from hf_clars.checks import writable_folder
 from hf_clars.errors import UserError
+from hf_clars.validation.checks import writable_folder
 
 NORMS = "norms.py --methods per_sample --batch_size 256 --width 768 --dtype bfloat16 --channels_last --no_error"
 MODELS = "resnet50 vit_small_patch16_224 gpt2 mobilenetv2_100 densenet121"

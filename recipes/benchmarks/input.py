@@ -38,9 +38,9 @@ from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from hf_clars.checks import positive
 from hf_clars.data import ImageCollator, SharedBatches, TrainStream, decode_image, open_source, train_transform
 from hf_clars.data.transforms import FORMATS
+from hf_clars.validation.checks import positive
 
 BATCH = 64
 REPEATS = 16

@@ -30,7 +30,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from hf_clars import CLARS, PerSampleNorms
-from hf_clars.checks import positive, writable_folder
+from hf_clars.validation.checks import positive, writable_folder
 
 # TFLOP/s of dense bfloat16 and TF32 products and TB/s of memory, by the data sheets of the SXM forms.
 GPUS = {
