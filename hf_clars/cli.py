@@ -59,12 +59,6 @@ _IN_MODULES = {
         "tune",
     ),
     "sweep": ("the runs of a `wandb sweep` file, offline", ".experiments.sweep_command", "add_arguments", "sweep"),
-    "pack": (
-        "this package, what it needs and data, for a machine without network",
-        ".packing.command",
-        "add_arguments",
-        "pack",
-    ),
     "compare": (
         "which runs reach the target first, and how sure that is",
         ".comparison.command",

@@ -9,24 +9,41 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import Distribution, distribution
+from collections.abc import Iterable
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from hf_clars.packing.closure import _assumed
-from hf_clars.packing.target import Target
+BARE = ("torch", "transformers", "accelerate")
+
+
+def closure(names: Iterable[str]) -> set[str]:
+    """These packages, and what they need of what is installed here."""
+    found: set[str] = set()
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        requirement = waiting.pop()
+        try:
+            needs = distribution(requirement.name).requires or []
+        except PackageNotFoundError:  # of another platform or a newer release
+            continue
+        if (name := canonicalize_name(requirement.name)) in found and not requirement.extras:
+            continue
+        found.add(name)
+        for need in map(Requirement, needs):
+            if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in ("", *requirement.extras)):
+                waiting.append(need)
+    return found
 
 
 def bare_python(folder: Path) -> Path:
     """The interpreter of a new environment, whose site-packages has links to these packages alone."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     there = next(folder.glob("lib/python3*/site-packages"))
-    for name in _assumed(Target(default_environment(), None, ())):
-        try:
-            package = distribution(name)
-        except ModuleNotFoundError:  # of another platform or a newer release
-            continue
+    for name in closure(BARE):
+        package = distribution(name)
         for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
             source = Path(str(package.locate_file(top)))
             if source.exists() and not (there / top).exists():

@@ -297,7 +297,7 @@ def of_folders(dice: random.Random, here: Path) -> Case:
 
 def of_commands(dice: random.Random, here: Path) -> Case:
     """The other commands, and words that none of them knows."""
-    which = dice.randrange(4)
+    which = dice.randrange(3)
     if which == 0:
         given = {"dataset": str(FASHION), "model_name": "resnet8_cifar", "examples": 4, "image_size": 8}
         odd = {dice.choice([f.name for f in fields(RatesArguments)]): dice.choice(WORDS)}
@@ -306,10 +306,5 @@ def of_commands(dice: random.Random, here: Path) -> Case:
         name = dice.choice(("--metric", "--target", "--axis", "--group-by", "--where", "--layers", "--out", "--x"))
         return Case(["compare", dice.choice((str(here), "wandb:", "trackio:x", "wandb:a/b?c", "", "a\x00b", "~nobody")),
                      name, dice.choice(WORDS)])  # fmt: skip
-    if which == 2:
-        name = dice.choice(("--part_mb", "--dataset", "--data_dir", "--target_packages", "--python", "--platform",
-                            "--extras", "--without", "--find_links"))  # fmt: skip
-        # A second mistake, which is found before anything is fetched.
-        return Case(["pack", "--out", str(here / "pack.zip"), name, dice.choice(WORDS)])
     words = ("train", "plot", "figure", "tune", "sweep", "compare", "rates", "-", "--", "--versio", "x", "")
     return Case([dice.choice(words), *dice.sample(WORDS, dice.randrange(1, 3))])

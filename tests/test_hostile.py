@@ -31,7 +31,7 @@ from hf_clars.data import ImageCollator, decode_image, eval_transform, open_sour
 from hf_clars.data.home import Home, home_of_folder
 from hf_clars.data.transforms import _torchcodec
 from hf_clars.image_classification.plots import plot_run
-from hf_clars.packing.data import copy_data, find_data
+from hf_clars.safety.links import first_foreign
 from hf_clars.trainer.checkpoints.folders import find, newest, what_is_wrong
 
 from .audit import Seen, watched
@@ -622,7 +622,7 @@ def test_a_label_of_any_length_is_a_short_line(ours, label, caplog) -> None:
     assert len(str(refused.value)) < 400
 
 
-# --- folders of runs, checkpoints, packs -----------------------------------------------------------------------------
+# --- folders of runs, checkpoints -----------------------------------------------------------------------------------
 
 
 def write_run(folder: Path, accuracy: float = 0.5) -> None:
@@ -884,11 +884,11 @@ def test_no_file_of_a_checkpoint_is_a_link_that_leads_out_of_it(ours, secret, na
 
 
 @pytest.mark.parametrize("kind", ["a file", "a folder", "a chain", "a loop", "nothing", "a pipe"])
-def test_a_pack_follows_no_link_out_of_a_data_set(ours, secret, kind) -> None:
+def test_a_folder_that_is_taken_whole_has_its_own_files_alone(ours, secret, kind) -> None:
     (ours / "train").mkdir()
-    write_rows(ours / "train" / "a.parquet", [{"bytes": picture(), "path": None}])
-    (ours / "train" / "b.parquet").symlink_to("a.parquet")
-    assert find_data([str(ours)]) == {"ours": ours}
+    (ours / "train" / "a.bin").write_bytes(b"bytes")
+    (ours / "train" / "b.bin").symlink_to("a.bin")
+    assert first_foreign(ours) is None
     evil = ours / "train" / "evil"
     if kind == "a pipe":
         os.mkfifo(evil)
@@ -898,18 +898,16 @@ def test_a_pack_follows_no_link_out_of_a_data_set(ours, secret, kind) -> None:
         evil.symlink_to(target[kind])
         if kind != "a chain":
             (ours / "hop").unlink()
-    with watched() as seen, pytest.raises(UserError, match="own files alone"):
-        find_data([str(ours)])
+    with watched() as seen:
+        assert first_foreign(ours) is not None
+        assert what_is_wrong(ours) == first_foreign(ours)
     harmless(seen, secret)
 
 
-def test_a_pack_of_a_snapshot_in_the_hubs_cache_has_its_files(tmp_path) -> None:
+def test_a_snapshot_in_the_hubs_cache_has_its_own_files(tmp_path) -> None:
     cache = tmp_path / "datasets--me--pictures"
     (cache / "blobs").mkdir(parents=True)
     (cache / "blobs" / "0123").write_bytes(b"bytes")
     (cache / "snapshots" / "abc").mkdir(parents=True)
     (cache / "snapshots" / "abc" / "a.parquet").symlink_to("../../blobs/0123")
-    found = find_data([str(cache / "snapshots" / "abc")])
-    copy_data(found, tmp_path / "data")
-    copy = tmp_path / "data" / "abc" / "a.parquet"
-    assert (copy.read_bytes(), copy.is_symlink()) == (b"bytes", False)
+    assert first_foreign(cache / "snapshots" / "abc") is None

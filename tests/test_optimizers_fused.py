@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hf_clars import PerSampleNorms
 from hf_clars.errors import UserError
 from hf_clars.optimizers import CLARS, LARS, NAG, AuthorsCLARS, fused
 from hf_clars.optimizers.fused import bucket, kernels
@@ -859,6 +860,36 @@ def test_a_step_waits_for_nothing(method):
             optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_training_step_with_exact_norms_waits_for_nothing():
+    """Forward, backward and `step()`; on a CPU it is the same step, which nobody watches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)
+    ).to(DEVICE, memory_format=torch.channels_last)
+    x, y = torch.randn(4, 3, 8, 8, device=DEVICE), torch.arange(4, device=DEVICE)
+    optimizer = CLARS(model.parameters(), lr=1e-3, norms=PerSampleNorms(model, vectors=False))
+    before = model[0].weight.detach().clone()
+
+    def step():
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    step()  # sets up what the first ones set up
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(model[0].weight, before)
 
 
 @on_gpu

@@ -24,9 +24,6 @@ HOUSEKEEPING = frozenset(
 )  # fmt: skip
 
 
-COMMIT_FILE = "commit.txt"  # beside this module in a copy that has left its checkout, see `packing`
-
-
 def hardware(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """Where runs are made."""
     cuda = torch.cuda.is_available() and not settings.get("use_cpu")
@@ -39,10 +36,8 @@ def hardware(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the checkout this package is in, or was packed from; or the package's version."""
+    """Of the checkout that this package is in; or the package's version."""
     here = Path(__file__).resolve().parents[1]
-    if (here / COMMIT_FILE).is_file():
-        return (here / COMMIT_FILE).read_text().strip()
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout

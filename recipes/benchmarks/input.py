@@ -13,32 +13,34 @@ Then one process with each decoder that is installed, from JPEG bytes to the cro
 noise with the spectrum of photographs, 500 × 375 pixels on average. Prints a table and writes input.json.
 """
 
-import argparse
 import gc
 import io
-import json
+import itertools
 import multiprocessing
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from timing import interleaved, ratio
 from torch.utils.data import DataLoader
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from hf_clars.data import ImageCollator, SharedBatches, TrainStream, decode_image, open_source, train_transform
 from hf_clars.data.transforms import FORMATS
-from hf_clars.errors import UserError
+from hf_clars.validation.checks import positive
 
 BATCH = 64
 REPEATS = 16
@@ -135,94 +137,74 @@ def pillow_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
 
 
-def decoders() -> dict[str, Callable[[bytes], torch.Tensor]]:
-    def pillow(data: bytes) -> torch.Tensor:
-        return torch.from_numpy(np.array(pillow_image(data))).permute(2, 0, 1)
+def decoders(size: int) -> dict[str, Callable[[bytes], torch.Tensor]]:
+    """From JPEG bytes to the crop, in one process: decoded by each, cropped by torch; and all of it by Pillow alone."""
+    crop = v2.RandomResizedCrop(size, antialias=True)
+    pillow_crop = v2.Compose([crop, v2.PILToTensor()])
 
-    found: dict[str, Callable[[bytes], torch.Tensor]] = {"Pillow": pillow}
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as torchvision_jpeg
+    def cropped(decode: Callable[..., torch.Tensor], data: bytes) -> torch.Tensor:
+        return crop(decode(torch.frombuffer(bytearray(data), dtype=torch.uint8)))
 
-    found["torchvision.io"] = lambda data: torchvision_jpeg(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
-    )
-    try:
+    found: dict[str, Callable[[bytes], torch.Tensor]] = {
+        "Pillow, cropped by Pillow": lambda data: pillow_crop(pillow_image(data)),
+        "Pillow": lambda data: crop(torch.from_numpy(np.array(pillow_image(data))).permute(2, 0, 1)),
+        "torchvision.io": partial(cropped, partial(decode_jpeg, mode=ImageReadMode.RGB)),
+    }
+    if find_spec("torchcodec"):
         from torchcodec.decoders import decode_jpeg as torchcodec_jpeg
 
-        found["torchcodec"] = lambda data: torchcodec_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except ImportError:
+        found["torchcodec"] = partial(cropped, torchcodec_jpeg)
+    else:
         print("torchcodec is not installed: pip install 'hf_clars[fast]'")
     return found
 
 
-def compare_decoders(images: list[dict], size: int, rounds: int, seconds: float) -> dict[str, float]:
-    """Images per second of one process: decoded by each, cropped by torch; and decoded and cropped by Pillow alone."""
-    torch.set_num_threads(1)
-    crop = v2.RandomResizedCrop(size, antialias=True)
-    pillow_crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.PILToTensor()])
-    ways: dict[str, Callable[[bytes], torch.Tensor]] = {
-        "Pillow, cropped by Pillow": lambda data: pillow_crop(pillow_image(data))
-    }
-    ways |= {name: (lambda data, decode=decode: crop(decode(data))) for name, decode in decoders().items()}
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start, done = time.perf_counter(), 0
-            while time.perf_counter() < start + seconds:
-                way(images[done % len(images)]["bytes"])
-                done += 1
-            rates[name].append(done / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in rates.items()}
+def rate(decode: Callable[[bytes], torch.Tensor], images: Iterator[bytes], seconds: float) -> float:
+    """Images per second."""
+    from torch.utils.benchmark import Timer
+
+    timer = Timer("decode(next(images))", globals={"decode": decode, "images": images})
+    return 1 / timer.blocked_autorange(min_run_time=seconds).mean
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", help="a folder of Parquet files")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--shuffle_buffer", type=int, default=1024)
-    parser.add_argument("--json", default="input.json")
+    parser = command_line.Parser(__doc__)
+    add, count = parser.add_argument, command_line.count
+    add("--dataset", help="a folder of Parquet files")
+    add("--workers", type=count, nargs="+", default=[1, 2])
+    add("--rounds", type=count, default=5)
+    add("--seconds", type=float, default=4.0, help="of each measurement")
+    add("--image_size", type=count, default=224)
+    add("--shuffle_buffer", type=count, default=1024)
+    add("--images", type=count, default=1000, help="that are made without --dataset")
+    add("--json", type=command_line.file, default="input.json")
     options = parser.parse_args()
-    if min(*options.workers, options.rounds, options.image_size, options.shuffle_buffer) < 1 or options.seconds <= 0:
-        parser.error("--workers, --rounds, --image_size and --shuffle_buffer must be at least 1, --seconds above 0")
+    positive("--seconds", options.seconds)
     warnings.filterwarnings("ignore", "This DataLoader will create|.*decode_jpeg.*")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if options.dataset is None:
-                make_photographs(Path(folder), 1000)
-            run(options, options.dataset or folder)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-def run(options: argparse.Namespace, dataset: str) -> None:
-    chunks = open_source(dataset, "train").chunks
-    images = []
-    for number in range(min(len(chunks.sizes), 12)):
-        images += [example["image"] for example in chunks.read(number)][: 1000 - len(images)]
-    rows = []
-    print(f"{'workers':>7} {'bare images/s':>14} {'pipeline':>9} {'ratio':>6}   (medians of {options.rounds})")
-    for workers in options.workers:
-        pipeline = Pipeline(dataset, workers, options.image_size, options.shuffle_buffer)
-        pairs = []
-        for _ in range(options.rounds):
-            first = bare(images, workers, options.image_size, options.seconds)
-            pairs.append((first, pipeline.rate(options.seconds)))
-        ratio = statistics.median(b / a for a, b in pairs)
-        row = [statistics.median(values) for values in zip(*pairs, strict=True)]
-        rows.append({"workers": workers, "bare": row[0], "pipeline": row[1], "ratio": ratio})
-        print(f"{workers:>7} {row[0]:>14.0f} {row[1]:>9.0f} {ratio:>6.3f}", flush=True)
-    rates = compare_decoders(images, options.image_size, options.rounds, options.seconds)
-    slowest = next(iter(rates.values()))
-    print("\none process, decoded and cropped, images/s")
-    for name, rate in rates.items():
-        print(f"{name:>26} {rate:>7.0f} {rate / slowest:>6.2f} x")
-    machine = {"torch": torch.__version__, "processor": platform.processor(), "cores": os.cpu_count()}
-    with open(options.json, "w") as file:
-        json.dump({"options": vars(options), "machine": machine, "pipeline": rows, "decoders": rates}, file, indent=1)
+    about = command_line.about(options, "pillow", "torchcodec")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.dataset is None:
+            make_photographs(Path(folder), options.images)
+        dataset = options.dataset or folder
+        chunks, images = open_source(dataset, "train").chunks, []
+        for number in range(min(len(chunks.sizes), 12)):
+            images += [example["image"] for example in chunks.read(number)][: 1000 - len(images)]
+        rows = []
+        for workers in options.workers:
+            pipeline = Pipeline(dataset, workers, options.image_size, options.shuffle_buffer)
+            alone = partial(bare, images, workers, options.image_size, options.seconds)
+            both = interleaved({"bare": alone, "pipeline": partial(pipeline.rate, options.seconds)}, options.rounds)
+            medians = {name: statistics.median(rates) for name, rates in both.items()}
+            rows.append({"workers": workers, **medians, "ratio": ratio(both["pipeline"], both["bare"])})
+        endless = itertools.cycle(image["bytes"] for image in images)
+        ways = {n: partial(rate, way, endless, options.seconds) for n, way in decoders(options.image_size).items()}
+        rates = {name: statistics.median(found) for name, found in interleaved(ways, options.rounds).items()}
+    command_line.show(f"images/s, medians of {options.rounds}", rows)
+    first = next(iter(rates.values()))
+    decoded = [{"": name, "images_per_second": found, "ratio": found / first} for name, found in rates.items()]
+    command_line.show("one process, decoded and cropped", decoded)
+    command_line.write(options.json, {**about, "pipeline": rows, "decoders": rates})
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

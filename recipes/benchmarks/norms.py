@@ -9,8 +9,8 @@ Peers are measured where they can be imported; keep them out of the environment 
 
 Every round runs every method once, in random order; `time` is the median over rounds of a method's seconds by the plain
 seconds of the same round. Those steps are waited for; with `--in_a_row 10`, as by default on CUDA, there are also
-`in a row`, the same of ten steps without a wait in between, as in a training, by CUDA's clock, and `launched`, the time
-until the host has launched a step. `memory` is a step's peak of tensor memory above what was there before it, by that
+`in_a_row`, the same of ten steps without a wait in between, as in a training, and `launched_ms`, until the host has
+launched a step. `memory` is a step's peak of tensor memory (`peak_mib`) above what was there before it, by that
 of plain: torch's own count of every allocation (of its allocator on CUDA, from the profiler on a CPU), so libraries'
 private buffers are not in it. Freed memory stays with the process. `weights` counts the parameters of two or more
 dimensions that have norms, of all there are; `error` is their largest relative difference from a slow float64
@@ -24,97 +24,81 @@ affine weights fixed), in rows marked so. Prints one table per model and writes 
 import argparse
 import copy
 import os
-import platform
 import random
 import statistics
-import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
 
 import command_line
 import torch
 from norms_methods import METHODS, Norms, Step, Tools, exact_norms
-from norms_models import IMAGE_MODELS, TEXT_MODELS, check, freeze_batch_norm, make, mean_loss, mixes_samples
-from timing import in_a_row, keep_freed_memory, waited_for
+from norms_models import MODELS, check_sizes, freeze_batch_norm, make, mean_loss, mixes_samples
+from timing import in_a_row, interleaved, keep_freed_memory, ratio, waited_for
 from torch import Tensor, nn
-
-from hf_clars.errors import UserError
 
 MIB = 2**20
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = [*IMAGE_MODELS, *TEXT_MODELS]
-    parser.add_argument("--models", nargs="+", default=models, metavar="MODEL", help=f"of {', '.join(models)}")
-    parser.add_argument("--methods", nargs="+", default=[*METHODS], metavar="METHOD", help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--image_size", type=int, help="default: 96 on a CPU, 224 on CUDA")
-    parser.add_argument("--width", type=int, help="of gpt2 and bert; default: 256 on a CPU, 512 on CUDA")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--in_a_row", type=int, help="steps without a wait between them; default: 10 on CUDA, else none"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", help="float32, or bfloat16 for autocast")
-    parser.add_argument("--channels_last", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="torch.compile everything")
-    parser.add_argument("--no_error", action="store_true", help="without the reference, which takes float64 its memory")
-    parser.add_argument("--json", default="norms.json")
+    parser = command_line.Parser(__doc__)
+    add, count = parser.add_argument, command_line.count
+    add("--models", nargs="+", default=[*MODELS], choices=MODELS)
+    add("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
+    add("--batch_size", type=count, default=32)
+    add("--image_size", type=count, help="default: 96 on a CPU, 224 on CUDA")
+    add("--width", type=count, help="of gpt2 and bert; default: 256 on a CPU, 512 on CUDA")
+    add("--rounds", type=count, default=5)
+    add("--in_a_row", type=count, help="steps without a wait between them; default: 10 on CUDA, else none")
+    add("--threads", type=count, default=1, help="of a CPU")
+    parser.add_device()
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="bfloat16 for autocast")
+    add("--channels_last", action="store_true")
+    add("--compile", action="store_true", help="torch.compile everything")
+    add("--no_error", action="store_true", help="without the reference, which takes float64 its memory")
+    add("--json", type=command_line.file, default="norms.json")
     options = parser.parse_args()
     cuda = options.device.startswith("cuda")
-    options.image_size = (224 if cuda else 96) if options.image_size is None else options.image_size
-    options.width = (512 if cuda else 256) if options.width is None else options.width
-    options.in_a_row = (10 if cuda else 0) if options.in_a_row is None else options.in_a_row
-    choices = {"models": models, "methods": tuple(METHODS), "dtype": ("float32", "bfloat16")}
-    check(options, choices, ("batch_size", "image_size", "width", "rounds", "threads"))
-    if options.in_a_row < 0:
-        raise UserError(f"--in_a_row {options.in_a_row} must be at least 1, or 0 for no such steps")
-    if not (cuda and torch.cuda.is_available()) and options.device != "cpu":
-        raise UserError(f"--device {options.device} is not available here: choose cpu, or cuda with a GPU")
-    command_line.check_file("--json", options.json)
+    for flag, on_cpu, on_cuda in (("image_size", 96, 224), ("width", 256, 512), ("in_a_row", 0, 10)):
+        if getattr(options, flag) is None:
+            setattr(options, flag, on_cuda if cuda else on_cpu)
+    check_sizes(options)
     return options
 
 
 class Trial:
-    """One method on its own copy of a model."""
+    """One method on its own copy of a model, and the batch that it is given."""
 
-    def __init__(self, method: str, model: nn.Module, tools: Tools) -> None:
-        self.label, prepare = METHODS[method]
-        self.method, self.model = method, copy.deepcopy(model)
-        self.step: Step = prepare(self.model, tools)
-        self.seconds: list[float] = []
-        self.launched: list[float] = []
-        self.in_a_row: list[float] = []
+    def __init__(self, method: str, model: nn.Module, x: Tensor, y: Tensor, tools: Tools) -> None:
+        self.method, self.model, self.x, self.y = method, copy.deepcopy(model), x, y
+        self._step: Step = METHODS[method](self.model, tools)
 
-    def run(self, x: Tensor, y: Tensor) -> Norms:
-        """One timed step; the gradients are gone after it."""
-        seconds, launched, norms = waited_for(lambda: self.step(x, y), x.device)
-        self.seconds.append(seconds)
-        self.launched.append(launched)
+    def step(self) -> Norms:
+        """The gradients are gone after it."""
+        return self.timed()[2]
+
+    def timed(self) -> tuple[float, float, Norms]:
+        found = waited_for(lambda: self._step(self.x, self.y), self.x.device)
         self.model.zero_grad(set_to_none=True)
-        return norms
+        return found
 
-    def run_in_a_row(self, x: Tensor, y: Tensor, steps: int) -> None:
+    def in_a_row(self, steps: int) -> float:
         def step() -> None:
-            self.step(x, y)
+            self._step(self.x, self.y)
             self.model.zero_grad(set_to_none=True)
 
-        self.in_a_row.append(in_a_row(step, steps, x.device))
+        return in_a_row(step, steps)
 
-    def peak(self, x: Tensor, y: Tensor) -> int:
+    def peak(self) -> int:
         """Bytes of a step's peak above what was allocated before it."""
-        if x.is_cuda:
+        if self.x.is_cuda:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            self.run(x, y)
+            self.step()
             return torch.cuda.max_memory_allocated() - before
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            self.run(x, y)
+            self.step()
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         total = peak = 0
         for event in sorted(events, key=lambda e: e.start_ns()):
@@ -132,17 +116,15 @@ def compare(
     trials, rows, refused = [], [], {}
     for method in ["plain", *(m for m in methods if m != "plain")]:
         try:
-            trial = Trial(method, model, tools)
-            norms = trial.run(x, y)  # also the warm-up, and the compilation
+            trial = Trial(method, model, x, y, tools)
+            norms = trial.step()  # also the warm-up, and the compilation
             trials.append(trial)
             rows.append(
                 {
                     "method": method,
-                    "label": trial.label,
-                    "peak_mib": trial.peak(x, y) / MIB,
-                    "measured": len(norms.keys() & weights) if norms else None,
-                    "weights": len(weights),
+                    "weights": f"{len(norms.keys() & weights) if norms else 0}/{len(weights)}",
                     "error": _error(norms, exact),
+                    "peak_mib": trial.peak() / MIB,
                 }
             )
         except ImportError as error:
@@ -151,37 +133,27 @@ def compare(
             if method == "plain":
                 raise
             refused[method] = " ".join(f"{type(error).__name__}: {error}".split())[:130]
-    for trial in trials:
-        trial.seconds.clear()
-        trial.launched.clear()
-    for _ in range(options.rounds):
-        for trial in random.sample(trials, len(trials)):
-            trial.run(x, y)
-    for _ in range(options.rounds if options.in_a_row else 0):
-        for trial in random.sample(trials, len(trials)):
-            trial.run_in_a_row(x, y, options.in_a_row)
-    for row, trial in zip(rows, trials, strict=True):
-        row["seconds"] = trial.seconds
-        row["time"] = _ratio(trial.seconds, trials[0].seconds)
-        row["launched_seconds"] = trial.launched
-        if options.in_a_row:
-            row["in_a_row_seconds"] = trial.in_a_row
-            row["in_a_row"] = _ratio(trial.in_a_row, trials[0].in_a_row)
-            row["samples_per_second"] = options.batch_size / statistics.median(trial.in_a_row)
+    waited = interleaved({trial.method: lambda trial=trial: trial.timed()[:2] for trial in trials}, options.rounds)
+    several = {}
+    if options.in_a_row:
+        several = interleaved({t.method: partial(t.in_a_row, options.in_a_row) for t in trials}, options.rounds)
+    for row in rows:
         row["memory"] = row["peak_mib"] / rows[0]["peak_mib"]
+        row["seconds"], row["launched_seconds"] = map(list, zip(*waited[row["method"]], strict=True))
+        row["ms"] = 1e3 * statistics.median(row["seconds"])
+        row["time"] = ratio(row["seconds"], rows[0]["seconds"])
+        if several:
+            row["launched_ms"] = 1e3 * statistics.median(row["launched_seconds"])
+            row["in_a_row_seconds"] = several[row["method"]]
+            row["in_a_row_ms"] = 1e3 * statistics.median(row["in_a_row_seconds"])
+            row["in_a_row"] = ratio(row["in_a_row_seconds"], several["plain"])
+            row["samples_per_second"] = 1e3 * options.batch_size / row["in_a_row_ms"]
     return rows, refused
 
 
 def measure(name: str, options: argparse.Namespace, tools: Tools) -> tuple[list[dict], dict[str, str]]:
     """Rows of one model, and why methods are missing from it or are measured with frozen BatchNorm only."""
-    model, x, y = make(
-        name,
-        batch_size=options.batch_size,
-        image_size=options.image_size,
-        width=options.width,
-        device=options.device,
-        channels_last=options.channels_last,
-    )
+    model, x, y = make(name, options)
     mixes = mixes_samples(model)
     rows, notes = compare(options, options.methods, model, x, y, tools)
     for row in rows:
@@ -200,44 +172,10 @@ def measure(name: str, options: argparse.Namespace, tools: Tools) -> tuple[list[
 
 
 def show(name: str, rows: list[dict], notes: dict[str, str]) -> None:
-    marks = {method: f"[{number}]" for number, method in enumerate(notes, 1)}
-    several = "in_a_row" in rows[0]
-    more = f"{'in a row':>9} {'samples/s':>9} {'launched':>9}" if several else ""
-    print(f"\n{name:<38}{'BatchNorm':>9} {'time':>7} {'memory':>7} {'weights':>8} {'error':>8} {more}".rstrip())
-    for row in rows:
-        absolute = row["method"] == "plain"
-        seconds, peak = f"{statistics.median(row['seconds']):.3f} s", f"{row['peak_mib']:.0f} M"
-        label = f"{row['label']} {marks.get(row['method'], '')}"
-        print(
-            f"{label:<38}{row['batch_norm']:>9} {seconds if absolute else format(row['time'], '.2f'):>7} "
-            f"{peak if absolute else format(row['memory'], '.2f'):>7} "
-            f"{'-' if row['measured'] is None else '{measured}/{weights}'.format(**row):>8} "
-            f"{'-' if row['error'] is None else format(row['error'], '.0e'):>8}" + (_of_several(row) if several else "")
-        )
+    marks = {method: f" [{number}]" for number, method in enumerate(notes, 1)}
+    command_line.show(name, [{**row, "method": row["method"] + marks.get(row["method"], "")} for row in rows])
     for method, reason in notes.items():
-        print(f"  {marks[method]} {METHODS[method][0]}: {reason}")
-    sys.stdout.flush()
-
-
-def _of_several(row: dict) -> str:
-    seconds = f"{statistics.median(row['in_a_row_seconds']) * 1e3:.2f} ms"
-    ratio = seconds if row["method"] == "plain" else f"{row['in_a_row']:.3f}"
-    launched = f"{statistics.median(row['launched_seconds']) * 1e3:.2f} ms"
-    return f" {ratio:>9} {row['samples_per_second']:>9.1f} {launched:>9}"
-
-
-def environment(options: argparse.Namespace) -> dict[str, str]:
-    if options.device == "cpu":
-        names = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
-        machine = f"{names[0].split(': ')[1] if names else platform.machine()}, {options.threads} thread(s)"
-    else:
-        machine = torch.cuda.get_device_name(options.device)
-    return {
-        "machine": machine,
-        "versions": ", ".join(_versions("torch", "timm", "transformers", "opacus", "backpack-for-pytorch", "fastDP")),
-        "commit": command_line.commit(),
-        "command": command_line.command(),
-    }
+        print(f" {marks[method]} {method}: {reason}", flush=True)
 
 
 def main() -> None:
@@ -255,16 +193,14 @@ def main() -> None:
             return mean_loss(forward, x, y)
 
     tools = Tools(loss, torch.compile if options.compile else lambda function: function)
-    about = environment(options)
-    for key, value in about.items():
-        print(f"{key}: {value}")
+    about = command_line.about(options, "timm", "transformers", "opacus", "backpack-for-pytorch", "fastDP")
     results = {}
     for name in options.models:
         rows, notes = measure(name, options, tools)
         show(name, rows, notes)
         results[name] = {"rows": rows, "notes": notes}
         # After every model, so that an interrupted run keeps what it has.
-        command_line.write(Path(options.json), {"options": vars(options), **about, "models": results})
+        command_line.write(options.json, {**about, "models": results})
 
 
 def _error(norms: Norms, exact: Norms) -> float | None:
@@ -275,24 +211,6 @@ def _error(norms: Norms, exact: Norms) -> float | None:
         if norms[name].shape == exact[name].shape
     ]
     return torch.stack(errors).max().item() if errors else None
-
-
-def _ratio(seconds: list[float], to: list[float]) -> float:
-    return statistics.median(s / p for s, p in zip(seconds, to, strict=True))
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text() if Path(path).exists() else ""
-
-
-def _versions(*packages: str) -> list[str]:
-    found = []
-    for package in packages:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

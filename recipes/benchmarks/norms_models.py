@@ -1,7 +1,7 @@
-"""The models `norms.py` measures: timm's by name, and a GPT-2 and a BERT of a chosen size; all with random weights."""
+"""The models that are measured: timm's by name, and a GPT-2 and a BERT of a chosen size; all with random weights."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,12 @@ from hf_clars.errors import UserError
 
 IMAGE_MODELS = ("resnet18", "resnet50", "densenet121", "mobilenetv2_100", "vit_small_patch16_224")
 TEXT_MODELS = ("gpt2", "bert")
+MODELS = (*IMAGE_MODELS, *TEXT_MODELS)
 CLASSES, VOCABULARY, LAYERS, SEQUENCE = 10, 4096, 4, 128
 
 
-def check(options: argparse.Namespace, choices: dict[str, Sequence[str]], counts: Sequence[str]) -> None:
-    """Raise `UserError` for values that are none of a flag's choices, counts below 1, and sizes no model here takes."""
-    for flag, known in choices.items():
-        values = getattr(options, flag)
-        for value in values if isinstance(values, list) else [values]:
-            if value not in known:
-                raise UserError(f"--{flag} {value} is unknown: choose from {', '.join(known)}")
-    for flag in counts:
-        if getattr(options, flag) < 1:
-            raise UserError(f"--{flag} {getattr(options, flag)} must be at least 1")
+def check_sizes(options: argparse.Namespace) -> None:
+    """Raise `UserError` for sizes that no model here takes."""
     if "vit_small_patch16_224" in options.models and options.image_size % 16:
         raise UserError(f"--image_size {options.image_size} must be a multiple of 16 for vit_small_patch16_224")
     if options.width % 64:
@@ -47,28 +40,25 @@ class TextModel(nn.Module):
         return self.network(input_ids=ids, position_ids=positions, **constants).logits
 
 
-def make(
-    name: str, *, batch_size: int, image_size: int, width: int, device: str, channels_last: bool
-) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model in train mode, its input and its labels."""
+def make(name: str, options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model in train mode, its input and its labels, of the sizes and on the device that are asked for."""
     torch.manual_seed(0)
     if name in TEXT_MODELS:
-        model = _text_model(name, width)
-        x = torch.randint(VOCABULARY, (batch_size, SEQUENCE))
-        y = torch.randint(VOCABULARY, (batch_size, SEQUENCE))
+        model = _text_model(name, options.width)
+        x, y = (torch.randint(VOCABULARY, (options.batch_size, SEQUENCE)) for _ in range(2))
     else:
         import timm
 
-        size = {"img_size": image_size} if name.startswith("vit") else {}
+        size = {"img_size": options.image_size} if name.startswith("vit") else {}
         model = timm.create_model(name, num_classes=CLASSES, **size)
-        x = torch.randn(batch_size, 3, image_size, image_size)
-        y = torch.randint(CLASSES, (batch_size,))
+        x = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
+        y = torch.randint(CLASSES, (options.batch_size,))
     for module in model.modules():
         if isinstance(module, BatchNorm):
             # timm begins with zeros in the last one of a block, behind which all gradients are zero: nothing to compare
             nn.init.uniform_(module.weight, 0.5, 1.5)
-    model, x, y = model.to(device).train(), x.to(device), y.to(device)
-    if channels_last and x.ndim == 4:
+    model, x, y = model.to(options.device).train(), x.to(options.device), y.to(options.device)
+    if options.channels_last and x.ndim == 4:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     return model, x, y
 

@@ -42,51 +42,37 @@ CHECK_NUMBERS = 14  # of the trainer's check, 7 of twice the size
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Seconds to start, seconds a hop inside a node and between nodes, share of the bandwidths."""
-
-    start: float
-    intra: float
-    inter: float
-    share: float
-
-
-@dataclass(frozen=True)
 class Network:
-    """`node` GPUs share a node; bytes per second."""
+    """`node` GPUs share a node; bandwidths in bytes per second, times in seconds."""
 
     node: int
     intra_bandwidth: float
     inter_bandwidth: float
-    protocols: tuple[Protocol, ...]
+    protocols: list[tuple[float, float, float, float]]  # start, hop inside a node, hop between, share of bandwidths
 
-    def all_reduce(self, size: float, gpus: int) -> tuple[float, str]:
-        """Seconds of an all-reduce of `size` bytes, and the algorithm that is the fastest."""
-        if gpus == 1:
-            return 0.0, "none"
-        return min(time for protocol in self.protocols for time in self._times(protocol, size, gpus))
+    def all_reduce(self, size: float, gpus: int) -> float:
+        """Seconds of an all-reduce of `size` bytes."""
+        return 0.0 if gpus == 1 else min(self._fastest(*protocol, size, gpus) for protocol in self.protocols)
 
-    def _times(self, protocol: Protocol, size: float, gpus: int) -> list[tuple[float, str]]:
+    def _fastest(self, start: float, hop: float, far_hop: float, share: float, size: float, gpus: int) -> float:
         g, m = min(self.node, gpus), math.ceil(gpus / self.node)
-        intra, inter = self.intra_bandwidth * protocol.share, self.inter_bandwidth * protocol.share
+        intra, inter = self.intra_bandwidth * share, self.inter_bandwidth * share
         across = intra if m == 1 else min(intra, g * inter)
         crossings = 2 * m if m > 1 else 0
-        chain = 2 * (g - 1) * protocol.intra
-        levels = 2 * math.ceil(math.log2(m)) * protocol.inter
-        ring = (2 * (gpus - 1) - crossings) * protocol.intra + crossings * protocol.inter
-        times = [
-            (protocol.start + ring + 2 * (gpus - 1) / gpus * size / across, "ring"),
-            (protocol.start + chain + levels + 2 * size / across, "tree"),
-        ]
+        chain, levels = 2 * (g - 1) * hop, 2 * math.ceil(math.log2(m)) * far_hop
+        ring = (2 * (gpus - 1) - crossings) * hop + crossings * far_hop + 2 * (gpus - 1) / gpus * size / across
+        times = [ring, chain + levels + 2 * size / across]
         if m > 1 and g > 1:
-            share = size / g / inter
-            between = min(2 * (m - 1) * protocol.inter + 2 * (m - 1) / m * share, levels + 2 * share)
-            times.append((protocol.start + chain + 2 * (g - 1) / g * size / intra + between, "hierarchical"))
-        return times
+            part = size / g / inter
+            between = min(2 * (m - 1) * far_hop + 2 * (m - 1) / m * part, levels + 2 * part)
+            times.append(chain + 2 * (g - 1) / g * size / intra + between)
+        return start + min(times)
 
 
 @dataclass(frozen=True)
 class Model:
+    """Counts of a timm model: parameters, tensors of two or more dimensions, numbers in float buffers."""
+
     name: str
     parameters: int
     layers: int
@@ -97,11 +83,9 @@ class Model:
 
 def buckets(size: float, cap: float) -> list[float]:
     """Bytes of DDP's buckets, in the order in which the backward pass fills them."""
-    first = min(size, MIB)
-    sizes, rest = [first], size - first
-    while rest > 0:
+    sizes = [min(size, MIB)]
+    while (rest := size - sum(sizes)) > 0:
         sizes.append(min(rest, cap))
-        rest -= sizes[-1]
     return sizes
 
 
@@ -110,78 +94,52 @@ def exposed(network: Network, sizes: list[float], gpus: int, backward: float) ->
     filled = end = 0.0
     for size in sizes:
         filled += size
-        end = max(end, backward * filled / sum(sizes)) + network.all_reduce(size, gpus)[0]
+        end = max(end, backward * filled / sum(sizes)) + network.all_reduce(size, gpus)
     return end - backward if gpus > 1 else 0.0
 
 
-def micro_batch(per_gpu: int, largest: int) -> int:
-    """The largest micro-batch up to `largest` of which `per_gpu` images are a multiple."""
-    return max(b for b in range(1, min(per_gpu, largest) + 1) if per_gpu % b == 0)
-
-
 def step(model: Model, network: Network, batch: int, gpus: int, options: argparse.Namespace) -> dict:
-    """One row: times in seconds, sizes in bytes."""
-    row: dict = {"model": model.name, "gpus": gpus, "batch": batch}
+    """What the table says of B images on N GPUs; nothing where B is no multiple of N."""
     if batch % gpus:
-        return row | {"impossible": f"{batch} images cannot be shared by {gpus} GPUs"}
-    b = micro_batch(batch // gpus, options.micro_batch)
-    accumulation = batch // gpus // b
+        return {"gpus": gpus}
+    share = batch // gpus
+    b = max(b for b in range(1, min(share, options.micro_batch) + 1) if share % b == 0)
 
     def compute(size: int) -> float:
         return model.norm_cost * (size + options.half_saturation) / model.rate
 
     update = 7 * 4 * model.parameters / (options.memory_bandwidth * 1e9)
-    gradient = 4 * model.parameters
-    vector = 4 * 4 * model.layers
-    clars, algorithm = network.all_reduce(vector, gpus)
-    check = network.all_reduce(4 * CHECK_NUMBERS, gpus)[0]
-    statistics_of_norms = network.all_reduce(4 * model.buffers, gpus)[0] / 2
+    gradient, vector, check = 4 * model.parameters, 4 * 4 * model.layers, 4 * CHECK_NUMBERS
+    clars = network.all_reduce(vector, gpus)
+    other = update + network.all_reduce(check, gpus) + network.all_reduce(4 * model.buffers, gpus) / 2
     waits = exposed(network, buckets(gradient, options.bucket * MIB), gpus, options.backward * compute(b))
-    work = accumulation * compute(b)
-    seconds = work + update + waits + clars + check + statistics_of_norms
+    work = share // b * compute(b)
+    seconds = work + waits + clars + other
     if options.decode_rate:
-        seconds = max(seconds, batch / gpus / options.decode_rate)  # workers decode while the GPU computes
+        seconds = max(seconds, share / options.decode_rate)  # workers decode while the GPU computes
     alone = options.micro_batch / (compute(options.micro_batch) + update * options.micro_batch / batch)
-    wire = 2 * (gpus - 1) / gpus
-    return row | {
+    sent = 2 * (gpus - 1) / gpus
+    return {
+        "gpus": gpus,
         "micro_batch": b,
-        "accumulation": accumulation,
-        "gradient_bytes": wire * gradient,
-        "clars_bytes": wire * vector,
-        "check_bytes": wire * 4 * CHECK_NUMBERS,
-        "compute_s": work,
-        "update_s": update,
-        "gradient_s": network.all_reduce(gradient, gpus)[0],
-        "gradient_exposed_s": waits,
-        "clars_s": clars,
-        "clars_algorithm": algorithm,
-        "check_s": check,
-        "batch_norm_s": statistics_of_norms,
-        "step_s": seconds,
+        "accumulation": share // b,
+        "gradient_mb": sent * gradient / 1e6,
+        "clars_bytes": sent * vector,
+        "compute_ms": 1e3 * work,
+        "exposed_ms": 1e3 * waits,
+        "clars_ms": 1e3 * clars,
+        "other_ms": 1e3 * other,
         "images_per_s": batch / seconds,
         "efficiency": batch / seconds / (gpus * alone),
         "hours": options.epochs * (IMAGES // batch) * seconds / 3600,
     }
 
 
-def stops(model: Model, network: Network, batch: int, options: argparse.Namespace) -> str:
-    """Where adding GPUs, doubling them from one node on, ends, and why."""
-    gpus, rows = options.node, []
-    while gpus <= batch and batch % gpus == 0:
-        row = step(model, network, batch, gpus, options)
-        rows.append(row)
-        if row["efficiency"] < options.stop:
-            break
+def stops(model: Model, network: Network, batch: int, options: argparse.Namespace) -> int | None:
+    """How many GPUs, doubled from one node on, are too many; None where B divides by no such number."""
+    gpus = options.node
+    while batch % gpus == 0:
+        if step(model, network, batch, gpus, options)["efficiency"] < options.stop:
+            return gpus
         gpus *= 2
-    if not rows:
-        return f"{batch} images cannot be shared by a node of {options.node} GPUs"
-    last = rows[-1]
-    small = last["compute_s"] - model.norm_cost * batch / last["gpus"] / model.rate
-    waits = last["step_s"] - last["compute_s"] - last["update_s"]
-    reached = last["efficiency"] < options.stop
-    where = f"efficiency under {options.stop:.0%} from" if reached else "not up to the last doubling that divides B,"
-    return (
-        f"{where} {last['gpus']} GPUs ({last['efficiency']:.1%}, {batch // last['gpus']} images each)\n"
-        f"    {1e3 * small:.1f} ms of the step lost to small micro-batches, {1e3 * waits:.1f} ms to waiting; "
-        f"nothing is accumulated from {math.ceil(batch / options.micro_batch)} GPUs on"
-    )
+    return None

@@ -1,15 +1,36 @@
-"""Seconds of steps: of one that is waited for, and of many in a row, as in a training."""
+"""Seconds of steps: of one that is waited for, and of many in a row, as in a training; and how they are compared.
+
+Everything that is compared takes turns, in random order, and what counts is the median of the ratios within a round:
+what else the machine does then cancels.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import random
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+
+
+def interleaved(measures: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+    """What each measure found in each round."""
+    found: dict[str, list[Result]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name in random.sample(list(measures), len(measures)):
+            found[name].append(measures[name]())
+    return found
+
+
+def ratio(seconds: Sequence[float], to: Sequence[float]) -> float:
+    """Median over rounds."""
+    return statistics.median(a / b for a, b in zip(seconds, to, strict=True))
 
 
 def synchronize(device: torch.device) -> None:
@@ -27,22 +48,13 @@ def waited_for(step: Callable[[], Result], device: torch.device) -> tuple[float,
     return time.perf_counter() - start, launched, result
 
 
-def in_a_row(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Seconds of one of so many steps that nobody waits for in between; on CUDA by the device's own clock."""
-    synchronize(device)
-    if device.type != "cuda":
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronize(device)
-        return (time.perf_counter() - start) / steps
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(steps):
-        step()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / steps
+def in_a_row(step: Callable[[], object], steps: int) -> float:
+    """Seconds of one of so many steps that nobody waits for in between."""
+    from torch.utils.benchmark import Timer  # which looks for a CUDA compiler, and says so where there is no GPU
+
+    # Python's garbage is collected as in a training, which timeit would put off.
+    timer = Timer("step()", "gc.enable()", globals={"step": step, "gc": gc}, num_threads=torch.get_num_threads())
+    return timer.timeit(steps).mean
 
 
 def keep_freed_memory() -> None:
