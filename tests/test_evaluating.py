@@ -181,7 +181,7 @@ def evaluate(rank: int, folder: Path, part: str, **options: Any) -> None:
     """`whole`; or `cut` short after its fourth step, and `resumed`. Leaves of each rank what it has in the end."""
     torch.manual_seed(1)
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    options = {**steps, "max_steps": 8, "norm_mode": "per_sample", **options}
+    options = {**steps, "max_steps": 8, **options}
     args = arguments(
         folder / ("whole" if part == "whole" else "cut"), total_batch_size=16, per_device_train_batch_size=4,
         per_device_eval_batch_size=8, seed=3, **options,
