@@ -50,14 +50,19 @@ _TRAINING = ("figure", "tune", "sweep")  # beside `train`: what they print is no
 
 # Command → what it is for, its module, the function that adds its arguments, and the one that does its work.
 _IN_MODULES = {
-    "figure": ("the runs of a figure of the paper, and its picture", ".paper.command", "add_arguments", "figure"),
+    "sweep": ("the runs of a `wandb sweep` file, offline", ".experiments.command", "add_arguments", "run"),
+    "figure": (
+        "the runs of a figure of the paper, and its picture",
+        ".experiments.command",
+        "add_figure_arguments",
+        "run",
+    ),
     "tune": (
         "as many trials for each method, fresh seeds for the best ones",
         ".experiments.command",
-        "add_tuning_arguments",
-        "tune",
+        "add_arguments",
+        "run",
     ),
-    "sweep": ("the runs of a `wandb sweep` file, offline", ".experiments.sweep_command", "add_arguments", "sweep"),
     "pack": (
         "this package, what it needs and data, for a machine without network",
         ".packing.command",

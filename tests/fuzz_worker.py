@@ -89,9 +89,8 @@ def in_a_fork(case: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     import hf_clars.comparison.command
-    import hf_clars.experiments.sweep_command
+    import hf_clars.experiments.command
     import hf_clars.packing.command
-    import hf_clars.paper.command
     import hf_clars.recipe  # noqa: F401
 
     for line in sys.stdin:

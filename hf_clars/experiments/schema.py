@@ -1,0 +1,162 @@
+"""What a sweep's file may say: one schema for `hf-clars sweep`, `figure` and `tune`.
+
+The keys are [W&B's](https://docs.wandb.ai/models/sweeps/define-sweep-configuration); `wandb sweep` takes a file with no
+others. Ours, for more than W&B can do, are `settings`, `choices` of a parameter, `drawing`, `tuning` and `presets`.
+`metric`, `name`, `description`, `project` and `entity` are W&B's business.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, StrictInt, model_validator
+
+from ..errors import UserError
+from ..settings import Section, one_of, said
+from ..training.statistics import STATISTICS
+from .distributions import DISTRIBUTIONS, draw
+from .results import CURVES
+
+PROGRAM = "imagenet_clars.py"
+
+
+def _simple(value: Any) -> Any:
+    if not isinstance(value, str | int | float):
+        raise said(f"{value!r:.40} is nothing that W&B's flags can say: write a number, true, false, or JSON as text")
+    return value
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(map(str, values))) < len(values) or not values:
+        raise said(f"it needs values, none of them twice: {', '.join(map(str, values)) or 'there are none'}")
+    return values
+
+
+_Simple = Annotated[Any, AfterValidator(_simple)]
+_Name = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML's keys may be numbers
+_Settings = dict[str, Any]
+_Distinct = AfterValidator(_distinct)
+
+
+class Parameter(Section):
+    """Either `value`, or `values`, or `choices`, some of which `values` may pick, or a distribution and its arguments.
+
+    `choices` (name → settings) are ours: one value stands for several settings.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    value: _Simple = None
+    values: Annotated[list[_Simple], _Distinct] | None = None
+    choices: Annotated[dict[_Name, _Settings], Field(min_length=1)] | None = None
+    distribution: Annotated[str, one_of(DISTRIBUTIONS)] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Parameter:
+        given = self.model_fields_set
+        if not given:
+            raise said("it needs a value, values, choices or a distribution")
+        if self.is_drawn:
+            try:
+                self.draw(random.Random(0))
+            except UserError as error:
+                raise said(str(error)) from None
+        elif len(given) > 1 and given != {"values", "choices"}:
+            raise said(f"{' and '.join(sorted(given))} do not go together")
+        for value in self.listed() if self.choices else ():
+            if str(value) not in (self.choices or ()):
+                raise said(f"{value!r} is not among its choices {', '.join(self.choices or ())}")
+        return self
+
+    @property
+    def is_drawn(self) -> bool:
+        return not self.model_fields_set & {"value", "values", "choices"}
+
+    def draw(self, dice: random.Random) -> float:
+        return draw(self.model_dump(exclude_unset=True), dice)
+
+    def listed(self) -> list[Any]:
+        """All values that it takes."""
+        return self.values or list(self.choices or [self.value])
+
+
+class Drawing(Section):
+    """A picture of the results: curves over the epochs, seeds as a band.
+
+    Attributes:
+        columns: parameters; a column of the picture for each of their values.
+        rows: what is drawn: quantities of the curve, or statistics of layers, of which each has its line.
+        lines: parameters; a line for each of their values. Colours are of the first one, dashes of the second.
+    """
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    rows: Annotated[list[Annotated[str, one_of((*CURVES, *STATISTICS))]], Field(min_length=1)]
+    lines: Annotated[tuple[str, ...], Field(max_length=2)] = ()
+
+
+class Tuning(Section):
+    """A fair comparison, see `tuning.py`."""
+
+    search: _Settings
+    seeds: Annotated[list[StrictInt], _Distinct]
+    trials: Annotated[dict[_Name, list[_Settings]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fair(self) -> Tuning:
+        if self.search.get("seed") in self.seeds:
+            raise said(f"the seeds must be fresh: {self.seeds}, and {self.search['seed']} of the search")
+        counts = {method: len(trials) for method, trials in self.trials.items()}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            numbers = ", ".join(f"{method} {count}" for method, count in counts.items())
+            raise said(f"every method needs as many trials: they have {numbers}")
+        return self
+
+
+class SweepFile(Section):
+    """The whole file, one of its presets laid over it.
+
+    Attributes:
+        settings: of all runs, as in a `--config` file. What parameters choose goes over them.
+        presets: name → what is laid over the file, mapping by mapping.
+    """
+
+    method: Annotated[str, one_of(("grid", "random"))]
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
+    program: str = PROGRAM
+    command: list[str] = Field(default=["${program}", "${args}"])
+    run_cap: Annotated[StrictInt, Field(ge=1)] | None = None
+    settings: _Settings = Field(default={})
+    drawing: Drawing | None = None
+    tuning: Tuning | None = None
+    presets: dict[str, _Settings | None] = Field(default={})
+    metric: Any = None
+    name: Any = None
+    description: Any = None
+    project: Any = None
+    entity: Any = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepFile:
+        if Path(self.program).name != PROGRAM:
+            raise said(f"program {self.program!r} is not our recipe, recipes/{PROGRAM}: use `wandb sweep` for it")
+        if self.command[-2:] not in (["${program}", "${args}"], ["${program}", "${args_no_equals}"]):
+            raise said("command must end in ${program}, ${args}: flags that all runs get are parameters")
+        for name, parameter in self.parameters.items():
+            if parameter.is_drawn and self.method == "grid":
+                raise said(f"parameter {name!r}: a grid has values, and no distributions")
+            if name in self.settings:
+                raise said(f"{name!r} stands in settings and in parameters: one of them may have it")
+        for name in (*self.drawing.columns, *self.drawing.lines) if self.drawing else ():
+            if name not in self.parameters:
+                raise said(f"drawing has {name!r}, which is no parameter: {', '.join(self.parameters)}")
+        if self.tuning is not None:
+            methods = self.parameters["method"].listed() if "method" in self.parameters else []
+            if (
+                self.method != "grid"
+                or not {str(method) for method in methods} <= self.tuning.trials.keys()
+                or not methods
+            ):
+                raise said("tuning needs a grid with a parameter 'method', and trials for each of its values")
+        return self
