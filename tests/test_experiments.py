@@ -394,6 +394,9 @@ def test_what_the_tuning_decides_is_nobody_elses(tmp_path):
     for key in ("learning_rate", "seed", "eval_split"):
         with pytest.raises(UserError, match=f"{key} is what the section tuning decides"):
             contestants(sweep, {}, {key: 3})
+    sweep = read_sweep(sweep_file(tmp_path, tuning=FAIR))
+    with pytest.raises(UserError, match="seed is what the section tuning decides"):
+        contestants(sweep, {}, {})
 
 
 def test_a_search_with_a_trial_missing_has_no_winner(tmp_path):

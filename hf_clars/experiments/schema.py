@@ -56,8 +56,8 @@ class Parameter(Section):
     @model_validator(mode="after")
     def _of_one_kind(self) -> Parameter:
         given = self.model_fields_set
-        if not given:
-            raise said("it needs a value, values, choices or a distribution")
+        if not given or any(getattr(self, name) is None for name in given):
+            raise said("it needs a value, values, choices or a distribution, and null is none")
         if self.is_drawn:
             try:
                 self.draw(random.Random(0))
@@ -65,9 +65,9 @@ class Parameter(Section):
                 raise said(str(error)) from None
         elif len(given) > 1 and given != {"values", "choices"}:
             raise said(f"{' and '.join(sorted(given))} do not go together")
-        for value in self.listed() if self.choices else ():
-            if str(value) not in (self.choices or ()):
-                raise said(f"{value!r} is not among its choices {', '.join(self.choices or ())}")
+        for value in self.values or ():
+            if self.choices and str(value) not in self.choices:
+                raise said(f"{value!r} is not among its choices {', '.join(self.choices)}")
         return self
 
     @property

@@ -68,12 +68,12 @@ def contestants(
     """The methods at their places, of a sweep that has `tuning`.
 
     Raises:
-        UserError: as `Sweep.runs`, and for settings that the tuning decides.
+        UserError: as `Sweep.runs`, and for settings and parameters that the tuning decides.
     """
     tuning = sweep.tuning
     assert tuning is not None
     tried = itertools.chain.from_iterable(tuning.trials.values())
-    for key in {"seed", *tuning.search, *itertools.chain.from_iterable(tried)} & set(settings):
+    for key in {"seed", *tuning.search, *itertools.chain.from_iterable(tried)} & {*settings, *sweep.parameters}:
         raise UserError(f"{key} is what the section tuning decides: edit it there")
     return [Contestant(place, tuning) for place in sweep.runs(only, settings, *draws)]
 
