@@ -10,7 +10,6 @@ import termios
 import time
 from pathlib import Path
 
-import filelock
 import pytest
 
 from hf_clars import UserError
@@ -20,6 +19,7 @@ from hf_clars.experiments.results import curve_of, write_result
 from hf_clars.experiments.tables import mean_and_deviation, table
 from hf_clars.experiments.tuning import contestants, search
 from hf_clars.provenance import commit
+from hf_clars.training.folder_lock import alone_in
 
 from .helpers.sweeps import METHODS, ROOT, STAND_IN, TINY, command, results_in, sweep_file
 from .wandb_files import offline_runs
@@ -202,16 +202,17 @@ def test_nothing_runs_where_something_is_wrong(tmp_path):
         assert not list(tmp_path.rglob("*.json"))
 
 
-def test_two_do_not_make_the_same_run(tmp_path):
-    run = named("a")
-    runner = stand_in(tmp_path)
+def test_two_do_not_make_the_same_run(tmp_path, fashion_mnist):
+    """As where a training has outlived its command: its folder is left alone."""
+    run = named("a", dataset=str(fashion_mnist))
+    runner = Runner(tmp_path / "r", tmp_path / "w", threads=1)
     log = tmp_path / "w" / run.file_name / "log.txt"
     log.parent.mkdir(parents=True)
     log.write_text("half a line of the other's")
-    with filelock.FileLock(tmp_path / "w" / f"{run.file_name}.lock"):
+    with alone_in(log.parent):
         assert runner.fill([run]) == {}
-    assert "another process is at work on this run" in runner.failed[0]
-    assert log.read_text() == "half a line of the other's"
+    assert "another training is at work in" in runner.failed[0]
+    assert log.read_text().startswith("half a line of the other's")
     assert run.key in runner.fill([run])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 from argparse import ArgumentParser, Namespace
@@ -76,27 +77,13 @@ def run(options: Namespace) -> None:
             search(contestants(sweep, only, settings, *draws)) if sweep.tuning else sweep.runs(only, settings, *draws)
         )
         return _list(wanted, runner)
-    drawing = sweep.drawing
-    if drawing is not None:
-        try:
-            need_matplotlib()
-        except UserError as error:
-            if options.draw:
-                raise
-            print(f"{error}; runs can be made without, and --draw draws their results", flush=True)
-            drawing = None
     results = _fill(runner, sweep, only, settings, draws)
     if only and not settings and sweep.method == "grid":  # a part of the grid adds to the table of the whole
         results = _fill(replace(runner, draw_only=True), sweep, {}, settings, draws)
     if not results:
         print(f"no results in {runner.results}")
-    elif drawing is not None:
-        for path in save(draw(drawing, results), runner.results / file.stem):
-            print(printable(path))
-    if results:
-        text = table(results)
-        (runner.results / "table.md").write_text(text + "\n")
-        print(f"{text}\nhf-clars compare {printable(runner.results)}", flush=True)
+    else:
+        _show(sweep, results, runner.results, file.stem, options.draw)
     if runner.failed:
         raise TrainingFailedError("; ".join(runner.failed))
 
@@ -118,6 +105,19 @@ def _fill(
     return [
         (run, found[run.key]) for run in {run.key: run for run in runs}.values() if run.key in found
     ]  # draws may repeat
+
+
+def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, name: str, needed: bool) -> None:
+    """Runs can be made without matplotlib, unless pictures are needed."""
+    if sweep.drawing is not None and not needed and importlib.util.find_spec("matplotlib") is None:
+        print("no picture: matplotlib is not installed. --draw draws one where it is", flush=True)
+    elif sweep.drawing is not None:
+        need_matplotlib()
+        for path in save(draw(sweep.drawing, results), folder / name):
+            print(printable(path))
+    text = table(results)
+    (folder / "table.md").write_text(text + "\n")
+    print(f"{text}\nhf-clars compare {printable(folder)}", flush=True)
 
 
 def _list(runs: Sequence[Run], runner: Runner) -> None:

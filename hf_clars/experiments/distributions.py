@@ -27,23 +27,17 @@ def draw(spec: Mapping[str, Any], dice: random.Random) -> float:
     Raises:
         UserError: arguments that the distribution lacks, or that are missing, out of its range, or lead beyond it.
     """
-    spec = with_numbers(dict(spec))  # YAML 1.1 reads `1e-3` as text
-    arguments = {name: value for name, value in spec.items() if name not in ("distribution", "q")}
-    whole = all(isinstance(spec.get(name), int) for name in ("min", "max"))
-    kind = spec.get("distribution") or ("int_uniform" if whole else "uniform")  # as W&B does
+    arguments = with_numbers(dict(spec))  # YAML 1.1 reads `1e-3` as text
+    low, high, sigma = arguments.get("min", 0), arguments.get("max", math.inf), arguments.get("sigma", 1)
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = arguments.pop("distribution", None) or ("int_uniform" if whole else "uniform")  # as W&B does
+    step = arguments.pop("q", 1.0) if kind.startswith("q_") else None
     try:
-        if any(isinstance(value, bool) for value in arguments.values()):
-            raise TypeError
         value = _DRAWS[kind.removeprefix("q_")](dice, **arguments)
-        if kind.startswith("q_"):
-            value = round(value / spec.get("q", 1.0)) * spec.get("q", 1.0)
-        sensible = spec.get("min", 0) <= spec.get("max", math.inf) and spec.get("sigma", 1) > 0
-        if math.isfinite(value) and sensible and (kind.startswith("q_") or "q" not in spec):
+        value = value if step is None else round(value / step) * step
+        if math.isfinite(value) and low <= high and sigma > 0 and bool not in map(type, arguments.values()):
             return value if isinstance(value, int) else float(f"{value:.6g}")
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         pass  # said below, with what was given
-    given = (
-        ", ".join(f"{name} {value!r:.40}" for name, value in sorted(spec.items()) if name != "distribution")
-        or "nothing"
-    )
-    raise UserError(f"nothing can be drawn from {kind} with {given}")
+    given = ", ".join(f"{name} {value!r:.40}" for name, value in sorted(spec.items()) if name != "distribution")
+    raise UserError(f"nothing can be drawn from {kind} with {given or 'nothing'}")

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..plots import draw_layers, panels
 from ..training.statistics import STATISTICS
 from .grid import Run
-from .results import CURVES, Result, grouped
+from .results import Result, grouped
 from .schema import Drawing
 
 _DASHES = ("-", "--", ":", "-.")
@@ -31,7 +31,7 @@ def draw(drawing: Drawing, results: Sequence[tuple[Run, Result]]) -> Any:
     labels: dict[str, Any] = {}
     for (place, group), column in zip(columns.items(), axes.T, strict=True):
         for row, axis in zip(drawing.rows, column, strict=True):
-            title = f"{_named(drawing.columns, place)}: {(CURVES | STATISTICS)[row]}"
+            title = f"{_named(drawing.columns, place)}: {STATISTICS.get(row, row)}"
             if row in STATISTICS:
                 first = next((run, result) for run, result in group if result.records)
                 draw_layers(axis, first[1].records, row, "epoch")

@@ -31,11 +31,12 @@ class Run:
 
         The data set counts under the name that the settings have for it, wherever `--data_dir` finds it.
         """
-        computed = {k: _plain(v) for k, v in self.settings.items() if k not in HOUSEKEEPING and v is not None}
-        computed["dataset"] = str(computed.get("dataset", "")).rstrip("/")
+        given = {k: v for k, v in self.settings.items() if k not in HOUSEKEEPING and v is not None}
+        given["dataset"] = str(given.get("dataset", "")).rstrip("/")
+        computed = json.loads(json.dumps(with_numbers(given), default=str), parse_int=float)  # 1, 1.0 and 1e0 are one
         if self.settings.get("gradient_variance", "none") != "none":
             computed["per_device_eval_batch_size"] = self.settings.get("per_device_eval_batch_size")
-        return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def title(self) -> str:
@@ -50,18 +51,6 @@ class Run:
     def flags(self) -> list[str]:
         """The settings as command-line flags of the recipe."""
         return [text for key, value in self.settings.items() if value is not None for text in _flag(key, value)]
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as numbers: YAML 1.1 reads `1e-3` as text, and 1 is 1.0."""
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    try:
-        return float(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
-    except ValueError:
-        return value
 
 
 def _flag(key: str, value: Any) -> list[str]:

@@ -14,15 +14,9 @@ from ..errors import UserError
 from ..settings import read_as
 from .grid import Run
 
-CURVES = {
-    "loss": "training loss",
-    "learning_rate": "γ_scale",
-    "grad_norm": "gradient norm",
-    "eval_loss": "test loss",
-    "eval_accuracy": "test accuracy (top 1)",
-    "eval_top5_accuracy": "test accuracy (top 5)",
-    "skipped_steps": "skipped steps",
-}
+CURVES = (
+    "loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "skipped_steps",
+)  # fmt: skip
 
 
 @dataclass
@@ -112,7 +106,7 @@ def curve_of(history: list[dict[str, Any]]) -> list[dict[str, int | float]]:
     """Trainer's log as one row for each step; JSON knows neither NaN nor infinity."""
     rows: dict[int, dict[str, int | float]] = {}
     for entry in history:
-        if CURVES.keys() & entry.keys():
+        if not entry.keys().isdisjoint(CURVES):
             known = {k: entry[k] for k in ("step", "epoch", "images_seen", "seconds", *CURVES) if k in entry}
             finite = {k: v for k, v in known.items() if isinstance(v, int | float) and math.isfinite(v)}
             rows[entry["step"]] = finite | rows.get(entry["step"], {})

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import filelock
 from tqdm import tqdm
 
 from ..checks import writable_folder
@@ -70,10 +69,10 @@ class Runner:
         missing = list({run.key: run for run in runs if found[run.key] is None}.values())
         if missing and not self.draw_only:
             self.check(missing)
-            for name, folder in (("--results", self.results), ("--work", self.work)):
-                writable_folder(name, folder)
             if self.launch and shutil.which(self.launch[0]) is None:
                 raise UserError(f"--launch {self.launch[0]}: there is no such program")
+            for name, folder in (("--results", self.results), ("--work", self.work)):
+                writable_folder(name, folder)
             _say(f"{len(found) - len(missing)} of {len(found)} runs have results in {self.results}")
             found |= self._run_all(missing)
         return {key: result for key, result in found.items() if result is not None}
@@ -119,15 +118,14 @@ class Runner:
                 while under_way or (waiting and not stop.signal):
                     while waiting and len(under_way) < self.jobs and not stop.signal:
                         run = waiting.pop(0)
-                        if attempt := self._started(run, {other.slot for other in under_way}):
-                            under_way.append(attempt)
+                        if (made := read_result(self.results, run)) is not None:  # by another command, meanwhile
+                            done[run.key] = made
                         else:
-                            done[run.key] = read_result(self.results, run)
+                            under_way.append(self._started(run, {attempt.slot for attempt in under_way}))
                     for attempt in [a for a in under_way if not a.process.is_alive()]:
                         seconds = time.monotonic() - attempt.began
                         result = done[attempt.run.key] = self._collect(attempt, seconds)
                         under_way.remove(attempt)
-                        _unlock(attempt.lock)
                         how = f"{result or 'no result'} after {seconds:.0f} s"
                         _say(f"[{len(done)}/{len(runs)}] {attempt.run.title}: {how}")
                     names = textwrap.shorten(", ".join(a.run.title for a in under_way), 50, placeholder=" …")
@@ -139,24 +137,13 @@ class Runner:
             finally:
                 for attempt in under_way:
                     attempt.kill()
-                    _unlock(attempt.lock)
         if stop.signal:
             left = len(runs) - sum(result is not None for result in done.values())
             raise Preempted(f"stopped: {left} runs have no result yet; start again to go on")
         return done
 
-    def _started(self, run: Run, taken: set[int]) -> _Attempt | None:
-        """None where another command has made the run meanwhile, or is making it, which `failed` then says."""
+    def _started(self, run: Run, taken: set[int]) -> _Attempt:
         folder = self.work / run.file_name
-        lock = filelock.FileLock(f"{folder}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            self.failed.append(f"{run.title}: another process is at work on this run in {folder}")
-            return None
-        if read_result(self.results, run) is not None:
-            _unlock(lock)
-            return None
         folder.mkdir(exist_ok=True)
         slot = next(slot for slot in range(self.jobs) if slot not in taken)
         environment = {"OMP_NUM_THREADS": str(self._threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -165,7 +152,7 @@ class Runner:
         log = folder / "log.txt"
         logged = log.stat().st_size if log.exists() else 0
         process = start(self.flags(run), environment, log, self.launch)
-        return _Attempt(run, folder, slot, lock, process, logged)
+        return _Attempt(run, folder, slot, process, logged)
 
     @property
     def _threads(self) -> int:
@@ -178,6 +165,8 @@ class Runner:
         error = attempt.last_error() if status else ""
         diverged = status == 1 and DIVERGED in error
         if status and not diverged:
+            if (made := read_result(self.results, run)) is not None:  # by another command, at the same time
+                return made
             if status != Preempted.EXIT_STATUS and not attempt.told:  # launchers make 1 of it
                 self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({folder / 'log.txt'})")
             return None
@@ -201,13 +190,11 @@ class Runner:
 
 @dataclass
 class _Attempt:
-    """A run under way. Its lock keeps other commands from it until its result is kept; the training locks the folder,
-    too, and ends at once where one that outlived its command is still at work in there."""
+    """A run under way. Its training locks its folder: one ends at once where another is at work in there."""
 
     run: Run
     folder: Path
     slot: int
-    lock: filelock.BaseFileLock
     process: BaseProcess
     logged: int  # bytes of its log that are of earlier attempts
     commit: str = field(default_factory=commit)
@@ -229,11 +216,6 @@ class _Attempt:
         lines = (self.folder / "log.txt").read_bytes()[self.logged :].decode(errors="replace").splitlines()
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return (errors or lines or [""])[-1].strip()
-
-
-def _unlock(lock: filelock.BaseFileLock) -> None:
-    Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may be somebody else's
-    lock.release()
 
 
 def _say(line: str) -> None:

@@ -1,12 +1,7 @@
 """A fair comparison: every method gets as many trials, on the same seed; the best trial of each then gets fresh seeds.
 
-The sweep's file has a parameter `method` and a section `tuning`:
-
-    tuning:
-      search: {seed: 0, eval_split: "train[45000:]"}  # settings of the trials: what they are judged on
-      seeds: [1, 2, 3]                                # of the winners, which the file's own settings judge
-      trials:                                         # method → settings to try, as many for each method
-        clars: [{base_learning_rate: 0.1}, …]
+The sweep's file has a parameter `method`, and a section `tuning`: settings of the trials (`search`), which say what
+they are judged on; seeds of the winners, which the file's own settings judge; and what is tried of each method.
 
 A trial is as good as its last evaluation; one that diverged is worse than any other. A method whose search is not
 complete, because a trial failed for another reason, has no winner.
