@@ -15,8 +15,8 @@ import pytest
 from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
+from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
-from hf_clars.experiments.tables import mean_and_deviation, table
 from hf_clars.experiments.tuning import contestants, search
 from hf_clars.provenance import commit
 from hf_clars.training.folder_lock import alone_in
@@ -292,7 +292,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, fashion_mnist, capsys):
     asked = command("sweep", file, tmp_path, "--only", "method=clars")
     process = started(tmp_path, *asked)
     process.kill()
-    process.wait()
+    process.communicate(timeout=60)
     end = time.monotonic() + 200
     while main(asked) != 0:
         assert "another training is at work in" in capsys.readouterr().err

@@ -149,7 +149,8 @@ DRAWN = {"method": "random", "run_cap": 2}
         ({"parameters": []}, ("parameters", "[]")),
         ({"parameters": {}}, ("parameters",)),
         *(({"parameters": {"eta": spec}}, ("parameters.eta", *words)) for spec, words in (
-            (3, ("3",)), ({}, ("value",)), ({"values": None}, ("null",)), ({"values": []}, ("values",)), ({"values": 3}, ("values", "3")),
+            (3, ("3",)), ({}, ("value",)), ({"values": None}, ("null",)), ({"values": []}, ("values",)),
+            ({"values": 3}, ("values", "3")),
             ({"values": [1, 1]}, ("twice: 1, 1",)), ({"value": None}, ("None", "flags")),
             ({"values": [[1, 2]]}, ("[1, 2]", "flags")), ({"parameters": {}}, ("parameters {}",)),
             ({"values": [1], "probabilities": [1]}, ("probabilities and values",)),

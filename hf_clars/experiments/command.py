@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shlex
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from ..errors import TrainingFailedError, UserError
 from ..plots import need_matplotlib
 from ..texts import printable
 from ..yaml_files import parse_yaml
-from .drawing import draw, save
+from .drawing import draw, save, table
 from .grid import Run
 from .results import Result, read_result
-from .running import OURS, Runner
+from .running import Runner
 from .sweeps import Sweep, read_sweep
-from .tables import table
 from .tuning import contestants, finals, search
 
 _FIGURES = Path(__file__).parent / "figures"
@@ -30,17 +29,17 @@ _FIGURES = Path(__file__).parent / "figures"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("file", help="a sweep as `wandb sweep` takes it, or one that says more: recipes/sweeps/*.yaml")
-    parser.add_argument("--preset", help="one of the file's presets")
-    _add_running_arguments(parser)
+    _add_options(parser)
 
 
 def add_figure_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("number", type=int, choices=(1, 2, 3, 4), help="figure of the paper; 4 is Table 1, too")
-    parser.add_argument("--preset", default="small", help="paper: its settings; small (default): minutes on a CPU")
-    _add_running_arguments(parser)
+    _add_options(parser)
+    parser.set_defaults(preset="small")
 
 
-def _add_running_arguments(parser: ArgumentParser) -> None:
+def _add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--preset", help="of the file; figures have paper, and small (minutes on a CPU, the default)")
     parser.add_argument("--results", default="results", help="folder of results and pictures")
     parser.add_argument("--work", default="outputs", help="folder of runs under way, with their checkpoints")
     parser.add_argument("--data_dir", help="folder with data sets by name (cifar10/, …); others come from the Hub")
@@ -56,12 +55,8 @@ def _add_running_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Make the runs that have no result yet, print a table, draw the picture if the file has one.
-
-    Raises:
-        UserError: a file that is no such sweep, settings that the recipe does not take, folders that cannot be written.
-        TrainingFailedError: some runs ended without a result; the others were made.
-    """
+    """Make the runs that have no result yet, print a table, draw the picture if the file has one; raises
+    `TrainingFailedError` where some ended without a result, when the others were made."""
     figure = options.command == "figure"
     file = _FIGURES / f"figure{options.number}.yaml" if figure else Path(options.file)
     sweep = read_sweep(file, options.preset)
@@ -71,15 +66,12 @@ def run(options: Namespace) -> None:
     name = file.stem if figure else f"{'tuning' if sweep.tuning else 'sweep'}-{file.stem}"
     runner = _runner_of(options, Path(options.results) / name / (options.preset or ""), sweep.launch)
     only, settings = _only_of(options), _settings_of(options)
-    draws = (options.count, options.seed)
+    asked = (only, settings, options.count, options.seed)
     if options.list:
-        wanted = (
-            search(contestants(sweep, only, settings, *draws)) if sweep.tuning else sweep.runs(only, settings, *draws)
-        )
-        return _list(wanted, runner)
-    results = _fill(runner, sweep, only, settings, draws)
+        return _list(search(contestants(sweep, *asked)) if sweep.tuning else sweep.runs(*asked), runner)
+    results = _fill(runner, sweep, *asked)
     if only and not settings and sweep.method == "grid":  # a part of the grid adds to the table of the whole
-        results = _fill(replace(runner, draw_only=True), sweep, {}, settings, draws)
+        results = _fill(replace(runner, draw_only=True), sweep)
     if not results:
         print(f"no results in {runner.results}")
     else:
@@ -88,23 +80,15 @@ def run(options: Namespace) -> None:
         raise TrainingFailedError("; ".join(runner.failed))
 
 
-def _fill(
-    runner: Runner,
-    sweep: Sweep,
-    only: Mapping[str, Sequence[str]],
-    settings: Mapping[str, Any],
-    draws: Sequence[int | None],
-) -> list[tuple[Run, Result]]:
+def _fill(runner: Runner, sweep: Sweep, *asked: Any) -> list[tuple[Run, Result]]:
     """What there is in the end; of a tuned sweep, the final runs."""
     if sweep.tuning is None:
-        runs = sweep.runs(only, settings, *draws)
+        runs = sweep.runs(*asked)
     else:
-        contest = contestants(sweep, only, settings, *draws)
+        contest = contestants(sweep, *asked)
         runs = finals(contest, runner.fill(search(contest)))
     found = runner.fill(runs)
-    return [
-        (run, found[run.key]) for run in {run.key: run for run in runs}.values() if run.key in found
-    ]  # draws may repeat
+    return [(run, found[run.key]) for run in {run.key: run for run in runs}.values() if run.key in found]
 
 
 def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, name: str, needed: bool) -> None:
@@ -131,7 +115,7 @@ def _list(runs: Sequence[Run], runner: Runner) -> None:
 def _runner_of(options: Namespace, folder: Path, launch: Sequence[str]) -> Runner:
     if options.jobs < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--jobs and --threads must be at least 1")
-    data_dir = None if options.data_dir is None else Path(os.path.expanduser(options.data_dir))
+    data_dir = Path(os.path.expanduser(options.data_dir)) if options.data_dir else None
     if data_dir is not None and not data_dir.is_dir():
         raise UserError(f"--data_dir {options.data_dir}: no such folder")
     try:
@@ -157,8 +141,6 @@ def _settings_of(options: Namespace) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--set {text}: write KEY=VALUE")
-        if key in OURS:
-            raise UserError(f"--set {text}: {key} is the command's to choose, from --work")
         if key in settings:
             raise UserError(f"--set {text}: {key} is set twice")
         try:

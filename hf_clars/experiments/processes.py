@@ -13,14 +13,7 @@ import torch
 
 
 def start(flags: Sequence[str], environment: Mapping[str, str], log: Path, launch: Sequence[str]) -> BaseProcess:
-    """`hf-clars train` with `flags`, from now on.
-
-    Args:
-        flags: of the recipe.
-        environment: variables over those there are.
-        log: takes what it prints, after what is in there.
-        launch: words to launch it with.
-    """
+    """`hf-clars train`, from now on, with variables over those there are; `launch` are words to launch it with."""
     # Everything is imported once, and every run is a fork of the process that did.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hf_clars.experiments.forkserver", "hf_clars.recipe", "hf_clars.cli"])

@@ -32,8 +32,7 @@ class Result:
         curve: `{"step", "epoch", "images_seen", "seconds"}` and what was logged of `CURVES`; earlier results lack the
             images and seconds, which are those of training so far.
         final: the last evaluation and the mean training loss.
-        variances: of Fig. 2: `{"epoch", "layers": {name: M_k}}`, where they were measured.
-        layers: of layer statistics: `{"step", "epoch", "layers": {name: {statistic: value}}}`, where they are kept.
+        variances, layers: `{"epoch", "layers": {name: {statistic: value}}}`: M_k over all training data; of steps.
     """
 
     place: dict[str, Any]
@@ -46,9 +45,6 @@ class Result:
     final: dict[str, int | float]
     variances: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return "diverged" if self.state == "diverged" else f"{self.final.get('eval_accuracy', math.nan):.1%}"
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -44,9 +44,7 @@ class Runner:
         threads: CPU threads of each run.
         launch: words to launch each run with, for several processes: `accelerate launch …`.
         draw_only: make no run.
-
-    Attributes:
-        failed: what ended without a result, a line for each run.
+        failed: gets a line for each run that ends without a result.
     """
 
     results: Path
@@ -63,7 +61,7 @@ class Runner:
 
         Raises:
             UserError: settings that the recipe does not take, or a folder that cannot be written, before anything runs.
-            Preempted: SIGTERM or Ctrl-C; runs under way were told, and left a checkpoint if their settings save any.
+            Preempted: a signal to stop; runs under way were told, and left a checkpoint if their settings save any.
         """
         found = {run.key: read_result(self.results, run) for run in runs}
         missing = list({run.key: run for run in runs if found[run.key] is None}.values())
@@ -126,8 +124,10 @@ class Runner:
                         seconds = time.monotonic() - attempt.began
                         result = done[attempt.run.key] = self._collect(attempt, seconds)
                         under_way.remove(attempt)
-                        how = f"{result or 'no result'} after {seconds:.0f} s"
-                        _say(f"[{len(done)}/{len(runs)}] {attempt.run.title}: {how}")
+                        how = str(result.state if result else "no result")
+                        if result and "eval_accuracy" in result.final:
+                            how = f"{result.final['eval_accuracy']:.1%}"
+                        _say(f"[{len(done)}/{len(runs)}] {attempt.run.title}: {how} after {seconds:.0f} s")
                     names = textwrap.shorten(", ".join(a.run.title for a in under_way), 50, placeholder=" …")
                     bar.n = len(done)
                     bar.set_postfix_str(f"{len(self.failed)} failed, {len(under_way)} running ({printable(names)})")

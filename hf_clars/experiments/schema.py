@@ -7,19 +7,32 @@ others. Ours, for more than W&B can do, are `settings`, `choices` of a parameter
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictInt, model_validator
 
+from ..configuration import with_numbers
 from ..errors import UserError
 from ..settings import Section, one_of, said
 from ..training.statistics import STATISTICS
-from .distributions import DISTRIBUTIONS, draw
 from .results import CURVES
 
 PROGRAM = "imagenet_clars.py"
+
+# How to draw from what W&B calls so.
+_DRAWS: dict[str, Callable[..., float]] = {
+    "uniform": lambda dice, min, max: dice.uniform(min, max),
+    "int_uniform": lambda dice, min, max: dice.randint(min, max),
+    "log_uniform": lambda dice, min, max: math.exp(dice.uniform(min, max)),
+    "log_uniform_values": lambda dice, min, max: math.exp(dice.uniform(math.log(min), math.log(max))),
+    "normal": lambda dice, mu=0.0, sigma=1.0: dice.gauss(mu, sigma),
+    "log_normal": lambda dice, mu=0.0, sigma=1.0: math.exp(dice.gauss(mu, sigma)),
+}
+_DISTRIBUTIONS = (*_DRAWS, *(f"q_{kind}" for kind in _DRAWS if kind != "int_uniform"))  # `q_…`: in multiples of `q`
 
 
 def _simple(value: Any) -> Any:
@@ -51,7 +64,7 @@ class Parameter(Section):
     value: _Simple = None
     values: Annotated[list[_Simple], _Distinct] | None = None
     choices: Annotated[dict[_Name, _Settings], Field(min_length=1)] | None = None
-    distribution: Annotated[str, one_of(DISTRIBUTIONS)] | None = None
+    distribution: Annotated[str, one_of(_DISTRIBUTIONS)] | None = None
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Parameter:
@@ -75,7 +88,21 @@ class Parameter(Section):
         return not self.model_fields_set & {"value", "values", "choices"}
 
     def draw(self, dice: random.Random) -> float:
-        return draw(self.model_dump(exclude_unset=True), dice)
+        """One value, with six digits; `UserError` for arguments that do not fit the distribution, or lead beyond it."""
+        arguments = with_numbers(self.model_dump(exclude_unset=True))  # YAML 1.1 reads `1e-3` as text
+        low, high, sigma = arguments.get("min", 0), arguments.get("max", math.inf), arguments.get("sigma", 1)
+        whole = isinstance(low, int) and isinstance(high, int)
+        kind = arguments.pop("distribution", None) or ("int_uniform" if whole else "uniform")  # as W&B does
+        step = arguments.pop("q", 1.0) if kind.startswith("q_") else None
+        try:
+            value = _DRAWS[kind.removeprefix("q_")](dice, **arguments)
+            value = value if step is None else round(value / step) * step
+            if math.isfinite(value) and low <= high and sigma > 0 and bool not in map(type, arguments.values()):
+                return value if isinstance(value, int) else float(f"{value:.6g}")
+        except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+            pass  # said below, with what was given
+        given = ", ".join(f"{name} {value!r:.40}" for name, value in sorted((self.model_extra or {}).items()))
+        raise UserError(f"nothing can be drawn from {kind} with {given or 'nothing'}")
 
     def listed(self) -> list[Any]:
         """All values that it takes."""
@@ -83,13 +110,8 @@ class Parameter(Section):
 
 
 class Drawing(Section):
-    """A picture of the results: curves over the epochs, seeds as a band.
-
-    Attributes:
-        columns: parameters; a column of the picture for each of their values.
-        rows: what is drawn: quantities of the curve, or statistics of layers, of which each has its line.
-        lines: parameters; a line for each of their values. Colours are of the first one, dashes of the second.
-    """
+    """A picture: a column and a line for each of the values of some parameters; a row for each quantity of the curve,
+    or statistic of layers, of which each has its line. Colours are of the first of `lines`, dashes of the second."""
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
     rows: Annotated[list[Annotated[str, one_of((*CURVES, *STATISTICS))]], Field(min_length=1)]
@@ -107,20 +129,14 @@ class Tuning(Section):
     def _fair(self) -> Tuning:
         if self.search.get("seed") in self.seeds:
             raise said(f"the seeds must be fresh: {self.seeds}, and {self.search['seed']} of the search")
-        counts = {method: len(trials) for method, trials in self.trials.items()}
-        if len(set(counts.values())) > 1 or 0 in counts.values():
-            numbers = ", ".join(f"{method} {count}" for method, count in counts.items())
-            raise said(f"every method needs as many trials: they have {numbers}")
+        if len({len(tried) for tried in self.trials.values()}) > 1 or [] in self.trials.values():
+            counts = ", ".join(f"{method} {len(tried)}" for method, tried in self.trials.items())
+            raise said(f"every method needs as many trials: they have {counts}")
         return self
 
 
 class SweepFile(Section):
-    """The whole file, one of its presets laid over it.
-
-    Attributes:
-        settings: of all runs, as in a `--config` file. What parameters choose goes over them.
-        presets: name → what is laid over the file, mapping by mapping.
-    """
+    """The whole file, one of its presets laid over it. `settings` are of all runs, as in a `--config` file."""
 
     method: Annotated[str, one_of(("grid", "random"))]
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]

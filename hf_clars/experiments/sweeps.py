@@ -40,12 +40,8 @@ class Sweep(SweepFile):
 
         Args:
             only: parameter → values, as text: a part of the runs.
-            settings: over those of all runs.
+            settings: over those of all runs; none that parameters decide.
             count, seed: of the draws; `run_cap` and 0 by default.
-
-        Raises:
-            UserError: a parameter or value that there is not; a setting that parameters decide, or two of them; too
-                many runs; draws whose number is not stated; a number or seed that a grid is given.
         """
         given, axes = settings or {}, {n: p.listed() for n, p in self.parameters.items() if not p.is_drawn}
         for axis, wanted in (only or {}).items():
@@ -85,14 +81,11 @@ class Sweep(SweepFile):
 
 
 def read_sweep(file: Path, preset: str | None = None) -> Sweep:
-    """The sweep of a YAML file.
+    """The sweep of a YAML file; raises `UserError` for what `SweepFile` does not take, or no such file or preset.
 
     A parameter `config` names YAML files of the recipe: their settings are the run's, where the sweep has none of that
     name, and its values are the files' names without `.yaml`. Paths are looked up in the working folder, then in those
     around the sweep's file. `report_to` and `output_dir`, of parameters or of such a file, are for W&B's agents.
-
-    Raises:
-        UserError: no such file or preset, or what `SweepFile` does not take.
     """
     content = read_yaml(file, str(file))
     if not isinstance(content, dict):

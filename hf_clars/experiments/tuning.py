@@ -58,17 +58,16 @@ class Contestant:
 
 
 def contestants(
-    sweep: Sweep, only: Mapping[str, Sequence[str]], settings: Mapping[str, Any], *draws: int | None
+    sweep: Sweep,
+    only: Mapping[str, Sequence[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    *draws: Any,
 ) -> list[Contestant]:
-    """The methods at their places, of a sweep that has `tuning`.
-
-    Raises:
-        UserError: as `Sweep.runs`, and for settings and parameters that the tuning decides.
-    """
+    """The methods at their places; raises `UserError` for settings and parameters that the section tuning decides."""
     tuning = sweep.tuning
     assert tuning is not None
     tried = itertools.chain.from_iterable(tuning.trials.values())
-    for key in {"seed", *tuning.search, *itertools.chain.from_iterable(tried)} & {*settings, *sweep.parameters}:
+    for key in {"seed", *tuning.search, *itertools.chain.from_iterable(tried)} & {*(settings or {}), *sweep.parameters}:
         raise UserError(f"{key} is what the section tuning decides: edit it there")
     return [Contestant(place, tuning) for place in sweep.runs(only, settings, *draws)]
 
