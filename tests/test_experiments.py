@@ -368,6 +368,7 @@ def test_the_best_trial_of_each_method_gets_fresh_seeds(tmp_path, capsys):
         ("clars", 5), ("clars", 6), ("mgd", 5), ("mgd", 6),
     ]  # fmt: skip
     assert {r["settings"]["eval_split"] for r in finals} == {"test"}
+    assert {tuple(r["place"]) for r in finals} == {("method", "seed")}
     assert {r["settings"]["eval_split"] for r in results_in(tmp_path) if "trial" in r["place"]} == {"train[100:]"}
     assert (folder / "tiny.png").stat().st_size > 1000
     assert "γ_k" in (folder / "tiny.svg").read_text()

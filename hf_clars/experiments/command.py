@@ -84,10 +84,12 @@ def _fill(runner: Runner, sweep: Sweep, *asked: Any) -> list[tuple[Run, Result]]
     """What there is in the end; of a tuned sweep, the final runs."""
     if sweep.tuning is None:
         runs = sweep.runs(*asked)
+        found = runner.fill(runs)
     else:
         contest = contestants(sweep, *asked)
-        runs = finals(contest, runner.fill(search(contest)))
-    found = runner.fill(runs)
+        trials = runner.fill(search(contest))
+        found = runner.fill(finals(contest, trials))
+        runs = finals(contest, trials, searched=True)
     return [(run, found[run.key]) for run in {run.key: run for run in runs}.values() if run.key in found]
 
 

@@ -42,8 +42,8 @@ class Contestant:
             for number, trial in enumerate(self._tried)
         ]
 
-    def finals(self, found: Results) -> list[Run]:
-        """The best trial on fresh seeds; nothing before there is one. Their place says how the search went."""
+    def finals(self, found: Results, searched: bool = False) -> list[Run]:
+        """The best trial on fresh seeds; nothing before there is one. With `searched`, places say how that went."""
         results = [found.get(run.key) for run in self.trials()]
         scores = [math.nan if result is None else result.final.get("eval_accuracy", math.nan) for result in results]
         if None in results or all(map(math.isnan, scores)):
@@ -52,7 +52,8 @@ class Contestant:
         shown = ", ".join(
             f"{n}: {'×' if math.isnan(score) else f'{100 * score:.1f}'}" for n, score in enumerate(scores)
         )
-        place = {**self.place.place, "trials": shown, "best": ", ".join(f"{k} {v}" for k, v in winner.items())}
+        best = ", ".join(f"{key} {value}" for key, value in winner.items())
+        place = dict(self.place.place) | ({"trials": shown, "best trial": best} if searched else {})
         settings = {**self.place.settings, **winner}
         return [Run({**place, "seed": seed}, {**settings, "seed": seed}) for seed in self.tuning.seeds]
 
@@ -81,7 +82,7 @@ def search(contest: Sequence[Contestant]) -> list[Run]:
     return [run for methods in places.values() for turn in zip(*methods, strict=True) for run in turn]
 
 
-def finals(contest: Sequence[Contestant], found: Results) -> list[Run]:
+def finals(contest: Sequence[Contestant], found: Results, searched: bool = False) -> list[Run]:
     """The winners on fresh seeds, a seed of all of them first."""
-    turns = itertools.zip_longest(*(one.finals(found) for one in contest))
+    turns = itertools.zip_longest(*(one.finals(found, searched) for one in contest))
     return [run for turn in turns for run in turn if run is not None]
