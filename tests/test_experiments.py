@@ -18,8 +18,8 @@ from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
 from hf_clars.experiments.tuning import contestants, search
-from hf_clars.provenance import commit
-from hf_clars.training.folder_lock import alone_in
+from hf_clars.runtime.provenance import commit
+from hf_clars.trainer.checkpoints.folder_lock import alone_in
 
 from .helpers.sweeps import METHODS, ROOT, STAND_IN, TINY, command, results_in, sweep_file
 from .wandb_files import offline_runs

@@ -13,12 +13,12 @@ from hf_clars.cli import main
 from hf_clars.configuration import parse
 from hf_clars.experiments import Result, Run, Runner, read_sweep
 from hf_clars.experiments.drawing import draw
-from hf_clars.plots import need_matplotlib
-from hf_clars.provenance import HOUSEKEEPING
-from hf_clars.recipe import run as train
-from hf_clars.recipe_arguments import RecipeArguments
-from hf_clars.recipe_data import open_data
-from hf_clars.variance import gradient_variance
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.image_classification.data import open_data
+from hf_clars.image_classification.plots import need_matplotlib
+from hf_clars.image_classification.recipe import run as train
+from hf_clars.runtime.provenance import HOUSEKEEPING
+from hf_clars.statistics.variance import gradient_variance
 
 from .helpers.sweeps import ROOT, STAND_IN, command
 from .test_recipe import write_parquet

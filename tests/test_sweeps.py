@@ -17,8 +17,8 @@ from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.configuration import parse
 from hf_clars.experiments import Run, read_sweep
-from hf_clars.recipe_arguments import RecipeArguments
-from hf_clars.training import ClarsTrainingArguments
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.trainer import ClarsTrainingArguments
 
 from .helpers.sweeps import METHODS, ROOT, TINY, command, sweep_file
 from .wandb_files import offline_runs

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import checks
 from ..errors import UserError
 from ..experiments.command import need_matplotlib
-from ..texts import printable
+from ..safety.texts import printable
+from ..validation import checks
 from .analysis import analyse
 from .document import document
 from .groups import where
@@ -175,7 +175,7 @@ def _about(options: Namespace) -> dict[str, Any]:
     import torch
 
     from .. import __version__
-    from ..provenance import commit
+    from ..runtime.provenance import commit
 
     return {
         "command": shlex.join(_command(options)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..experiments.drawing import panels
-from ..texts import printable
+from ..safety.texts import printable
 from .question import UNITS
 from .series import COLOURS, DASHES, STYLES, Series, scale_of, series_of
 from .summaries import Comparison

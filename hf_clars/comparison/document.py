@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..texts import in_markdown
+from ..safety.texts import in_markdown
 from .summaries import Comparison
 from .tables import DIFFERENCES, differences, lines, markdown, table, title
 from .verdict import verdict

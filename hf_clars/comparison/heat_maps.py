@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..texts import printable
-from ..training.statistics import STATISTICS
+from ..safety.texts import printable
+from ..trainer.callbacks.layer_statistics import STATISTICS
 from .runs import ComparedRun
 from .summaries import Comparison
 

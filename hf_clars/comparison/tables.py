@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from ..texts import in_csv, in_markdown, printable
+from ..safety.texts import in_csv, in_markdown, printable
 from .question import MEASURE_NAMES, MEASURES, UNITS, VALUES, target_text
 from .statistics import LEVEL, Mean
 from .summaries import Comparison, GroupSummary

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from ..errors import TrainingFailedError, UserError
-from ..plots import need_matplotlib
-from ..texts import printable
-from ..yaml_files import parse_yaml
+from ..image_classification.plots import need_matplotlib
+from ..safety.texts import printable
+from ..safety.yaml_files import parse_yaml
 from .drawing import draw, save, table
 from .grid import Run
 from .results import Result, read_result

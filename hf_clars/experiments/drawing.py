@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from .. import plots
 from ..errors import UserError
-from ..plots import draw_layers, panels
-from ..texts import in_markdown
-from ..training.statistics import STATISTICS
+from ..image_classification import plots
+from ..image_classification.plots import draw_layers, panels
+from ..safety.texts import in_markdown
+from ..trainer.callbacks.layer_statistics import STATISTICS
 from .grid import Run
 from .results import Result, grouped
 from .schema import Drawing

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..configuration import with_numbers
-from ..provenance import HOUSEKEEPING
+from ..runtime.provenance import HOUSEKEEPING
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ def start(flags: Sequence[str], environment: Mapping[str, str], log: Path, launc
     """`hf-clars train`, from now on, with variables over those there are; `launch` are words to launch it with."""
     # Everything is imported once, and every run is a fork of the process that did.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_clars.experiments.forkserver", "hf_clars.recipe", "hf_clars.cli"])
+    context.set_forkserver_preload(
+        ["hf_clars.experiments.forkserver", "hf_clars.image_classification.recipe", "hf_clars.cli"]
+    )
     process = context.Process(target=_train, args=(list(flags), dict(environment), str(log), list(launch)))
     process.start()
     return process

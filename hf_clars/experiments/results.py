@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from ..settings import read_as
+from ..validation.schema import read_as
 from .grid import Run
 
 CURVES = (

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..checks import writable_folder
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
-from ..provenance import commit, hardware
-from ..secrets import without_secrets
-from ..texts import printable
-from ..training.signals import SIGNALS, listening
+from ..runtime.provenance import commit, hardware
+from ..safety.secrets import without_secrets
+from ..safety.texts import printable
+from ..trainer.signals import SIGNALS, listening
+from ..validation.checks import writable_folder
 from .grid import Run
 from .processes import devices, start
 from .results import Result, left_in, read_result, write_result
@@ -77,9 +77,9 @@ class Runner:
 
     def check(self, runs: Sequence[Run], here: bool = True) -> None:
         """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
-        from ..recipe_arguments import DEFAULTS, RecipeArguments, refuse_unused
-        from ..training import ClarsTrainingArguments
-        from ..training.tracking import wandb_for
+        from ..image_classification.arguments import DEFAULTS, RecipeArguments, refuse_unused
+        from ..trainer import ClarsTrainingArguments
+        from ..trainer.records.tracking import wandb_for
 
         # Without a GPU, bf16 is possible everywhere, and fp16 nowhere.
         elsewhere = [] if here else ["--use_cpu", "true", "--fp16", "false"]

@@ -17,8 +17,8 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictInt, model_validat
 
 from ..configuration import with_numbers
 from ..errors import UserError
-from ..settings import Section, one_of, said
-from ..training.statistics import STATISTICS
+from ..trainer.callbacks.layer_statistics import STATISTICS
+from ..validation.schema import Section, one_of, said
 from .results import CURVES
 
 PROGRAM = "imagenet_clars.py"

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..configuration import read_config
 from ..errors import UserError
-from ..settings import read_as
-from ..yaml_files import read_yaml
+from ..safety.yaml_files import read_yaml
+from ..validation.schema import read_as
 from .grid import Run
 from .schema import Parameter, SweepFile
 
@@ -130,8 +130,8 @@ def _laid_over(below: Any, above: Any) -> Any:
 
 def _configs(file: Path, paths: Sequence[Any], not_theirs: set[str]) -> dict[str, dict[str, Any]]:
     """Name → settings that the sweep does not have itself."""
-    from ..recipe_arguments import RecipeArguments
-    from ..training import ClarsTrainingArguments
+    from ..image_classification.arguments import RecipeArguments
+    from ..trainer import ClarsTrainingArguments
 
     configs: dict[str, dict[str, Any]] = {}
     for path in map(str, paths):

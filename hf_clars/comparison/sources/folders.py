@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...links import is_within, own_folders
+from ...safety.links import is_within, own_folders
 from ..runs import AXES, ComparedRun
 from .result_files import read_result_file
 from .rows import Row, Unreadable

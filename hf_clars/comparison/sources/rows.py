@@ -14,8 +14,8 @@ from sys import intern
 from typing import Any, TypeGuard
 
 from ...errors import one_line
-from ...links import is_within, own_folders
-from ...secrets import without_secrets
+from ...safety.links import is_within, own_folders
+from ...safety.secrets import without_secrets
 from ..runs import STATES
 
 Row = dict[str, float]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...provenance import HOUSEKEEPING
+from ...runtime.provenance import HOUSEKEEPING
 from ..runs import ComparedRun
 from .rows import TRAINING_LOSSES, History, Unreadable, end_state, flat_config, guessed_end, own
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers.integrations import rewrite_logs
 
-from ...training.records import read_records
-from ...training.statistics import FILE_NAME
+from ...trainer.callbacks.layer_statistics import FILE_NAME
+from ...trainer.records.layer_records import read_records
 from ..runs import STATES, ComparedRun
 from .rows import History, Unreadable, end_state, flat_config, guessed_end, own, read_from, read_json
 

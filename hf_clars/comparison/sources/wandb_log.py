@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...training.tracking import wandb_for
+from ...trainer.records.tracking import wandb_for
 from .rows import NothingLogged, Unreadable
 
 _BLOCK = 32768  # bytes; no chunk crosses a multiple of it
