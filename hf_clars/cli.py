@@ -1,18 +1,13 @@
 """`hf-clars`: train an image classifier, draw its run, reproduce the paper, compare methods fairly."""
 
-import errno
-import os
-import select
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
 from .configuration import Parser
-from .errors import Preempted, TrainingFailedError, UserError, one_line
-from .runtime.output import forgiving, give_up_broken_streams, open_closed_streams
-from .runtime.processes import first_to_say
+from .image_classification.command import train
+from .runtime.exit_status import guarded, unstoppable
 from .runtime.version import __version__
 from .safety.texts import printable
 
@@ -27,9 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["train"]:  # the recipe has flags by the hundred, and parses them itself
         return train(argv[1:])
     if argv[:1] == ["rates"]:
-        return _guarded(lambda: _rates(argv[1:]))
-    guarded = _unstoppable if argv[:1] and argv[0] in _TRAINING else _guarded
-    return guarded(lambda: _work(_parsed(argv)))
+        return guarded(lambda: _rates(argv[1:]))
+    run = unstoppable if argv[:1] and argv[0] in _TRAINING else guarded
+    return run(lambda: _work(_parsed(argv)))
 
 
 def _parsed(argv: list[str]) -> Namespace:
@@ -51,14 +46,19 @@ _TRAINING = ("figure", "tune", "sweep")  # beside `train`: what they print is no
 
 # Command → what it is for, its module, the function that adds its arguments, and the one that does its work.
 _IN_MODULES = {
-    "figure": ("the runs of a figure of the paper, and its picture", ".paper.command", "add_arguments", "figure"),
+    "sweep": ("the runs of a `wandb sweep` file, offline", ".experiments.command", "add_arguments", "run"),
+    "figure": (
+        "the runs of a figure of the paper, and its picture",
+        ".experiments.command",
+        "add_figure_arguments",
+        "run",
+    ),
     "tune": (
         "as many trials for each method, fresh seeds for the best ones",
         ".experiments.command",
-        "add_tuning_arguments",
-        "tune",
+        "add_arguments",
+        "run",
     ),
-    "sweep": ("the runs of a `wandb sweep` file, offline", ".experiments.sweep_command", "add_arguments", "sweep"),
     "compare": (
         "which runs reach the target first, and how sure that is",
         ".comparison.command",
@@ -66,18 +66,6 @@ _IN_MODULES = {
         "compare",
     ),
 }
-
-
-def train(argv: list[str] | None = None) -> int:
-    """Entry point of `recipes/imagenet_clars.py` and `hf-clars train`; the same exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-
-    def work() -> None:
-        from .image_classification.recipe import run
-
-        run(argv)
-
-    return _unstoppable(work)
 
 
 def _plot(options: Namespace) -> None:
@@ -98,59 +86,6 @@ def _work(options: Namespace) -> None:
         return _plot(options)
     _, module, _, work = _IN_MODULES[options.command]
     getattr(import_module(module, __package__), work)(options)
-
-
-def _unstoppable(work: Callable[[], None]) -> int:
-    """For what trains: a full disk behind standard output, and nobody who reads it, are no reason to end."""
-    open_closed_streams()
-    with forgiving():
-        status = _guarded(work)
-    give_up_broken_streams()
-    return status
-
-
-def _guarded(work: Callable[[], None]) -> int:
-    try:
-        work()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _nobody_reads():
-            raise
-        return 141
-    except UserError as error:
-        return _say(error, 2)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return _say(f"{error.filename}: {error.strerror}", 2)  # which nobody but the user can have named
-    except TrainingFailedError as error:
-        return _say(error, 1)
-    except Preempted as stop:
-        if os.environ.get("RANK", "0") == "0":  # all processes stop, and one says so
-            print(printable(stop), file=sys.stderr)
-        return stop.EXIT_STATUS
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    return 0
-
-
-def _nobody_reads() -> bool:
-    """Whether the broken pipe is the output, which is then let go: what is left of it would raise at the very end."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    if not output.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
-
-
-def _say(error: object, status: int) -> int:
-    message = str(error).strip()
-    if "Traceback (most recent call last)" in message:  # that of a DataLoader's worker; the last line is ours
-        message = message.splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
-    if status != 2 or first_to_say():
-        print(f"error: {printable(one_line(message))}", file=sys.stderr)
-    return status
 
 
 def entry() -> NoReturn:

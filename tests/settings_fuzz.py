@@ -237,9 +237,10 @@ def of_grids(dice: random.Random, here: Path) -> Case:
             ["figure", dice.choice(("1", "2", "3", "4", "5", "x")), *beside, "--list", *odd_options(dice, here)]
         )
     grid: dict[str, Any] = {
-        "base": {k: v for k, v in copy.deepcopy(TINY).items() if k != "optim"},
-        "axes": {"method": ["clars", "lars"]},
-        "choices": {"method": {"clars": {"optim": "clars"}, "lars": {"optim": "lars"}}},
+        "method": "grid",
+        "settings": {k: v for k, v in copy.deepcopy(TINY).items() if k != "optim"},
+        "parameters": {"method": {"choices": {"clars": {"optim": "clars"}, "lars": {"optim": "lars"}}}},
+        "drawing": {"columns": ["method"], "rows": ["loss", "gamma"], "lines": ["method"]},
         "tuning": {"search": {"seed": 0}, "seeds": [1, 2],
                    "trials": {m: [{"base_learning_rate": r} for r in (0.1, 0.2)] for m in ("clars", "lars")}},
     }  # fmt: skip

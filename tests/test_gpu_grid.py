@@ -10,9 +10,7 @@ import torch
 
 from hf_clars import TimmForImageClassification
 from hf_clars.cli import main
-from hf_clars.experiments import Runner, read_grid
-from hf_clars.experiments.sweeps import read_sweep
-from hf_clars.experiments.tuning import Plan
+from hf_clars.experiments import Runner, read_sweep
 
 from .test_recipe import config, train, write_parquet
 
@@ -40,7 +38,9 @@ def test_methods_differ_in_what_makes_the_method():
         "clars": "per_sample", "clars_subset": "subset", "clars_micro_batch": "micro_batch", "clars_authors": "authors",
     }  # fmt: skip
     assert {m for m, s in runs.items() if "warmup_epochs" in s} == {"lars_warmup", "mnag"}
-    figure = read_grid(RECIPES.parent / "hf_clars" / "paper" / "figure1.yaml", "paper").runs({"B": ["8192"]})
+    figure = read_sweep(RECIPES.parent / "hf_clars" / "experiments" / "figures" / "figure1.yaml", "paper").runs(
+        {"B": ["8192"]}
+    )
     for run in figure:
         ours = runs[{"mnag": "mnag", "lars": "lars_warmup"}[run.place["method"]]]
         for key in (
@@ -56,18 +56,6 @@ def test_rates_take_turns_with_methods():
     assert len(places) == 16
     assert [place["config"] for place in places] == ["clars", "lars_warmup"] * 8
     assert [place["base_learning_rate"] for place in places[::4]] == [0.5, 0.25, 1.0, 0.1]
-
-
-def test_methods_take_turns_in_a_search():
-    """Cut off anywhere, it has given every method at a place as many trials, or one more."""
-    plan = Plan(read_grid(RECIPES / "tuning" / "cifar.yaml", "paper"), {"B": ["8192", "1024"]}, {})
-    runs = plan.search()
-    assert {run.key for run in runs} == {run.key for place in plan.places() for run in plan.trials(place)}
-    turn = len(plan.grid.axes["method"])
-    for first in range(0, len(runs), turn):
-        together = [run.place for run in runs[first : first + turn]]
-        assert len({place["method"] for place in together}) == turn
-        assert len({(place["dataset"], place["B"], place["trial"]) for place in together}) == 1
 
 
 def test_the_list_needs_no_gpu(tmp_path, capsys):

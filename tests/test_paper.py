@@ -1,7 +1,7 @@
-"""The paper's figures: grids with its settings, runs that fill them, pictures with what belongs on them."""
+"""The paper's figures: sweeps with its settings, runs that fill them, pictures with what belongs on them."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,22 +11,23 @@ import hf_clars
 from hf_clars import ClarsTrainingArguments, UserError
 from hf_clars.cli import main
 from hf_clars.configuration import parse
-from hf_clars.experiments import Result, Run, Runner, read_grid
-from hf_clars.experiments.grid import HOUSEKEEPING
+from hf_clars.experiments import Result, Run, Runner, read_sweep
+from hf_clars.experiments.drawing import draw
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.image_classification.data import open_data
+from hf_clars.image_classification.plots import need_matplotlib
 from hf_clars.image_classification.recipe import run as train
-from hf_clars.paper.drawing import DRAWINGS
+from hf_clars.runtime.provenance import HOUSEKEEPING
 from hf_clars.statistics.variance import gradient_variance
 
+from .helpers.sweeps import ROOT, STAND_IN, command
 from .test_recipe import write_parquet
 
-ROOT = Path(__file__).resolve().parents[1]
-FIGURES = Path(hf_clars.__file__).parent / "paper"
+FIGURES = ROOT / "hf_clars" / "experiments" / "figures"
 
 
 def runs_of(number: int, preset: str) -> list[Run]:
-    return read_grid(FIGURES / f"figure{number}.yaml", preset).runs()
+    return read_sweep(FIGURES / f"figure{number}.yaml", preset).runs()
 
 
 @pytest.mark.parametrize("preset", ["paper", "small"])
@@ -86,67 +87,49 @@ def fabricated(run: Run, seed: int) -> Result:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "panels"), [(1, 6), (2, 4), (3, 2), (4, 6)])
-def test_pictures_have_a_line_for_each_method_and_network(number, panels):
-    import matplotlib
-
-    matplotlib.use("Agg")
+@pytest.mark.parametrize(("number", "panels", "lines"), [(1, 6, 14), (2, 4, 3), (3, 2, 5), (4, 6, 2)])
+def test_pictures_have_a_line_for_each_method_and_network(number, panels, lines):
     from matplotlib import pyplot as plt
 
-    runs = runs_of(number, "paper")
-    seeds = [Run({**run.place, "seed": seed}, run.settings) for run in runs for seed in (0, 1)]
-    figure = DRAWINGS[number]([(run, fabricated(run, run.place["seed"])) for run in (runs if number == 2 else seeds)])
+    need_matplotlib()
+    sweep = read_sweep(FIGURES / f"figure{number}.yaml", "paper")
+    runs = [(Run({**run.place, "seed": seed}, run.settings), seed) for run in sweep.runs() for seed in (0, 1)]
+    figure = draw(sweep.drawing, [(run, fabricated(run, seed)) for run, seed in runs])
     assert len(figure.axes) == panels
     for axis in figure.axes:
-        lines = [line for line in axis.lines if line.get_marker() == "None"]
-        expected = {1: 7 * 2, 2: 3, 3: 5, 4: 2}[number]
-        assert len(lines) == expected
+        assert len([line for line in axis.lines if line.get_marker() == "None"]) == lines
         assert axis.get_xlabel() == "epoch"
     if number == 1:
         assert any(line.get_marker() == "x" for line in figure.axes[0].lines)  # where mNAG diverged
+        styles = {
+            (line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if line.get_marker() == "None"
+        }
+        assert len(styles) == lines
     plt.close(figure)
 
 
-def test_the_figure_command_from_nothing_to_a_picture(tmp_path, fashion_mnist, capsys):
-    """Fig. 3 on the bundled images; a second call runs nothing."""
-    command = [
-        "figure", "3", "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--jobs", "2", "--threads", "1",
-        "--only", "network=resnet8_cifar", "--set", f"dataset={fashion_mnist}", "image_size=8", "train_examples=256",
-        "eval_examples=64", "total_batch_size=64", "per_device_train_batch_size=64", "num_train_epochs=3",
-        "lr_milestones=[1,2]", "model_kwargs={width: 4}",
-    ]  # fmt: skip
-    assert main([*command, "--list"]) == 0
+def test_a_picture_of_what_was_not_measured_is_refused():
+    sweep = read_sweep(FIGURES / "figure2.yaml", "paper")
+    results = [(run, replace(fabricated(run, 0), variances=[])) for run in sweep.runs()]
+    with pytest.raises(UserError, match="no result has M_k: its runs need gradient_variance"):
+        draw(sweep.drawing, results)
+
+
+def test_the_figure_command_from_nothing_to_a_picture(tmp_path, capsys):
+    """A second call runs nothing, and `--draw` needs no more than results."""
+    asked = command("figure", "3", tmp_path, "--only", "network=resnet8_cifar", "--jobs", "2")
+    assert main([*asked, "--list"]) == 0
     assert capsys.readouterr().out.count("no result") == 5
-    assert main(command) == 0
+    assert main([*asked, "--launch", " ".join(STAND_IN)]) == 0
     folder = tmp_path / "r" / "figure3" / "small"
     assert (folder / "figure3.png").stat().st_size > 1000
     assert "<svg" in (folder / "figure3.svg").read_text()
     assert len(list(folder.glob("*.json"))) == 5
     capsys.readouterr()
-    assert main([*command, "--draw"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("| resnet8_cifar |") == 5
-    assert main([*command, "--list"]) == 0
+    assert main([*asked, "--draw"]) == 0
+    assert capsys.readouterr().out.count("| resnet8_cifar |") == 5
+    assert main([*asked, "--list"]) == 0
     assert capsys.readouterr().out.count("finished") == 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["3", "--preset", "huge"], "has no preset 'huge': it has paper, small"),
-        (["3", "--only", "method"], "--only method: write AXIS=VALUE"),
-        (["3", "--only", "method=adam"], "method is never 'adam'"),
-        (["3", "--set", "=3"], "--set =3: write KEY=VALUE"),
-        (["3", "--set", "lerning_rate=3"], "unknown flag --lerning_rate; did you mean learning_rate?"),
-        (["3", "--data_dir", "/nowhere"], "--data_dir /nowhere: no such folder"),
-        (["3", "--jobs", "0"], "--jobs and --threads must be at least 1"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
-    assert main(["figure", *arguments, "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w")]) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert "\n" not in error
 
 
 # ---- Fig. 2's measurements -------------------------------------------------------------------------------------------

@@ -1,169 +1,57 @@
-"""Sweeps: one file for `wandb sweep` and `hf-clars sweep`, run offline, and started as W&B's agent would."""
+"""Sweep files: which runs they ask for, what is refused, and that W&B's agents take ours and start the recipe."""
 
+import copy
 import json
 import os
-import pty
 import subprocess
 import sys
-import termios
-import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.configuration import parse
-from hf_clars.experiments.command import settings_of
-from hf_clars.experiments.sweeps import read_sweep
+from hf_clars.experiments import Run, read_sweep
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.trainer import ClarsTrainingArguments
 
-from .test_experiments import TINY
+from .helpers.sweeps import METHODS, ROOT, TINY, command, sweep_file
 from .wandb_files import offline_runs
 
-ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
 
 
-def sweep_file(folder: Path, data: Path | str, parameters: dict | None = None, **changes) -> Path:
-    """TINY as a sweep: 2 optimizers × 2 seeds."""
-    fixed = {k: {"value": json.dumps(v) if isinstance(v, dict) else v} for k, v in TINY.items()}
-    axes = {"optim": {"values": ["clars", "lars"]}, "seed": {"values": [0, 1]}, "dataset": {"value": str(data)}}
-    content = {
-        "program": "recipes/imagenet_clars.py",
-        "method": "grid",
-        "metric": {"name": "eval/accuracy", "goal": "maximize"},
-        "parameters": {**fixed, **axes} if parameters is None else parameters,
-        **changes,
+# ---- which runs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_all_combinations_of_its_parameters(tmp_path):
+    runs = read_sweep(sweep_file(tmp_path)).runs()
+    assert [tuple(run.place.values()) for run in runs] == [("clars", 0), ("clars", 1), ("mgd", 0), ("mgd", 1)]
+    assert [run.title for run in runs[:2]] == ["clars seed=0", "clars seed=1"]
+    assert (runs[3].settings["optim"], runs[3].settings["seed"]) == ("sgd", 1)
+    assert "method" not in runs[3].settings
+    assert len({run.key for run in runs}) == 4
+    picked = {"B": {"values": [8, 2], "choices": {2: {"eta": 1}, 4: {"eta": 2}, 8: {"eta": 3}}}}
+    runs = read_sweep(sweep_file(tmp_path, parameters=picked)).runs()
+    assert [(run.place["B"], run.settings["eta"]) for run in runs] == [(8, 3), (2, 1)]
+    (alone,) = read_sweep(sweep_file(tmp_path, parameters={"seed": {"value": 3}, "eta": {"value": 1}})).runs()
+    assert alone.title == "seed=3"
+
+
+def test_a_preset_lies_over_the_file(tmp_path):
+    over = {
+        "settings": {"image_size": 4},
+        "parameters": {"method": {"choices": {"mgd": {"eta": 9}}}, "seed": {"values": [7]}},
     }
-    file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
-    return file
-
-
-def command(file: Path, *flags: str) -> list[str]:
-    folder = file.parent
-    return ["sweep", str(file), "--results", f"{folder}/r", "--work", f"{folder}/w", "--threads", "1", *flags]
-
-
-def results_in(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((folder / "r" / "sweep-tiny").glob("*.json"))]
-
-
-# ---- runs ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_sweep_is_made_once(tmp_path, fashion_mnist, capsys):
-    file = sweep_file(tmp_path, fashion_mnist)
-    first = command(file, "--jobs", "2", "--set", "layer_statistics_steps=2")
-    assert main(first) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"0 of 4 runs have results in {tmp_path}/r/sweep-tiny"
-    assert [line.split("]")[0] for line in printed[1:5]] == [f"[{n}/4" for n in range(1, 5)]
-    assert sum(line.startswith("| clars | 2 |") or line.startswith("| lars | 2 |") for line in printed) == 2
-    assert printed[-1] == f"hf-clars compare {tmp_path}/r/sweep-tiny"
-    results = results_in(tmp_path)
-    assert sorted((r["place"]["optim"], r["place"]["seed"]) for r in results) == [
-        ("clars", 0), ("clars", 1), ("lars", 0), ("lars", 1),
-    ]  # fmt: skip
-    for result in results:  # what a comparison wants to know
-        assert result["state"] == "finished"
-        assert {"optim", "seed", "total_batch_size", "model_name", "learning_rate"} <= result["settings"].keys()
-        assert [row["images_seen"] for row in result["curve"]] == [64, 256, 512]
-        assert all(row["seconds"] > 0 for row in result["curve"])
-        assert "gamma" in next(iter(result["layers"][-1]["layers"].values()))
-    assert main(first) == 0  # nothing is left to do
-    assert "runs have results" not in capsys.readouterr().out
-    assert main([*first, "--list"]) == 0
-    assert capsys.readouterr().out.count("finished") == 4
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on(tmp_path, fashion_mnist, capsys):
-    """SIGKILL while the second run is made: the first one's result stays, the second goes on from its checkpoint."""
-    file = sweep_file(tmp_path, fashion_mnist)
-    flags = ["--set", "num_train_epochs=60", "save_strategy=epoch", "save_total_limit=1", "--only", "optim=clars"]
-    process = subprocess.Popen([sys.executable, "-m", "hf_clars", *command(file, *flags)], stdout=subprocess.DEVNULL,
-                               start_new_session=True)  # fmt: skip
-    end = time.monotonic() + 200
-    while not (results_in(tmp_path) and list((tmp_path / "w").glob("clars_seed=1-*/checkpoint-*"))):
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    (run,) = (tmp_path / "w").glob("clars_seed=1-*[0-9a-f]")
-    end = time.monotonic() + 60
-    while _locked(run):  # a run ends with whoever asked for it, or else by itself
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    assert main(command(file, *flags)) == 0
-    assert "1 of 2 runs have results" in capsys.readouterr().out
-    first, second = results_in(tmp_path)
-    for result in (first, second):
-        assert [row["epoch"] for row in result["curve"]][-1] == 60
-        seconds = [row["seconds"] for row in result["curve"]]
-        assert seconds == sorted(seconds)
-
-
-def _locked(run: Path) -> bool:
-    import filelock
-
-    try:
-        with filelock.FileLock(f"{run}.lock", timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
-
-
-@pytest.mark.slow
-def test_a_random_sweep_with_offline_wandb_runs(tmp_path, fashion_mnist, monkeypatch, capsys):
-    """Runs are forks that end without Python's exit: their W&B runs have an end all the same."""
-    for key in [k for k in os.environ if k.startswith("WANDB")]:
-        monkeypatch.delenv(key)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    parameters = yaml.safe_load(sweep_file(tmp_path, fashion_mnist).read_text())["parameters"]
-    del parameters["optim"], parameters["seed"]
-    parameters["learning_rate"] = {"distribution": "log_uniform_values", "min": 0.5, "max": 8}
-    file = sweep_file(tmp_path, fashion_mnist, parameters, method="random")
-    script = "import sys; from hf_clars.cli import entry; entry()"  # a fork server with this environment
-    flags = command(file, "--count", "2", "--set", "report_to=wandb", "num_train_epochs=1")
-    subprocess.run([sys.executable, "-c", script, *flags], check=True, stdout=subprocess.DEVNULL,
-                   env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    results, written = results_in(tmp_path), offline_runs(tmp_path)
-    assert {w.config["learning_rate"] for w in written} == {r["settings"]["learning_rate"] for r in results}
-    assert [(w.exit_code, w.summary["diverged"]) for w in written] == [(0, False)] * 2
-    assert all(w.run["project"] == "hf_clars" for w in written)
-
-
-@pytest.mark.slow
-def test_on_a_terminal_one_line_says_how_it_stands(tmp_path, fashion_mnist):
-    file = sweep_file(tmp_path, fashion_mnist)
-    terminal, ours = pty.openpty()
-    termios.tcsetwinsize(ours, (24, 120))
-    flags = command(file, "--only", "optim=lars", "seed=0", "--set", "num_train_epochs=1")
-    process = subprocess.Popen([sys.executable, "-m", "hf_clars", *flags], stdout=ours, stderr=ours, cwd=ROOT)
-    os.close(ours)
-    shown = b""
-    try:
-        while chunk := os.read(terminal, 4096):
-            shown += chunk
-    except OSError:  # how a terminal ends on Linux
-        pass
-    assert process.wait() == 0
-    text = shown.decode()
-    assert "0 of 1 runs done, 0 failed, 1 running (lars seed=0); 00:0" in text
-    assert "[1/1] lars seed=0: " in text
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
+    sweep = read_sweep(sweep_file(tmp_path, presets={"small": over, "paper": None}), "small")
+    (run,) = sweep.runs({"method": ["mgd"]}, {"num_train_epochs": 5})
+    assert {"image_size": 4, "seed": 7, "num_train_epochs": 5, "optim": "sgd", "eta": 9}.items() <= run.settings.items()
+    assert len(read_sweep(tmp_path / "tiny.yaml", "paper").runs()) == 4
 
 
 def test_a_random_sweep_is_a_sequence_of_draws(tmp_path):
@@ -176,10 +64,9 @@ def test_a_random_sweep_is_a_sequence_of_draws(tmp_path):
         "momentum": {"distribution": "normal", "mu": 0.9, "sigma": 0.01},
         "seed": {"value": 3},
     }
-    sweep = read_sweep(sweep_file(tmp_path, "x", parameters, method="random", run_cap=40))
+    sweep = read_sweep(sweep_file(tmp_path, parameters=parameters, settings=None, method="random", run_cap=40))
     runs = sweep.runs()
-    assert len(runs) == 40
-    assert len({run.key for run in runs}) == 40
+    assert len(runs) == len({run.key for run in runs}) == 40
     assert sweep.runs(count=60)[:40] == runs != sweep.runs(seed=1)
     values = {name: [run.settings[name] for run in runs] for name in parameters}
     assert set(values["optim"]) == {"clars", "lars"}
@@ -202,100 +89,202 @@ def test_a_config_is_read_and_the_sweeps_own_settings_win(tmp_path):
         "report_to": {"value": "wandb"},
         "output_dir": {"value": "there"},
     }
-    grid = read_sweep(sweep_file(tmp_path, "x", parameters)).grid
-    assert [run.title for run in grid.runs()] == ["a seed=1", "a seed=2", "b seed=1", "b seed=2"]
-    assert [run.settings for run in grid.runs({"seed": ["1"]}, {"image_size": 9})] == [
+    sweep = read_sweep(sweep_file(tmp_path, parameters=parameters, settings=None))
+    assert [run.title for run in sweep.runs()] == ["a seed=1", "a seed=2", "b seed=1", "b seed=2"]
+    assert [run.settings for run in sweep.runs({"seed": ["1"]}, {"image_size": 9})] == [
         {"optim": optim, "eta": 0.5, "image_size": 9, "seed": 1} for optim in ("clars", "lars")
     ]
-    with pytest.raises(UserError, match="optim is what the grid's axes vary"):
-        grid.runs(settings={"optim": "mnag"})
+    with pytest.raises(UserError, match="optim is what config varies"):
+        sweep.runs(settings={"optim": "mnag"})
 
 
-def test_words_of_the_command_are_kept(tmp_path):
-    words = ["${env}", "accelerate", "launch", "--quiet", "${program}", "--bf16", "true", "--eta=0.5", "${args}"]
-    sweep = read_sweep(sweep_file(tmp_path, "x", {"seed": {"values": [1, 2]}}, command=words))
-    assert sweep.launch == ["accelerate", "launch", "--quiet"]
-    assert sweep.runs()[0].settings == {"bf16": "true", "eta": "0.5", "seed": 1}
-    words = ["${env}", "hf-clars", "train", "${args_no_equals}"]
-    assert read_sweep(sweep_file(tmp_path, "x", {"seed": {"value": 1}}, command=words, program=None)).launch == []
+def test_words_in_front_of_the_program_launch_it(tmp_path):
+    words = ["${env}", "accelerate", "launch", "--quiet", "${program}", "${args}"]
+    assert read_sweep(sweep_file(tmp_path, command=words)).launch == ["accelerate", "launch", "--quiet"]
+    assert read_sweep(sweep_file(tmp_path, program=None)).launch == []
 
 
-SEED = {"seed": {"values": [0, 1]}}
+def test_the_key_is_of_what_is_computed():
+    def key(**settings):
+        return Run({}, {**TINY, "dataset": "uoft-cs/cifar10", **settings}).key
+
+    assert key(dataset="uoft-cs/cifar10/") == key(report_to="wandb", logging_steps=3, save_steps=9) == key()
+    assert key(learning_rate="2e0", weight_decay=None) == key()  # YAML 1.1 reads 2e0 as text
+    different = [
+        {"seed": 1}, {"learning_rate": 2.1}, {"dataset": "uoft-cs/cifar100"}, {"dataset": "others/cifar10"},
+        {"model_kwargs": {"width": 5}}, {"label_column": "coarse_label"}, {"dataset_revision": "x"}, {},
+        {"gradient_variance": "train"}, {"gradient_variance": "train", "per_device_eval_batch_size": 9},
+    ]  # fmt: skip
+    assert len({key(**settings) for settings in different}) == len(different)
+    assert key(per_device_eval_batch_size=9) == key()  # which computes the same where M_k is not measured
+
+
+def test_settings_as_flags():
+    run = Run({}, {"a": 1, "b": True, "c": None, "d": [1, 2.5], "e": {"x": 1}, "f": "1e-2"})
+    assert run.flags() == ["--a", "1", "--b", "true", "--d", "1", "2.5", "--e", '{"x": 1}', "--f", "1e-2"]
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+DRAWN = {"method": "random", "run_cap": 2}
 
 
 @pytest.mark.parametrize(
-    ("parameters", "changes", "flags", "message"),
+    ("sections", "words"),
     [
-        ([], {}, [], "needs parameters: name → value, values or a distribution"),
-        ({}, {}, [], "needs parameters: name → value"),
-        (None, {"method": "bayes"}, [], "has method 'bayes': `hf-clars sweep` cannot do that, `wandb sweep` can"),
-        (None, {"method": None}, [], "has method None, which must be grid or random"),
-        (None, {"early_terminate": {"type": "hyperband"}}, [], "has 'early_terminate': `hf-clars sweep` can"),
-        (None, {"metod": "grid"}, [], "unknown key 'metod'; did you mean method?"),
-        (None, {"program": "train.py"}, [], "program 'train.py' is not our recipe, recipes/imagenet_clars.py"),
-        (None, {"program": None}, [], "program None is not our recipe"),
-        (None, {"command": ["python", "x.py"]}, [], "command has neither ${program} nor hf-clars train"),
-        (None, {"command": ["${program}"]}, [], "command must end in ${args}"),
-        (None, {"command": ["${program}", "x", "${args}"]}, [], "command has 'x' after the program: write --key value"),
-        (None, {"command": "python"}, [], "command must be a list of words, not 'python'"),
-        (None, {"run_cap": 0}, [], "run_cap must be a whole number of at least 1, not 0"),
-        ({"seed": {"values": []}}, {}, [], "parameter 'seed': values must be a list with something in it, not []"),
-        ({"seed": {"values": 3}}, {}, [], "parameter 'seed': values must be a list with something in it, not 3"),
-        ({"seed": {"values": [1, 1]}}, {}, [], "parameter 'seed': it has a value twice: 1, 1"),
-        ({"seed": {"value": None}}, {}, [], "parameter 'seed': None is nothing that W&B's flags can say"),
-        ({"lr_milestones": {"value": [1, 2]}}, {}, [], "[1, 2] is nothing that W&B's flags can say"),
-        ({"seed": 3}, {}, [], "parameter 'seed': write value: …, values: […] or a distribution, not 3"),
-        ({"seed": {}}, {}, [], "parameter 'seed': it has no value, no values and no distribution"),
-        ({"a": {"parameters": {}}}, {}, [], "parameter 'a': it is nested: `hf-clars sweep` cannot do that"),
-        ({"seed": {"values": [1], "probabilities": [1]}}, {}, [], "parameter 'seed': it has probabilities"),
-        ({"eta": {"min": 0.1, "max": 1.0}}, {}, [], "'eta': a grid has values, and no distribution 'uniform'"),
-        ({"eta": {"distribution": "beta"}}, {"method": "random"}, [], "distribution 'beta' cannot be drawn from here"),
-        ({"eta": {"min": 3, "max": 1}}, {"method": "random"}, [], "parameter 'eta': min 3 is above max 1"),
-        ({"eta": {"distribution": "log_uniform_values", "min": 0, "max": 1}}, {"method": "random"}, [],
-         "log_uniform_values needs 'min' above 0, not 0"),
-        ({"eta": {"min": "x", "max": 1}}, {"method": "random"}, [], "uniform needs a number for 'min', not 'x'"),
-        (SEED, {"method": "random"}, [], "a random sweep is as long as you say: --count 20, or run_cap"),
-        (SEED, {"method": "random"}, ["--count", "0"], "a random sweep is as long as you say"),
-        (SEED, {}, ["--count", "3"], "--count 3 is for sweeps with method: random"),
-        ({"eta": {"min": 0.1, "max": 1.0}}, {"method": "random"}, ["--count", "1", "--set", "eta=2"],
-         "eta is what the sweep draws"),
-        ({"config": {"value": "nowhere.yaml"}}, {}, [], "--config nowhere.yaml: no such file"),
-        ({**SEED, "lerning_rate": {"value": 1}}, {}, [], "seed=0: unknown flag --lerning_rate; did you mean"),
-        (SEED, {}, ["--only", "optim=x"], "there is no axis 'optim': the axes are seed"),
-        (SEED, {}, ["--jobs", "0"], "--jobs and --threads must be at least 1"),
+        ({"method": "bayes"}, ("method", "'bayes'", "grid")),
+        ({"method": None}, ("method",)),
+        ({"early_terminate": {"type": "hyperband"}}, ("'early_terminate'",)),
+        ({"metod": "grid"}, ("'metod'", "did you mean method?")),
+        ({"program": "train.py"}, ("program", "'train.py'", "recipes/imagenet_clars.py")),
+        ({"command": ["python", "x.py"]}, ("command", "${program}")),
+        ({"command": ["${program}", "--eta", "1", "${args}"]}, ("command", "parameters")),
+        ({"command": "python"}, ("command", "'python'")),
+        ({"run_cap": 0}, ("run_cap", "0")),
+        ({"settings": [1]}, ("settings", "[1]")),
+        ({"settings": {"seed": 1}}, ("'seed'", "settings")),
+        ({"presets": 3}, ("presets", "3")),
+        ({"drawing": {"columns": ["x"], "rows": ["loss"]}}, ("drawing", "'x'", "method, seed")),
+        ({"drawing": {"columns": ["seed"], "rows": ["los"]}}, ("drawing.rows.0", "'los'", "did you mean 'loss'?")),
+        ({"parameters": []}, ("parameters", "[]")),
+        ({"parameters": {}}, ("parameters",)),
+        *(({"parameters": {"eta": spec}}, ("parameters.eta", *words)) for spec, words in (
+            (3, ("3",)), ({}, ("value",)), ({"values": None}, ("null",)), ({"values": []}, ("values",)),
+            ({"values": 3}, ("values", "3")),
+            ({"values": [1, 1]}, ("twice: 1, 1",)), ({"value": None}, ("None", "flags")),
+            ({"values": [[1, 2]]}, ("[1, 2]", "flags")), ({"parameters": {}}, ("parameters {}",)),
+            ({"values": [1], "probabilities": [1]}, ("probabilities and values",)),
+            ({"choices": {"a": {}}, "values": ["b"]}, ("'b'", "choices a")),
+        )),
+        ({"parameters": {"eta": {"min": 0.1, "max": 1.0}}}, ("'eta'", "distributions")),
+        *(({**DRAWN, "parameters": {"eta": spec}}, ("parameters.eta", *words)) for spec, words in (
+            ({"distribution": "beta"}, ("'beta'", "log_normal")), ({"min": 3, "max": 1}, ("max 1, min 3",)),
+            ({"distribution": "log_uniform_values", "min": 0, "max": 1}, ("log_uniform_values", "min 0")),
+            ({"min": "x", "max": 1}, ("'x'",)), ({"min": 0, "max": 1, "mu": 2}, ("mu 2",)),
+            ({"distribution": "log_uniform", "min": 0, "max": 1e9}, ("max 1000000000.0",)),
+            ({"distribution": "q_normal", "q": 0}, ("q 0",)), ({"distribution": "normal", "sigma": -1}, ("sigma -1",)),
+        )),
+        ({"parameters": {"config": {"value": "nowhere.yaml"}}}, ("--config nowhere.yaml: no such file",)),
+        ({"parameters": {n: {"values": list(range(30))} for n in "abc"}}, ("27,000 runs",)),
+        ({"parameters": {"a": {"choices": {"x": {"eta": 1}}}, "eta": {"values": [1, 2]}}}, ("eta is what",)),
+        ({"tuning": {"search": {}, "seeds": [1], "trials": {"clars": [{}]}}}, ("tuning", "'method'")),
+        ({"tuning": {"search": {}, "seeds": [1], "trials": [1]}}, ("tuning.trials", "[1]")),
+        ({"tuning": {"search": {}, "trials": {}}}, ("tuning.seeds",)),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(tmp_path, capsys, parameters, changes, flags, message):
-    file = sweep_file(tmp_path, "x", parameters, **changes)
-    assert main(command(file, *flags)) == 2
+def test_files_that_are_no_sweeps(tmp_path, sections, words):
+    """The line names the file, the key and the value."""
+    with pytest.raises(UserError) as error:
+        read_sweep(sweep_file(tmp_path, **sections)).runs()
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("text", ["[1", "- a", "", None])
+def test_files_that_are_nothing(tmp_path, text):
+    if text is not None:
+        (tmp_path / "tiny.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"tiny\.yaml"):
+        read_sweep(tmp_path / "tiny.yaml")
+
+
+ODD = st.sampled_from([None, True, -1, 0, 1e400, "", "x", "\x1b[31m\n", [], [[]], [None], {}, {"x": None}, {"a": [1]}])
+
+
+def _places(value: object, path: tuple = ()) -> list[tuple]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, v in inside for found in _places(v, (*path, key)))] if path else [
+        found for key, v in inside for found in _places(v, (key,))
+    ]  # fmt: skip
+
+
+WHOLE = {
+    "method": "random", "run_cap": 3, "program": "recipes/imagenet_clars.py", "command": ["${program}", "${args}"],
+    "settings": {"image_size": 8, "model_kwargs": {"width": 4}}, "presets": {"small": {"settings": {"image_size": 4}}},
+    "parameters": {"method": {"values": ["clars"], "choices": METHODS}, "seed": {"values": [0, 1]},
+                   "eta": {"distribution": "q_log_uniform_values", "min": 0.1, "max": 1.0, "q": 0.1}},
+    "drawing": {"columns": ["method"], "rows": ["loss"], "lines": ["seed"]},
+    "tuning": {"search": {"seed": 0}, "seeds": [1, 2], "trials": {m: [{"eta": 1}, {"eta": 2}] for m in METHODS}},
+}  # fmt: skip
+
+
+@given(st.sampled_from(_places(WHOLE)), ODD, st.sampled_from([None, "small"]), st.sampled_from(["grid", "random"]))
+def test_any_value_anywhere_is_taken_or_named_in_a_line(tmp_path_factory, path, odd, preset, method):
+    content = copy.deepcopy(WHOLE) | {"method": method}
+    where = content
+    if method == "grid":
+        del content["parameters"]["eta"]
+    else:
+        del content["tuning"]
+    *way, last = path if path[0] in content and "eta" not in path else ("parameters", "seed", "values")
+    for key in way:
+        where = where[key]
+    where[last] = odd
+    file = tmp_path_factory.getbasetemp() / "odd.yaml"
+    file.write_text(yaml.safe_dump(content))
+    try:
+        runs = read_sweep(file, preset).runs()
+    except UserError as error:
+        complaint = str(error)
+        assert len(complaint.splitlines()) == 1
+    else:
+        assert all(run.title is not None and run.key and run.flags() for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sections", "message"),
+    [
+        (["--preset", "huge"], {}, "has no preset 'huge': it has none"),
+        (["--only", "optim=x"], {}, "there is no axis 'optim': the axes are method, seed"),
+        (["--only", "seed=3"], {}, "seed is never '3': it is 0, 1"),
+        (["--only", "seed"], {}, "--only seed: write AXIS=VALUE"),
+        (["--set", "=3"], {}, "--set =3: write KEY=VALUE"),
+        (["--set", "x=["], {}, "--set x=[: '[' is not a value as YAML has them"),
+        (["--set", "bf16=true", "bf16=false"], {}, "bf16 is set twice"),
+        (["--set", "output_dir=x"], {}, "output_dir is the command's to choose"),
+        (["--set", "seed=3"], {}, "seed is what seed varies"),
+        (["--set", "lerning_rate=3"], {}, "unknown flag --lerning_rate; did you mean learning_rate?"),
+        (["--data_dir", "/nowhere"], {}, "--data_dir /nowhere: no such folder"),
+        (["--jobs", "0"], {}, "--jobs and --threads must be at least 1"),
+        (["--launch", "'a"], {}, "--launch 'a: No closing quotation"),
+        (["--count", "3"], {}, "--count and --seed are for sweeps with method: random"),
+        (["--seed", "3"], {}, "--count and --seed are for sweeps with method: random"),
+        ([], {"method": "random"}, "a random sweep is as long as you say"),
+        (["--count", "0"], {"method": "random"}, "a random sweep is as long as you say"),
+        ([], {"settings": {**TINY, "lerning_rate": 1}}, "clars seed=0: unknown flag --lerning_rate; did you mean"),
+        ([], {"settings": {**TINY, "output_dir": "x"}}, "output_dir is the command's to choose"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, flags, sections, message):
+    assert main(command("sweep", sweep_file(tmp_path, **sections), tmp_path, *flags)) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "w").exists()
 
 
+def test_commands_name_each_other(tmp_path, capsys):
+    tuning = {"search": {"seed": 0}, "seeds": [1], "trials": {method: [{}] for method in METHODS}}
+    assert main(command("sweep", sweep_file(tmp_path, tuning=tuning), tmp_path)) == 2
+    assert "hf-clars tune" in capsys.readouterr().err
+    assert main(command("tune", sweep_file(tmp_path), tmp_path)) == 2
+    assert "hf-clars sweep" in capsys.readouterr().err
+
+
 def test_wandb_that_is_missing_is_said_before_the_first_run(tmp_path, fashion_mnist, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    file = sweep_file(tmp_path, fashion_mnist)
-    assert main(command(file, "--set", "report_to=wandb")) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].endswith("report_to=wandb needs wandb: pip install wandb, or go without")
+    asked = command("sweep", sweep_file(tmp_path, fashion_mnist), tmp_path, "--set", "report_to=wandb")
+    assert main(asked) == 2
+    assert "report_to=wandb needs wandb" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
-    assert main(command(file, "--list", "--set", "report_to=wandb")) == 0  # which a machine without it can show
+    assert main([*asked, "--list"]) == 0  # which a machine without it can show
 
 
-def test_no_is_a_word_where_words_are_wanted():
-    said = settings_of(Namespace(set=["eval_strategy=no", "bf16=no", "save_strategy='no'"]))
-    assert said == {"eval_strategy": "no", "bf16": False, "save_strategy": "no"}
-
-
-@pytest.mark.parametrize("text", ["[1", "- a", "", None])
-def test_files_that_are_no_sweeps(tmp_path, capsys, text):
-    if text is not None:
-        (tmp_path / "tiny.yaml").write_text(text)
-    assert main(command(tmp_path / "tiny.yaml")) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/tiny.yaml")
+def test_no_is_a_word_where_words_are_wanted(tmp_path, capsys):
+    flags = ["--set", "eval_strategy=no", "bf16=no", "--list"]
+    assert main(command("sweep", sweep_file(tmp_path), tmp_path, *flags)) == 0
+    assert capsys.readouterr().out.count("no result") == 4
 
 
 # ---- the files we ship, and W&B's agent ------------------------------------------------------------------------------
@@ -304,14 +293,17 @@ def test_files_that_are_no_sweeps(tmp_path, capsys, text):
 def agent_command(file: Path, chosen: dict) -> list[str]:
     """The command line of one run as W&B's agent makes it (`Agent._command_run`), with its own functions."""
     config = yaml.safe_load(file.read_text())
-    template = create_sweep_command(config.get("command"))
     values = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
     values |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [config.get("program")]}
     words: list[str] = []
-    for word in template:
+    for word in create_sweep_command(config.get("command")):
         macro = str(word).removeprefix("${").removesuffix("}")
         words += values[macro] if str(word).startswith("${") else [str(word)]
     return words
+
+
+def _some_value(spec: dict) -> object:
+    return spec["value"] if "value" in spec else spec["values"][0] if "values" in spec else spec["min"]
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
@@ -321,6 +313,7 @@ def test_our_sweeps_are_what_wandb_takes_and_the_recipe_takes_what_its_agents_sa
     config = yaml.safe_load(file.read_text())
     assert config["method"] in ("grid", "random")
     assert config["metric"] == {"name": "eval/accuracy", "goal": "maximize"}
+    assert not {"settings", "drawing", "tuning", "presets"} & config.keys()
     assert (ROOT / config["program"]).is_file()
     for name, spec in config["parameters"].items():
         assert spec.keys() in ({"value"}, {"values"}, {"distribution", "min", "max"}), name
@@ -331,20 +324,14 @@ def test_our_sweeps_are_what_wandb_takes_and_the_recipe_takes_what_its_agents_sa
     flags = words[words.index(config["program"]) + 1 :]
     recipe, args = parse([*flags, "--bf16=False", "--use_cpu=True"], RecipeArguments, ClarsTrainingArguments)
     recipe.check()
-    assert args.optim_name == "clars"
-    assert args.report_to == ["wandb"]
+    assert (args.optim_name, args.report_to) == ("clars", ["wandb"])
     assert args.run_name in (None, "")
-
-
-def _some_value(spec: dict) -> object:
-    return spec["value"] if "value" in spec else spec["values"][0] if "values" in spec else spec["min"]
 
 
 @pytest.mark.parametrize("name", [file.stem for file in SWEEPS])
 def test_the_recipe_takes_every_run_of_our_sweeps(name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    file = ROOT / "recipes" / "sweeps" / f"{name}.yaml"
-    assert main(["sweep", str(file), "--list", "--results", str(tmp_path)]) == 0
+    assert main(["sweep", f"recipes/sweeps/{name}.yaml", "--list", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = {
         "cifar10": 15, "cifar10_8192": 42, "cifar10_8192_rates": 16, "fashion_mnist": 24, "fashion_mnist_random": 12,
@@ -356,7 +343,6 @@ def test_the_recipe_takes_every_run_of_our_sweeps(name, capsys, monkeypatch, tmp
 
 def test_the_imagenet_sweep_is_of_both_optimizers():
     runs = read_sweep(ROOT / "recipes" / "sweeps" / "imagenet.yaml").runs()
-    assert len(runs) == 18
     assert {run.settings["optim"] for run in runs} == {"clars", "lars"}
     assert {run.settings["total_batch_size"] for run in runs} == {16384}
 

@@ -1,7 +1,8 @@
-"""Grids of runs: as YAML, made as processes, kept as one JSON file per run."""
+"""Grids of runs: read from sweep files, made as processes, kept as one JSON file per run, drawn and compared."""
 
-from .grid import Grid, Run, read_grid
+from .grid import Run
 from .results import Result, read_result
 from .running import Runner
+from .sweeps import Sweep, read_sweep
 
-__all__ = ["Grid", "Result", "Run", "Runner", "read_grid", "read_result"]
+__all__ = ["Result", "Run", "Runner", "Sweep", "read_result", "read_sweep"]

@@ -1,113 +1,117 @@
-"""What pictures and tables of results have in common: groups of runs, curves with seeds as a band, panels."""
+"""What is shown of results: a table, and a picture of curves over the epochs and of layers."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from ..errors import UserError
+from ..image_classification import plots
+from ..image_classification.plots import draw_layers, panels
 from ..safety.texts import in_markdown
+from ..trainer.callbacks.layer_statistics import STATISTICS
 from .grid import Run
-from .results import Result
+from .results import Result, grouped
+from .schema import Drawing
 
-Results = Sequence[tuple[Run, Result]]
-
-
-_LARGE = 1e6  # a loss that grew without bound, and stayed finite
+_DASHES = ("-", "--", ":", "-.")
 
 
-def table(results: Results) -> str:
-    """A Markdown row for each place of the grid but its seeds: accuracies as mean ± standard deviation over seeds."""
+def table(results: Sequence[tuple[Run, Result]]) -> str:
+    """Markdown, a row for each group of runs that differ in their seed alone: mean ± standard deviation over seeds."""
     axes = [axis for axis in results[0][0].place if axis != "seed"]
     head = [*axes, "seeds", "final test accuracy", "best", "training loss", "diverged", "s a run", "commit"]
     rows = [[*map(in_markdown, head)], ["---"] * len(head)]
-    for place, group in groups_of(results, *axes):
-        done = [r for r in group if r.state == "finished"]
+    for place, group in grouped(results, *axes).items():
+        seeds = [result for _, result in group]
+        done = [result for result in seeds if result.state == "finished"]
+        final = [100 * r.final.get("eval_accuracy", math.nan) for r in done]
+        best = [100 * max(r.points("eval_accuracy")[1], default=math.nan) for r in done]
         losses = [r.points("loss")[1][-1] for r in done if r.points("loss")[1]]
-        rows.append(
-            [
-                *(in_markdown(str(value)) for value in place),
-                str(len(group)),
-                mean_and_deviation([r.final.get("eval_accuracy", math.nan) for r in done], percent=True),
-                mean_and_deviation([r.best() for r in done], percent=True),
-                mean_and_deviation(losses),
-                str(len(group) - len(done)),
-                f"{statistics.mean(r.seconds for r in group):.0f}",
-                in_markdown(", ".join(sorted({r.commit for r in group}))),
-            ]
-        )
+        cells = [
+            *(in_markdown(str(value)) for value in place),
+            str(len(seeds)),
+            mean_and_deviation(final, 1, " %"),
+            mean_and_deviation(best, 1, " %"),
+            mean_and_deviation(losses, 3),
+            str(len(seeds) - len(done)),
+            f"{statistics.mean(r.seconds for r in seeds):.0f}",
+            in_markdown(", ".join(sorted({r.commit for r in seeds}))),
+        ]
+        rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def mean_and_deviation(values: Sequence[float], percent: bool = False) -> str:
+def mean_and_deviation(values: Sequence[float], digits: int, unit: str = "") -> str:
     """`86.8 ± 0.2 %`, or without the deviation for a single value; `–` for none."""
-    if not values:
-        return "–"
-    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
-    numbers = [statistics.mean(values) * scale, *([statistics.stdev(values) * scale] if len(values) > 1 else [])]
-    return " ± ".join(f"{n:.{digits}f}" if n < _LARGE else f"{n:.2g}" for n in numbers) + unit
+    numbers = [statistics.mean(values)] if values else []
+    numbers += [statistics.stdev(values)] if len(values) > 1 else []
+    texts = [f"{n:.{digits}f}" if n < 1e6 else f"{n:.2g}" for n in numbers]  # a loss may grow without bound
+    return " ± ".join(texts) + unit if texts else "–"
 
 
-def draw_mean(axis: Any, group: Sequence[Result], key: str, **style: Any) -> None:
+def draw(drawing: Drawing, results: Sequence[tuple[Run, Result]]) -> Any:
+    """A matplotlib figure; raises `UserError` where no result has records of layers that are to be drawn."""
+    columns = grouped(results, *drawing.columns)
+    if of_layers := [row for row in drawing.rows if row in STATISTICS]:
+        columns = {key: group for key, group in columns.items() if any(r.records for _, r in group)}
+        if not columns:
+            raise UserError(f"no result has {STATISTICS[of_layers[0]]}: its runs need gradient_variance=eval or train")
+    lines = list(grouped(results, *drawing.lines))
+    figure, axes = panels(len(drawing.rows), len(columns))
+    labels: dict[str, Any] = {}
+    for (place, group), column in zip(columns.items(), axes.T, strict=True):
+        for row, axis in zip(drawing.rows, column, strict=True):
+            title = f"{_named(drawing.columns, place)}: {STATISTICS.get(row, row)}"
+            if row in STATISTICS:
+                first = next((run, result) for run, result in group if result.records)
+                draw_layers(axis, first[1].records, row, "epoch")
+                axis.legend(fontsize=7, title="input → output", title_fontsize=7)
+                title = ", ".join(
+                    [title, *(_named(drawing.lines, line) for line in grouped([first], *drawing.lines) if line)]
+                )
+            else:
+                for line, seeds in grouped(group, *drawing.lines).items():
+                    style = {"label": _named(drawing.lines, line), **_style(lines, line)}
+                    labels[style["label"]] = _draw_mean(axis, [r for _, r in seeds], row, **style)
+            logarithmic = row in ("loss", "eval_loss", *STATISTICS) and axis.lines
+            axis.set(xlabel="epoch", yscale="log" if logarithmic else "linear")
+            axis.set_title(title, fontsize=9, parse_math=False)
+    if drawing.lines:
+        figure.legend(labels.values(), labels, loc="outside right upper", fontsize=7)
+    return figure
+
+
+def _named(axes: Sequence[str], values: tuple[Any, ...]) -> str:
+    return ", ".join(v if isinstance(v, str) else f"{axis} = {v}" for axis, v in zip(axes, values, strict=True))
+
+
+def _style(lines: Sequence[tuple[Any, ...]], line: tuple[Any, ...]) -> dict[str, Any]:
+    """Colours are of the first axis' values, dashes of the second one's."""
+    values = [list(dict.fromkeys(of_axis)) for of_axis in zip(*lines, strict=True)]
+    colour, dash, *_ = *(of_axis.index(value) for of_axis, value in zip(values, line, strict=True)), 0, 0
+    return {"color": f"C{colour % 10}", "linestyle": _DASHES[dash % len(_DASHES)]}
+
+
+def _draw_mean(axis: Any, group: Sequence[Result], key: str, **style: Any) -> Any:
     """The mean over seeds, with a band of one standard deviation; a cross where a run diverged."""
-    at: dict[float, list[float]] = defaultdict(list)
-    for result in group:
-        for x, y in zip(*result.points(key), strict=True):
-            at[x].append(y)
-    xs = sorted(at)
-    axis.plot(xs, [statistics.mean(at[x]) for x in xs], **style)
+    points = pd.DataFrame([p for r in group for p in zip(*r.points(key), strict=True)], columns=["x", "y"])
+    values = points.groupby("x")["y"]
+    mean, deviation = values.mean(), values.std(ddof=0)
+    (line,) = axis.plot(mean.index, mean, **style)
     if len(group) > 1:
-        band = [(statistics.mean(at[x]), statistics.pstdev(at[x])) for x in xs]
-        axis.fill_between(xs, [m - s for m, s in band], [m + s for m, s in band], color=style["color"], alpha=0.15)
-    for result in group:
-        points = result.points(key)
-        if result.state == "diverged" and points[0]:
-            axis.plot(points[0][-1], points[1][-1], marker="x", markersize=8, color=style["color"])
-
-
-def values_of(results: Results, axis: str) -> list[Any]:
-    """The values that an axis takes, in their order."""
-    return list(dict.fromkeys(run.place[axis] for run, _ in results))
-
-
-def groups_of(results: Results, *axes: str, **place: Any) -> Iterable[tuple[tuple[Any, ...], list[Result]]]:
-    """Results by their values of `axes`, of those at `place`."""
-    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
-    for run, result in results:
-        if all(run.place[axis] == value for axis, value in place.items()):
-            groups[tuple(run.place[axis] for axis in axes)].append(result)
-    return groups.items()
-
-
-def panels(rows: int, columns: int, width: float = 4.6) -> tuple[Any, Any]:
-    """A figure and its axes, `[rows, columns]`."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, 3.6 * rows), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    return figure, axes
-
-
-def colour(value: float) -> Any:
-    """Of viridis, from 0 (dark) to 1 (light)."""
-    from matplotlib import pyplot as plt
-
-    return plt.get_cmap("viridis")(value)
+        axis.fill_between(mean.index, mean - deviation, mean + deviation, color=style["color"], alpha=0.15)
+    for xs, ys in (result.points(key) for result in group if result.state == "diverged"):
+        axis.plot(xs[-1:], ys[-1:], marker="x", markersize=8, color=style["color"])
+    return line
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
     """As PNG and SVG; closes the figure."""
-    from matplotlib import pyplot as plt
-
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(kind) for kind in (".png", ".svg")]
-    for path in paths:
-        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
-    return paths
+    return [plots.save(figure, stem.with_suffix(kind)) for kind in (".png", ".svg")]

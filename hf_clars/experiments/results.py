@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
+from ..validation.schema import read_as
 from .grid import Run
 
-STATES = ("finished", "diverged")
+CURVES = (
+    "loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "skipped_steps",
+)  # fmt: skip
 
 
 @dataclass
@@ -21,40 +25,44 @@ class Result:
 
     Attributes:
         place, settings: those of the `Run`.
-        state: `finished`, or `diverged` when its gradients were not finite for so long that the training ended.
+        state: `diverged` when its gradients were not finite for so long that the training ended.
         seconds: from start to end of the process, loading the data included; of its last part where it was cut off.
         commit: of this package; `+changes` where files were changed since; its version where it is not a checkout.
         hardware: device, threads, torch.
-        curve: `{"step", "epoch", "images_seen", "seconds", "loss", "learning_rate", "eval_loss", "eval_accuracy"}`,
-            what was logged of them; earlier results lack the images and seconds, which are those of training so far.
+        curve: `{"step", "epoch", "images_seen", "seconds"}` and what was logged of `CURVES`; earlier results lack the
+            images and seconds, which are those of training so far.
         final: the last evaluation and the mean training loss.
-        variances: of Fig. 2: `{"epoch", "layers": {name: M_k}}`, where they were measured.
-        layers: of layer statistics: `{"step", "epoch", "layers": {name: {statistic: value}}}`, where they are kept.
+        variances, layers: `{"epoch", "layers": {name: {statistic: value}}}`: M_k over all training data; of steps.
     """
 
     place: dict[str, Any]
     settings: dict[str, Any]
-    state: str
+    state: Literal["finished", "diverged"]
     seconds: float
     commit: str
     hardware: dict[str, Any]
-    curve: list[dict[str, float]]
-    final: dict[str, float]
+    curve: list[dict[str, int | float]]
+    final: dict[str, int | float]
     variances: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
 
-    def best(self, key: str = "eval_accuracy") -> float:
-        """The largest value on the curve; NaN where there is none."""
-        return max((row[key] for row in self.curve if key in row), default=math.nan)
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Of layers: over all training data where these were measured, else of steps."""
+        return self.variances or self.layers
 
-    def points(self, key: str, x: str = "epoch") -> tuple[list[float], list[float]]:
-        """The curve of one quantity, as two lists."""
-        rows = [row for row in self.curve if row.get(key) is not None]
-        return [row[x] for row in rows], [row[key] for row in rows]
+    def points(self, key: str) -> tuple[list[float], list[float]]:
+        """The epochs of one quantity's curve, and its values."""
+        rows = [row for row in self.curve if key in row]
+        return [row["epoch"] for row in rows], [row[key] for row in rows]
 
 
-def result_file(folder: Path, run: Run) -> Path:
-    return folder / f"{run.file_name}.json"
+def grouped(results: Sequence[tuple[Run, Result]], *axes: str) -> dict[tuple[Any, ...], list[tuple[Run, Result]]]:
+    """Results by their values of some axes; what is one for all runs is a setting."""
+    groups: dict[tuple[Any, ...], list[tuple[Run, Result]]] = {}
+    for run, result in results:
+        groups.setdefault(tuple(run.place.get(a, run.settings.get(a)) for a in axes), []).append((run, result))
+    return groups
 
 
 def read_result(folder: Path, run: Run) -> Result | None:
@@ -63,45 +71,39 @@ def read_result(folder: Path, run: Run) -> Result | None:
     if not files:
         return None
     try:
-        return Result(**json.loads(files[0].read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{files[0]} is no result of a run ({error}): mend or remove it") from None
+        value = json.loads(files[0].read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{files[0]} cannot be read ({error}): mend or remove it") from None
+    result: Result = read_as(Result, value, str(files[0]))
+    return result
 
 
 def write_result(folder: Path, run: Run, result: Result) -> Path:
-    """Whole or not at all; a row of the curve on each line, so that a change of one shows as one."""
+    """Whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = result_file(folder, run)
-    text = ",\n".join(f'  "{key}": {_dumped(value)}' for key, value in asdict(result).items())
+    path = folder / f"{run.file_name}.json"
     beside = path.with_suffix(".new")
-    beside.write_text(f"{{\n{text}\n}}\n")
+    beside.write_text(json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
     os.replace(beside, path)
     return path
 
 
-def curve_of(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Trainer's log as one row for each step."""
-    keys = (
-        "loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "skipped_steps",
-    )  # fmt: skip
-    rows: dict[int, dict[str, float]] = {}
+def left_in(folder: Path, diverged: bool) -> dict[str, Any]:
+    """What a run has left in its output folder."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    metrics = {} if diverged else json.loads((folder / "all_results.json").read_text())
+    wanted = [k for k in ("train_loss", "eval_loss", "eval_accuracy") if math.isfinite(metrics.get(k, math.nan))]
+    files = {"variances": folder / "gradient_variance.jsonl", "layers": folder / "layer_statistics.jsonl"}
+    records = {k: [json.loads(row) for row in f.read_text().splitlines()] for k, f in files.items() if f.exists()}
+    return {"curve": curve_of(history), "final": {k: metrics[k] for k in wanted}, **records}
+
+
+def curve_of(history: list[dict[str, Any]]) -> list[dict[str, int | float]]:
+    """Trainer's log as one row for each step; JSON knows neither NaN nor infinity."""
+    rows: dict[int, dict[str, int | float]] = {}
     for entry in history:
-        found = {k: _rounded(entry[k]) for k in keys if isinstance(entry.get(k), int | float)}
-        if found:
-            place = {"step": entry["step"], "epoch": float(f"{entry['epoch']:.6g}")}
-            place |= {k: _rounded(entry[k]) for k in ("images_seen", "seconds") if k in entry}
-            rows.setdefault(entry["step"], place).update({k: v for k, v in found.items() if v is not None})
+        if not entry.keys().isdisjoint(CURVES):
+            known = {k: entry[k] for k in ("step", "epoch", "images_seen", "seconds", *CURVES) if k in entry}
+            finite = {k: v for k, v in known.items() if isinstance(v, int | float) and math.isfinite(v)}
+            rows[entry["step"]] = finite | rows.get(entry["step"], {})
     return [rows[step] for step in sorted(rows)]
-
-
-def _rounded(value: float) -> float | None:
-    """Six digits, but for whole numbers; JSON knows neither NaN nor infinity."""
-    if isinstance(value, int):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _dumped(value: Any) -> str:
-    if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in value) + "\n  ]"
-    return json.dumps(value, allow_nan=False)

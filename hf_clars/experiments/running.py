@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import math
+import os
 import shutil
 import signal
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+
+from tqdm import tqdm
 
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
 from ..runtime.provenance import commit, hardware
 from ..safety.secrets import without_secrets
+from ..safety.texts import printable
+from ..trainer.signals import SIGNALS, listening
 from ..validation.checks import writable_folder
 from .grid import Run
-from .processes import RunProcess, cores, devices
-from .results import Result, curve_of, read_result, write_result
+from .processes import devices, start
+from .results import Result, left_in, read_result, write_result
 
 # How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
 OURS = ("output_dir", "resume_from_checkpoint", "config")  # what a run gets from its command
+_STATUS = "{n_fmt} of {total_fmt} runs done{postfix}; {elapsed} so far, about {remaining} left"
 
 
 @dataclass
 class Runner:
-    """Fills a folder of results.
+    """Fills a folder of results. On a terminal, its last line says how that stands.
 
     Args:
         results: where results are and go.
@@ -38,12 +44,7 @@ class Runner:
         threads: CPU threads of each run.
         launch: words to launch each run with, for several processes: `accelerate launch …`.
         draw_only: make no run.
-        say: told what happens, a line at a time.
-        watch: told how it stands, some times a second: runs that are done, all runs to be made, how many have failed,
-            and which are under way.
-
-    Attributes:
-        failed: what ended without a result, a line for each run.
+        failed: gets a line for each run that ends without a result.
     """
 
     results: Path
@@ -53,25 +54,24 @@ class Runner:
     threads: int | None = None
     launch: Sequence[str] = ()
     draw_only: bool = False
-    say: Callable[[str], None] = print
-    watch: Callable[[int, int, int, Sequence[Run]], None] = lambda *how_it_stands: None
     failed: list[str] = field(default_factory=list)
 
     def fill(self, runs: Sequence[Run]) -> dict[str, Result]:
         """Make the runs that have no result yet; returns all results there are, by key.
 
         Raises:
-            UserError: settings that the recipe does not take, or a folder that cannot be written, before anything is
-                run.
-            Preempted: SIGTERM or Ctrl-C; runs under way were told, and left a checkpoint if their settings save any.
+            UserError: settings that the recipe does not take, or a folder that cannot be written, before anything runs.
+            Preempted: a signal to stop; runs under way were told, and left a checkpoint if their settings save any.
         """
         found = {run.key: read_result(self.results, run) for run in runs}
         missing = list({run.key: run for run in runs if found[run.key] is None}.values())
         if missing and not self.draw_only:
             self.check(missing)
+            if self.launch and shutil.which(self.launch[0]) is None:
+                raise UserError(f"--launch {self.launch[0]}: there is no such program")
             for name, folder in (("--results", self.results), ("--work", self.work)):
                 writable_folder(name, folder)
-            self.say(f"{len(found) - len(missing)} of {len(found)} runs have results in {self.results}")
+            _say(f"{len(found) - len(missing)} of {len(found)} runs have results in {self.results}")
             found |= self._run_all(missing)
         return {key: result for key, result in found.items() if result is not None}
 
@@ -81,13 +81,13 @@ class Runner:
         from ..trainer import ClarsTrainingArguments
         from ..trainer.records.tracking import wandb_for
 
+        # Without a GPU, bf16 is possible everywhere, and fp16 nowhere.
+        elsewhere = [] if here else ["--use_cpu", "true", "--fp16", "false"]
         for run in runs:
             try:
                 for key in OURS:
                     if run.settings.get(key) not in (None, "auto"):
                         raise UserError(f"{key} is the command's to choose, from --work: leave it out")
-                # Without a GPU, bf16 is possible everywhere, and fp16 nowhere.
-                elsewhere = [] if here else ["--use_cpu", "true", "--fp16", "false"]
                 flags = [*self.flags(run), *elsewhere]
                 recipe, args = parse(flags, RecipeArguments, ClarsTrainingArguments, defaults=DEFAULTS)
                 refuse_unused(args)
@@ -99,7 +99,8 @@ class Runner:
 
     def flags(self, run: Run) -> list[str]:
         """The recipe's flags of a run, as it is made here."""
-        settings = {**_HOUSE, **run.settings, "output_dir": str(self._folder(run)), "resume_from_checkpoint": "auto"}
+        folder = str(self.work / run.file_name)
+        settings = {**_HOUSE, **run.settings, "output_dir": folder, "resume_from_checkpoint": "auto"}
         name = str(settings.get("dataset") or "").rstrip("/").rpartition("/")[2]
         if self.data_dir is not None and name and (self.data_dir / name).is_dir():
             settings["dataset"] = str(self.data_dir / name)
@@ -107,113 +108,117 @@ class Runner:
 
     def _run_all(self, runs: list[Run]) -> dict[str, Result | None]:
         done: dict[str, Result | None] = {}
-        under_way: list[RunProcess] = []
+        under_way: list[_Attempt] = []
         waiting = list(runs)
-        stop = _StopRequest()
-        try:
-            while (waiting and not stop.asked) or under_way:
-                while waiting and len(under_way) < self.jobs and not stop.asked:
-                    run = waiting.pop(0)
-                    if (made := read_result(self.results, run)) is not None:  # by another command, meanwhile
-                        done[run.key] = made
-                        continue
-                    under_way.append(self._start(run, slot=_free_slot(under_way)))
-                for process in [p for p in under_way if not p.is_alive()]:
-                    under_way.remove(process)
-                    done[process.run.key] = self._collect(process)
-                    self._tell(process, done[process.run.key], len(done), len(runs))
-                self.watch(len(done), len(runs), len(self.failed), [process.run for process in under_way])
-                if stop.asked:
-                    for process in under_way:
-                        process.terminate()
-                time.sleep(0.2)
-        finally:
-            stop.restore()
-            for process in under_way:
-                process.kill()
-        if stop.asked:
+        bar = tqdm(total=len(runs), smoothing=0, disable=None, dynamic_ncols=True, leave=False, bar_format=_STATUS)
+        with bar, listening((*SIGNALS, signal.SIGINT)) as stop:
+            try:
+                while under_way or (waiting and not stop.signal):
+                    while waiting and len(under_way) < self.jobs and not stop.signal:
+                        run = waiting.pop(0)
+                        if (made := read_result(self.results, run)) is not None:  # by another command, meanwhile
+                            done[run.key] = made
+                        else:
+                            under_way.append(self._started(run, {attempt.slot for attempt in under_way}))
+                    for attempt in [a for a in under_way if not a.process.is_alive()]:
+                        seconds = time.monotonic() - attempt.began
+                        result = done[attempt.run.key] = self._collect(attempt, seconds)
+                        under_way.remove(attempt)
+                        how = str(result.state if result else "no result")
+                        if result and "eval_accuracy" in result.final:
+                            how = f"{result.final['eval_accuracy']:.1%}"
+                        _say(f"[{len(done)}/{len(runs)}] {attempt.run.title}: {how} after {seconds:.0f} s")
+                    names = textwrap.shorten(", ".join(a.run.title for a in under_way), 50, placeholder=" …")
+                    bar.n = len(done)
+                    bar.set_postfix_str(f"{len(self.failed)} failed, {len(under_way)} running ({printable(names)})")
+                    for attempt in under_way if stop.signal else ():
+                        attempt.stop()
+                    time.sleep(0.2)
+            finally:
+                for attempt in under_way:
+                    attempt.kill()
+        if stop.signal:
             left = len(runs) - sum(result is not None for result in done.values())
             raise Preempted(f"stopped: {left} runs have no result yet; start again to go on")
         return done
 
-    def _start(self, run: Run, slot: int) -> RunProcess:
+    def _started(self, run: Run, taken: set[int]) -> _Attempt:
+        folder = self.work / run.file_name
+        folder.mkdir(exist_ok=True)
+        slot = next(slot for slot in range(self.jobs) if slot not in taken)
         environment = {"OMP_NUM_THREADS": str(self._threads), "OMP_WAIT_POLICY": "PASSIVE"}
         if len(devices()) > 1 and not self.launch:
             environment["CUDA_VISIBLE_DEVICES"] = devices()[slot % len(devices())]
-        return RunProcess(run, self._folder(run), self.flags(run), environment, self.launch, slot, commit())
-
-    def _folder(self, run: Run) -> Path:
-        return self.work / run.file_name
+        log = folder / "log.txt"
+        logged = log.stat().st_size if log.exists() else 0
+        process = start(self.flags(run), environment, log, self.launch)
+        return _Attempt(run, folder, slot, process, logged)
 
     @property
     def _threads(self) -> int:
-        return self.threads or max(1, cores() // self.jobs)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, cores // self.jobs)
 
-    def _collect(self, process: RunProcess) -> Result | None:
+    def _collect(self, attempt: _Attempt, seconds: float) -> Result | None:
         """The run's result, written; None if it has none, which `failed` then says, unless it was asked to end."""
-        run, folder, status = process.run, process.folder, process.status
-        error = process.last_error() if status else ""
+        run, folder, status = attempt.run, attempt.folder, attempt.process.exitcode
+        error = attempt.last_error() if status else ""
         diverged = status == 1 and DIVERGED in error
         if status and not diverged:
-            if status != Preempted.EXIT_STATUS:
-                self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({process.log})")
+            if (made := read_result(self.results, run)) is not None:  # by another command, at the same time
+                return made
+            if status != Preempted.EXIT_STATUS and not attempt.told:  # launchers make 1 of it
+                self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({folder / 'log.txt'})")
             return None
         try:
-            history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-            metrics = {} if diverged else json.loads((folder / "all_results.json").read_text())
             result = Result(
                 place=dict(run.place),
                 settings=without_secrets(run.settings),
                 state="diverged" if diverged else "finished",
-                seconds=round(process.seconds, 1),
-                commit=process.commit,
+                seconds=round(seconds, 1),
+                commit=attempt.commit,
                 hardware=hardware(run.settings, self._threads),
-                curve=curve_of(history),
-                final={} if diverged else _finite(metrics, ("train_loss", "eval_loss", "eval_accuracy")),
-                variances=_lines(folder / "gradient_variance.jsonl"),
-                layers=_lines(folder / "layer_statistics.jsonl"),
+                **left_in(folder, diverged),
             )
             write_result(self.results, run, result)
-        except (OSError, ValueError, KeyError) as error:
-            self.failed.append(f"{run.title}: its result cannot be kept ({error}); what it left is in {folder}")
+        except (OSError, ValueError, KeyError) as problem:
+            self.failed.append(f"{run.title}: its result cannot be kept ({problem}); what it left is in {folder}")
             return None
         shutil.rmtree(folder, ignore_errors=True)  # what is left of it is in nobody's way
         return result
 
-    def _tell(self, process: RunProcess, result: Result | None, number: int, total: int) -> None:
-        if result is None:
-            outcome = "no result"
-        elif result.state == "diverged":
-            outcome = "diverged"
-        else:
-            outcome = f"{result.final.get('eval_accuracy', math.nan):.1%}"
-        self.say(f"[{number}/{total}] {process.run.title}: {outcome} after {process.seconds:.0f} s")
+
+@dataclass
+class _Attempt:
+    """A run under way. Its training locks its folder: one ends at once where another is at work in there."""
+
+    run: Run
+    folder: Path
+    slot: int
+    process: BaseProcess
+    logged: int  # bytes of its log that are of earlier attempts
+    commit: str = field(default_factory=commit)
+    began: float = field(default_factory=time.monotonic)
+    told: bool = False
+
+    def stop(self) -> None:
+        if not self.told:
+            self.told = True
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """And what it has started."""
+        if self.process.pid and self.process.is_alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def last_error(self) -> str:
+        """In its own words."""
+        lines = (self.folder / "log.txt").read_bytes()[self.logged :].decode(errors="replace").splitlines()
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return (errors or lines or [""])[-1].strip()
 
 
-class _StopRequest:
-    """SIGTERM and Ctrl-C while runs are made: the runs are asked to end first."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def _free_slot(under_way: list[RunProcess]) -> int:
-    taken = {process.slot for process in under_way}
-    return next(slot for slot in range(len(taken) + 1) if slot not in taken)
-
-
-def _finite(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """JSON knows neither NaN nor infinity."""
-    return {name: metrics[name] for name in names if name in metrics and math.isfinite(metrics[name])}
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def _say(line: str) -> None:
+    """Above the line that says how it stands."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(printable(line), flush=True)

@@ -1,176 +1,134 @@
-"""Sweeps as `wandb sweep` has them, read as grids, so that one file serves both.
-
-Taken of [W&B's format](https://docs.wandb.ai/models/sweeps/define-sweep-configuration) are `program`, `command`,
-`method` (grid or random), `run_cap`, and `parameters` with `value`, `values` or a distribution. `metric`, `name`,
-`description`, `project` and `entity` are W&B's business. What cannot be done here is said in one line.
-"""
+"""Sweep files as runs: all combinations of their parameters' values, or draws."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..configuration import read_config
 from ..errors import UserError
-from .distributions import check, named, sample
-from .grid import Grid, Run, read_mapping
-from .sweep_command_line import read_command
+from ..safety.yaml_files import read_yaml
+from ..validation.schema import read_as
+from .grid import Run
+from .schema import Parameter, SweepFile
 
-_KEYS = (
-    "program", "command", "method", "parameters", "metric", "name", "description", "project", "entity", "run_cap",
-)  # fmt: skip
-_NOT_HERE = ("controller", "early_terminate", "image_uri", "job", "launch", "scheduler")
+_MOST_RUNS = 10_000
 _OF_AGENTS = ("output_dir", "report_to")
-ELSEWHERE = "`hf-clars sweep` cannot do that, `wandb sweep` can"
+_PYTHON = ("${env}", "${interpreter}", "/usr/bin/env", "python", "python3")
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep's YAML says.
+class Sweep(SweepFile):
+    """What a sweep's file asks for, its paths found: `settings` of all runs, and `parameters` in which they differ."""
 
-    Attributes:
-        grid: parameters with values; of a random sweep, values to choose from.
-        distributions: parameters that are drawn otherwise, in a random sweep.
-        is_random: whether runs are draws, not all combinations.
-        run_cap: how many draws, if the file says so.
-        launch: words in front of the program: `accelerate launch …`.
-    """
-
-    grid: Grid
-    distributions: Mapping[str, Mapping[str, Any]]
-    is_random: bool
-    run_cap: int | None
-    launch: Sequence[str]
+    @property
+    def launch(self) -> list[str]:
+        """Words in front of the program: `accelerate launch …`."""
+        return [word for word in self.command[:-2] if word not in _PYTHON]
 
     def runs(
         self,
         only: Mapping[str, Sequence[str]] | None = None,
         settings: Mapping[str, Any] | None = None,
         count: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> list[Run]:
-        """All runs, or the first `count` (by default `run_cap`) draws of `seed`; more draws begin with the same ones.
+        """All combinations, the last parameter changing fastest; or draws, of which more begin with the same ones.
 
-        Raises:
-            UserError: as `Grid.runs`; draws whose number is not stated, or a number that a grid is given.
+        Args:
+            only: parameter → values, as text: a part of the runs.
+            settings: over those of all runs; none that parameters decide.
+            count, seed: of the draws; `run_cap` and 0 by default.
         """
-        if not self.is_random:
-            if count is not None:
-                raise UserError(f"--count {count} is for sweeps with method: random; take a part of a grid with --only")
-            return self.grid.runs(only, settings)
-        count = self.run_cap if count is None else count
-        if count is None or count < 1:
-            raise UserError("a random sweep is as long as you say: --count 20, or run_cap: 20 in its file")
-        for key in self.distributions.keys() & {*(only or {}), *(settings or {})}:
-            raise UserError(f"{key} is what the sweep draws: edit its file")
-        return list(itertools.islice(self._draws(self.grid.runs(only, settings), random.Random(seed)), count))
+        given, axes = settings or {}, {n: p.listed() for n, p in self.parameters.items() if not p.is_drawn}
+        for axis, wanted in (only or {}).items():
+            if axis not in axes:
+                raise UserError(f"there is no axis {axis!r}: the axes are {', '.join(axes)}")
+            values = {str(value): value for value in axes[axis]}
+            if unknown := [value for value in wanted if value not in values]:
+                raise UserError(f"{axis} is never {unknown[0]!r}: it is {', '.join(values)}")
+            axes[axis] = [values[value] for value in dict.fromkeys(wanted)]
+        if (number := math.prod(map(len, axes.values()))) > _MOST_RUNS:
+            raise UserError(f"these are {number:,} runs, and at most {_MOST_RUNS:,} are made: choose with --only")
+        places = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        if self.method == "random":
+            places = self._draws(places, count, seed)
+        elif count is not None or seed is not None:
+            raise UserError("--count and --seed are for sweeps with method: random; --only makes a part of a grid")
+        return [Run(place, {**self.settings, **given, **self._chosen(place, given)}) for place in places]
 
-    def _draws(self, points: Sequence[Run], dice: random.Random) -> Iterator[Run]:
-        while True:
-            point = dice.choice(points)
-            drawn = {name: sample(dice, spec) for name, spec in self.distributions.items()}
-            yield Run({**point.place, **drawn}, {**point.settings, **drawn})
+    def _draws(self, places: Sequence[dict[str, Any]], count: int | None, seed: int | None) -> list[dict[str, Any]]:
+        number = self.run_cap if count is None else count
+        if number is None or not 1 <= number <= _MOST_RUNS:
+            raise UserError(f"a random sweep is as long as you say, up to {_MOST_RUNS:,}: --count 20, or run_cap: 20")
+        dice = random.Random(seed or 0)
+        drawn = {name: parameter for name, parameter in self.parameters.items() if parameter.is_drawn}
+        return [dice.choice(places) | {name: p.draw(dice) for name, p in drawn.items()} for _ in range(number)]
+
+    def _chosen(self, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that stand for the values of parameters."""
+        chosen: dict[str, Any] = {}
+        for axis, value in place.items():
+            choices = self.parameters[axis].choices
+            its_own = {axis: value} if choices is None else choices[str(value)]
+            for key in its_own.keys() & {**chosen, **settings}.keys():
+                raise UserError(f"{key} is what {axis} varies: choose with --only, or edit the sweep's file")
+            chosen |= its_own
+        return chosen
 
 
-def read_sweep(file: Path) -> Sweep:
-    """The sweep of a YAML file.
+def read_sweep(file: Path, preset: str | None = None) -> Sweep:
+    """The sweep of a YAML file; raises `UserError` for what `SweepFile` does not take, or no such file or preset.
 
     A parameter `config` names YAML files of the recipe: their settings are the run's, where the sweep has none of that
-    name, and the axis has the files' names without `.yaml`. Paths are looked up in the working folder, then in those
-    around the sweep's file. `report_to` and `output_dir`, of the sweep or of such a file, are for W&B's agents.
-
-    Raises:
-        UserError: no such file, keys that are not known, parameters that are missing, empty or nothing that a flag can
-            say, a program that is not the recipe, or what W&B can do and we cannot.
+    name, and its values are the files' names without `.yaml`. Paths are looked up in the working folder, then in those
+    around the sweep's file. `report_to` and `output_dir`, of parameters or of such a file, are for W&B's agents.
     """
-    content = read_mapping(file, "a sweep: program, method, parameters")
-    for key in map(str, content):
-        if key in _NOT_HERE:
-            raise UserError(f"{file} has {key!r}: {ELSEWHERE}")
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f": a sweep has {', '.join(_KEYS)}"
-            raise UserError(f"{file}: unknown key {key!r}{hint}")
-    method, cap = content.get("method"), content.get("run_cap")
-    if method not in ("grid", "random"):
-        other = f": {ELSEWHERE}" if method == "bayes" else ", which must be grid or random"
-        raise UserError(f"{file} has method {method!r}{other}")
-    if cap is not None and (type(cap) is not int or cap < 1):
-        raise UserError(f"{file}: run_cap must be a whole number of at least 1, not {cap!r}")
-    launch, fixed = read_command(file, content)
-    given = {name: {"values": [value]} for name, value in fixed.items()}
-    parameters = content.get("parameters")
-    if not isinstance(parameters, dict) or not parameters:
-        raise UserError(f"{file} needs parameters: name → value, values or a distribution")
-    for name, spec in parameters.items():
-        try:
-            given[str(name)] = _parameter(spec, method == "random")
-        except UserError as error:
-            raise UserError(f"{file}: parameter {name!r}: {error}") from None
-    values = {name: spec["values"] for name, spec in given.items() if "values" in spec and name not in _OF_AGENTS}
-    distributions = {name: spec for name, spec in given.items() if "values" not in spec}
-    return Sweep(_grid(file, values, set(given)), distributions, method == "random", cap, launch)
+    content = read_yaml(file, str(file))
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a sweep: method, parameters")
+    if preset is not None:
+        presets = content.get("presets")
+        if not isinstance(presets, dict) or preset not in presets:
+            known = ", ".join(map(str, presets)) if isinstance(presets, dict) else "none"
+            raise UserError(f"{file} has no preset {preset!r}: it has {known}")
+        content = _laid_over(content, presets[preset] or {})
+    said: SweepFile = read_as(SweepFile, content, str(file))
+    settings, parameters = dict(said.settings), {}
+    for name, parameter in said.parameters.items():
+        listed = parameter.choices is None and not parameter.is_drawn
+        if name == "config" and listed:
+            configs = _configs(file, parameter.listed(), {*said.parameters, *said.settings, *_OF_AGENTS})
+            first, *others = configs.values()
+            settings |= {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
+            choices = {stem: {k: v for k, v in c.items() if k not in settings} for stem, c in configs.items()}
+            if parameter.value is None:
+                parameters[name] = Parameter(choices=choices)
+        elif listed and name not in _OF_AGENTS:
+            values = [_found(file, str(v)) if name == "dataset" else v for v in parameter.listed()]
+            if parameter.value is None:
+                parameters[name] = Parameter(values=values)
+            else:
+                settings[name] = values[0]
+        elif not listed:
+            parameters[name] = parameter
+    if not parameters and settings:  # one run, which wants a name
+        name = "seed" if "seed" in settings else next(reversed(settings))
+        parameters = {name: Parameter(values=[settings.pop(name)])}
+    return Sweep.model_construct(**{**dict(said), "settings": settings, "parameters": parameters})
 
 
-def _parameter(spec: Any, is_random: bool) -> dict[str, Any]:
-    """Either with `values`, or a distribution that was checked."""
-    if not isinstance(spec, dict):
-        raise UserError(f"write value: …, values: […] or a distribution, not {spec!r}")
-    if "parameters" in spec:
-        raise UserError(f"it is nested: {ELSEWHERE}")
-    if not {"value", "values"} & spec.keys():
-        if named(spec) is None:
-            raise UserError("it has no value, no values and no distribution")
-        if not is_random:
-            raise UserError(f"a grid has values, and no distribution {named(spec)!r}")
-        check(spec)
-        return spec
-    values = [spec["value"]] if "value" in spec else spec["values"]
-    if "probabilities" in spec:
-        raise UserError(f"it has probabilities: {ELSEWHERE}")
-    if not isinstance(values, list) or not values:
-        raise UserError(f"values must be a list with something in it, not {values!r}")
-    for value in values:
-        if not isinstance(value, str | int | float):
-            raise UserError(
-                f"{value!r} is nothing that W&B's flags can say: write a number, true, false, or JSON as text"
-            )
-    if len(set(map(str, values))) < len(values):
-        raise UserError(f"it has a value twice: {', '.join(map(str, values))}")
-    return {"values": values}
+def _laid_over(below: Any, above: Any) -> Any:
+    """Mappings are merged at every depth; else what lies above stands."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _laid_over(below[key], v) if key in below else v for key, v in above.items()}}
 
 
-def _grid(file: Path, values: dict[str, list[Any]], given: set[str]) -> Grid:
-    """Parameters with several values are its axes; settings that all runs have in common, its base."""
-    common: dict[str, Any] = {}
-    choices: dict[str, dict[str, dict[str, Any]]] = {}
-    if "config" in values:
-        configs = _configs(file, values["config"], given)
-        first, *others = configs.values()
-        common = {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
-        if others:
-            values = {**values, "config": list(configs)}
-            choices["config"] = {
-                name: {k: v for k, v in settings.items() if k not in common} for name, settings in configs.items()
-            }
-        else:
-            values = {name: v for name, v in values.items() if name != "config"}
-    if "dataset" in values:
-        values = {**values, "dataset": [_found(file, str(name)) for name in values["dataset"]]}
-    axes = {name: v for name, v in values.items() if len(v) > 1}
-    if not axes and values:  # one run, which wants a name
-        name = "seed" if "seed" in values else next(reversed(values))
-        axes = {name: values[name]}
-    base = {**common, **{name: v[0] for name, v in values.items() if name not in axes}}
-    return Grid(base, axes, choices, {})
-
-
-def _configs(file: Path, paths: Sequence[Any], given: set[str]) -> dict[str, dict[str, Any]]:
+def _configs(file: Path, paths: Sequence[Any], not_theirs: set[str]) -> dict[str, dict[str, Any]]:
     """Name → settings that the sweep does not have itself."""
     from ..image_classification.arguments import RecipeArguments
     from ..trainer import ClarsTrainingArguments
@@ -178,10 +136,9 @@ def _configs(file: Path, paths: Sequence[Any], given: set[str]) -> dict[str, dic
     configs: dict[str, dict[str, Any]] = {}
     for path in map(str, paths):
         settings = read_config(_found(file, path), RecipeArguments, ClarsTrainingArguments)
-        name = Path(path).stem
-        if name in configs:
-            raise UserError(f"{file}: two configs are called {name}: rename one, results are kept under these names")
-        configs[name] = {k: v for k, v in settings.items() if k not in given and k not in _OF_AGENTS}
+        if Path(path).stem in configs:
+            raise UserError(f"{file}: two configs have the name {Path(path).stem}, which their results would share")
+        configs[Path(path).stem] = {k: v for k, v in settings.items() if k not in not_theirs}
     return configs
 
 

@@ -53,12 +53,7 @@ def plot_run(output_dir: str | Path) -> list[Path]:
             raise UserError(f"{file} is a link that leads out of the run's folder")
     if not state.is_file():
         raise UserError(f"{folder} has no trainer_state.json: it is not the output folder of a finished run")
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-
+    need_matplotlib()
     try:
         history = _State.model_validate_json(read_bounded(state)).log_history
     except ValidationError as error:
@@ -74,25 +69,41 @@ def plot_run(output_dir: str | Path) -> list[Path]:
     return written
 
 
-def _curves(history: list[dict[str, Any]], path: Path) -> Path:
+def need_matplotlib() -> None:
+    """Without a screen; raises `UserError` where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "hf_clars"  # the same results make the same file
+
+
+def panels(rows: int, columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Any, Any]:
+    """A figure and its axes, `[rows, columns]`."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout="constrained")
-    for axis, (title, series) in zip(axes, _PANELS, strict=True):
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _curves(history: list[dict[str, Any]], path: Path) -> Path:
+    figure, axes = panels(1, len(_PANELS))
+    for axis, (title, series) in zip(axes[0], _PANELS, strict=True):
         for key, label in series.items():
             points = [(entry["step"], entry[key]) for entry in history if key in entry]
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
         axis.set(title=title, xlabel="optimizer step")
-        axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
-    from matplotlib import pyplot as plt
-
     names = list(records[-1]["layers"])
     shown: list[str] = [
         s
@@ -102,25 +113,30 @@ def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
     if not shown:
         return None
     height = min(200.0, max(3.6, 0.16 * len(names)))
-    figure, axes = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), height), layout="constrained", squeeze=False)
-    colours = plt.get_cmap("viridis")
+    figure, axes = panels(1, len(shown), 6.5, height)
     for axis, statistic in zip(axes[0], shown, strict=True):
-        for k, name in enumerate(names):
-            points = [
-                (r["step"], r["layers"][name][statistic])
-                for r in records
-                if _is_drawn(r["layers"].get(name, {}).get(statistic))
-            ]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True), color=colours(k / max(1, len(names) - 1)), label=name, linewidth=1.2
-                )
+        draw_layers(axis, records, statistic, "step")
         axis.set(title=f"{STATISTICS[statistic]} per layer", xlabel="optimizer step", yscale="log")
-        axis.grid(alpha=0.3)
     legend = axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
     for text in legend.get_texts():
         text.set_parse_math(False)  # names of layers, whoever wrote the file
-    return _save(figure, path)
+    return save(figure, path)
+
+
+def draw_layers(axis: Any, records: list[dict[str, Any]], statistic: str, x: str) -> None:
+    """A line for each layer, from the input (dark) to the output (light)."""
+    from matplotlib import pyplot as plt
+
+    colours = plt.get_cmap("viridis")
+    names = list(records[-1]["layers"])
+    for k, name in enumerate(names):
+        points = [
+            (r[x], r["layers"][name][statistic]) for r in records if _is_drawn(r["layers"].get(name, {}).get(statistic))
+        ]
+        if points:
+            colour = colours(k / max(1, len(names) - 1))
+            label = name.removeprefix("timm_model.").removesuffix(".weight")
+            axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.2)
 
 
 def _is_drawn(value: Any) -> bool:
@@ -128,13 +144,14 @@ def _is_drawn(value: Any) -> bool:
     return isinstance(value, int | float) and 1 / _LARGEST <= value <= _LARGEST
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """PNG or SVG, as the name says; closes the figure."""
     from matplotlib import pyplot as plt
 
     if path.is_symlink():  # to something else, which is not to be written over
         path.unlink()
     try:
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be drawn: {' '.join(str(error).split())}") from error
     finally:

@@ -25,7 +25,7 @@ class StopRequest:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def listening(signals: tuple[int, ...] = SIGNALS) -> Iterator[StopRequest]:
     """Signals only leave a note while this lasts. Data workers have `PatientWorkers`.
 
     Outside the main thread, where Python forbids handlers, everything stays as it is.
@@ -34,7 +34,7 @@ def listening() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in SIGNALS}
+    before = {number: signal.signal(number, request) for number in signals}
     try:
         yield request
     finally:

@@ -8,7 +8,16 @@ from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from ..errors import UserError, one_line
@@ -69,15 +78,41 @@ def _schema(kind: type, narrower: tuple[tuple[str, Any], ...]) -> type[BaseModel
     return create_model(kind.__name__, __config__=config, **wanted)
 
 
+class Section(BaseModel):
+    """A mapping of a file, in which every key is known unless `extra` says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        strict = isinstance(given, Mapping) and cls.model_config.get("extra") == "forbid"
+        for key in map(str, given if strict else ()):
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(key, cls.model_fields, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"here are {', '.join(cls.model_fields)}"
+                raise said(f"unknown key {key!r}; {hint}")
+        return given
+
+
 def read_as(kind: Any, value: Any, name: str) -> Any:
     """A value of a file, as a type wants it; raises `UserError` with what is wrong where, in `name`."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (name, *first["loc"])))
-        found = f", not {first['input']!r:.40}" if first["type"] != "missing" else ""
-        raise UserError(one_line(f"{where}: {first['msg'].replace('Input should', 'it must')}{found}")) from None
+        where = ": ".join(filter(None, (name, ".".join(map(str, first["loc"])))))
+        text = first["msg"].replace("Input should", "it must").partition(" or instance of ")[0]
+        if first["type"] not in ("said", "missing"):
+            text = (
+                f"{first['input']!r:.40} {text}" if first["type"] == "one_of" else f"{text}, not {first['input']!r:.40}"
+            )
+        raise UserError(one_line(f"{where}: {text}")) from None
+
+
+def said(text: str) -> PydanticCustomError:
+    """For validators to raise: the whole of what is wrong, in our own words."""
+    return PydanticCustomError("said", "{text}", {"text": text})
 
 
 def _line(error: ValidationError, given: Mapping[str, Any]) -> str:
