@@ -1,4 +1,4 @@
-"""What real trainings left in folders: Trainer's own, TensorBoard's, trackio's, results, and mixtures of them."""
+"""What real trainings left in folders: Trainer's own, TensorBoard's, results, and mixtures of them."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from hf_clars.comparison.sources.rows import History
 from hf_clars.experiments.grid import Run
 from hf_clars.experiments.results import Result, write_result
 
-from .test_comparison_wandb import environment
+from .comparison import environment, points
 
 TRAININGS = """
 import sys
@@ -48,12 +48,12 @@ Trainer(Classifier(), args, **data).train()
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A folder with `clars/` and `plain/`, which a ClarsTrainer and a plain Trainer left, with `runs/` in them, and
-    `wandb/` and `trackio/` with the same two."""
+    `wandb/` with the same two."""
     place = tmp_path_factory.mktemp("trainings")
-    reporters = ["wandb", "tensorboard", "trackio"]
+    reporters = ["wandb", "tensorboard"]
     result = subprocess.run(
         [sys.executable, "-c", TRAININGS, *reporters],
-        cwd=place, env=environment(place, TRACKIO_DIR=str(place / "trackio")), capture_output=True, text=True,
+        cwd=place, env=environment(place), capture_output=True, text=True,
         stdin=subprocess.DEVNULL, timeout=240, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
@@ -96,13 +96,13 @@ def test_a_folder_of_clars_trainer(trainings):
     assert (run.name, run.source, run.state) == ("clars", str(folder), "finished")
     assert run.config == {"optim": "clars", "seed": 7, "total_batch_size": 32, "kwargs.power": 2}
     log = logged(folder)
-    assert run.points("train/loss") == ([1, 2, 3, 4], [e["loss"] for e in log if "loss" in e])
+    assert points(run, "train/loss") == ([1, 2, 3, 4], [e["loss"] for e in log if "loss" in e])
     accuracies = [e["eval_accuracy"] for e in log if "eval_accuracy" in e]
-    assert run.points("eval/accuracy", "epoch") == ([1.0, 2.0], accuracies)
-    assert run.points("eval/accuracy", "images") == ([64, 128], accuracies)
-    assert [record["step"] for record in run.layers] == [1, 3]
-    assert set(run.layers[0]["layers"]["head.weight"]) >= {"gamma", "variance_factor"}
-    assert not any("runtime" in metric and metric.startswith("train/") for metric in run.metrics())
+    assert points(run, "eval/accuracy", "epoch") == ([1.0, 2.0], accuracies)
+    assert points(run, "eval/accuracy", "images") == ([64, 128], accuracies)
+    assert run.layers.keys() >= {"gamma", "variance_factor"}
+    assert list(run.layers["gamma"]["head.weight"].index) == [1, 3]
+    assert not any("runtime" in metric and metric.startswith("train/") for metric in run.history)
 
 
 def test_what_clars_trainer_says_of_images_and_seconds_goes_before_what_is_reckoned(trainings):
@@ -115,9 +115,9 @@ def test_what_clars_trainer_says_of_images_and_seconds_goes_before_what_is_recko
     (folder / "trainer_state.json").write_text(json.dumps(state))
     (folder / "run.json").write_text(json.dumps({"config": {"total_batch_size": 32}, "state": "finished"}))
     run = only(folder)
-    assert run.points("eval/accuracy", "images")[0] == [20, 40]
-    assert run.points("train/loss", "seconds")[0] == [0.5, 1.0, 1.5, 2.0]
-    assert not {"train/images_seen", "eval/seconds"} & set(run.metrics())
+    assert points(run, "eval/accuracy", "images")[0] == [20, 40]
+    assert points(run, "train/loss", "seconds")[0] == [0.5, 1.0, 1.5, 2.0]
+    assert not {"train/images_seen", "eval/seconds"} & set(run.history)
 
 
 @pytest.mark.parametrize(("kept", "state"), [("diverged", "diverged"), ("failed", "failed"), ("running", "running")])
@@ -134,15 +134,15 @@ def test_a_plain_trainers_folder_has_no_settings_but_those_that_are_safe_to_read
     run = only(folder)
     assert run.config == {"num_train_epochs": 2, "max_steps": 4, "train_batch_size": 32, "model_type": "tiny"}
     assert run.state == "finished"
-    assert run.points("train/loss")[0] == [1, 2, 3, 4]
-    assert run.points("eval/accuracy", "images") == ([], [])  # not known
+    assert points(run, "train/loss")[0] == [1, 2, 3, 4]
+    assert points(run, "eval/accuracy", "images") == ([], [])  # not known
 
 
 def test_a_training_that_was_cut_off_is_read_from_its_newest_checkpoint(trainings):
     folder = without_others(trainings / "plain")
     (folder / "checkpoint-4" / "trainer_state.json").unlink()
     run = only(folder)
-    assert run.points("train/loss")[0] == [1, 2]
+    assert points(run, "train/loss")[0] == [1, 2]
     assert run.state == "running"
 
 
@@ -153,7 +153,7 @@ def test_a_training_whose_last_loss_is_not_finite_has_diverged(trainings):
     file.write_text(json.dumps(state))
     run = only(trainings / "plain")
     assert run.state == "diverged"
-    assert run.points("train/loss")[0] == [1, 2, 3]
+    assert points(run, "train/loss")[0] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -163,17 +163,25 @@ def test_a_training_whose_last_loss_is_not_finite_has_diverged(trainings):
         ("trainer_state.json", "[]", "trainer_state.json holds a list"),
         ("trainer_state.json", "{}", "has no log_history"),
         ("trainer_state.json", '{"log_history": [1]}', "has no log_history"),
-        ("trainer_state.json", '{"log_history": [{"step": "one"}]}', "trainer_state.json lacks something, or has"),
-        ("trainer_state.json", '{"log_history": [{"step": Infinity}]}', "trainer_state.json lacks something, or has"),
-        ("trainer_state.json", '{"log_history": [], "stateful_callbacks": 1}', "trainer_state.json lacks something"),
+        (
+            "trainer_state.json",
+            '{"log_history": [{"step": "one"}]}',
+            "trainer_state.json is damaged, or something else",
+        ),
+        (
+            "trainer_state.json",
+            '{"log_history": [{"step": Infinity}]}',
+            "trainer_state.json is damaged, or something else",
+        ),
+        ("trainer_state.json", '{"log_history": [], "stateful_callbacks": 1}', "trainer_state.json is damaged"),
         ("trainer_state.json", "[" * 100_000, "trainer_state.json is damaged"),
         ("run.json", "", "run.json is damaged"),
-        ("layer_statistics.jsonl", '{"step": 1}{"step": x}\n', "layer_statistics.jsonl lacks something"),
-        ("layer_statistics.jsonl", "1\n", "layer_statistics.jsonl lacks something"),
+        ("layer_statistics.jsonl", '{"step": 1}{"step": x}\n', "layer_statistics.jsonl is damaged"),
+        ("layer_statistics.jsonl", "1\n", "layer_statistics.jsonl is damaged"),
         (
             "layer_statistics.jsonl",
             '{"step": 1, "epoch": 1, "layers": {"a": 1}}\n',
-            "lacks something, or has something",
+            "layer_statistics.jsonl is damaged",
         ),
     ],
 )
@@ -185,6 +193,7 @@ def test_a_damaged_training_is_named_and_the_others_are_read(trainings, file, co
     assert len(unreadable) == 1
     assert unreadable[0].startswith(f"{trainings / 'clars'}: ")
     assert told in unreadable[0]
+    assert "\n" not in unreadable[0]
 
 
 def test_a_plain_trainer_that_diverged_shows_in_its_evaluations_alone(trainings):
@@ -205,8 +214,8 @@ def test_numbers_of_any_size(trainings):
     ]
     file.write_text(json.dumps(state))
     run = only(trainings / "plain")
-    assert run.points("eval/accuracy", "epoch")[0] == [1, 2]
-    assert run.points("x", "epoch") == ([], [])
+    assert points(run, "eval/accuracy", "epoch")[0] == [1, 2]
+    assert points(run, "x", "epoch") == ([], [])
 
 
 def test_output_folders_may_be_called_run(trainings):
@@ -243,16 +252,16 @@ def test_tensorboards_files(trainings):
     (events,) = (trainings / "clars" / "runs").iterdir()
     run = only(events)
     log = logged(trainings / "clars")
-    assert run.points("train/loss")[0] == [1, 2, 3, 4]
-    assert run.points("train/loss")[1] == pytest.approx([e["loss"] for e in log if "loss" in e], rel=1e-6)  # float32
-    assert run.points("eval/accuracy", "images")[0] == [64, 128]
+    assert points(run, "train/loss")[0] == [1, 2, 3, 4]
+    assert points(run, "train/loss")[1] == pytest.approx([e["loss"] for e in log if "loss" in e], rel=1e-6)  # float32
+    assert points(run, "eval/accuracy", "images")[0] == [64, 128]
     assert (run.name, run.config["optim"], run.config["seed"]) == ("mine", "clars", 7)
-    seconds, _ = run.points("train/loss", "seconds")
+    seconds, _ = points(run, "train/loss", "seconds")
     assert seconds == sorted(seconds)
     assert seconds[0] < 30
     assert run.state == "finished"
-    assert only(trainings / "clars" / "runs").history == run.history
-    assert only(next(events.iterdir())).history == run.history
+    assert only(trainings / "clars" / "runs").history.equals(run.history)
+    assert only(next(events.iterdir())).history.equals(run.history)
 
 
 def test_tensorboards_files_that_are_empty_or_damaged(tmp_path, trainings):
@@ -278,7 +287,7 @@ def test_tensorboards_scalars_of_a_writer_of_ones_own(tmp_path):
             writer.add_scalar("Loss/train", 1.0 / (step + 1), step)
         writer.add_text("args", "not JSON at all")
     run = only(tmp_path / "log")
-    assert run.points("Loss/train") == ([0, 1, 2], [1.0, 0.5, pytest.approx(1 / 3)])
+    assert points(run, "Loss/train") == ([0, 1, 2], [1.0, 0.5, pytest.approx(1 / 3)])
     assert (run.config, run.state) == ({}, "finished")
 
 
@@ -303,10 +312,10 @@ def test_steps_that_parts_of_a_resumed_run_have_in_tensorboard_count_once(tmp_pa
         write_events(folder / second, range(5, 13), 200.0, 1e9 + 1000, {**args, "resume_from_checkpoint": "auto"})
         write_events(folder / second, range(12, 13), 0.5, 1e9 + 2000, tag="eval/loss")
         run = only(folder if name == "in two" else folder / "a")
-        steps, losses = run.points("train/loss")
+        steps, losses = points(run, "train/loss")
         assert steps == [*range(1, 13)]
         assert losses == [*(100.0 + s for s in range(1, 5)), *(200.0 + s for s in range(5, 13))]
-        assert run.points("eval/loss") == ([12], [12.5])
+        assert points(run, "eval/loss") == ([12], [12.5])
 
 
 @pytest.mark.parametrize("where", [("a", "a"), ("a", "b"), ("runs/a", "runs/b")], ids=str)
@@ -317,7 +326,7 @@ def test_runs_of_one_name_in_tensorboard_stay_apart(tmp_path, where):
     runs, unreadable = read_sources([str(tmp_path)])
     assert unreadable == []
     assert [(run.name, run.config["seed"]) for run in runs] == [("mine", 0), ("mine", 1)]
-    assert [run.points("train/loss")[1][0] for run in runs] == [1.0, 101.0]
+    assert [points(run, "train/loss")[1][0] for run in runs] == [1.0, 101.0]
     assert len({run.source for run in runs}) == 2
 
 
@@ -328,35 +337,9 @@ def test_files_of_a_writer_of_ones_own_in_one_folder(tmp_path, first, number):
     runs, _ = read_sources([str(tmp_path / "log")])
     assert len(runs) == number
     assert len({run.source for run in runs}) == number
-    steps, values = runs[-1].points("Loss/train")
+    steps, values = points(runs[-1], "Loss/train")
     assert steps == [*range(1, 9)]
     assert values[first - 1 :] == [200.0 + step for step in range(first, 9)]
-
-
-def test_a_trackio_project(made):
-    script = """if True:
-        import json
-        from hf_clars import UserError
-        from hf_clars.comparison.sources import read_sources
-        runs, unreadable = read_sources(["trackio:p"])
-        print("RUNS" + json.dumps([vars(run) for run in runs]))
-        try:
-            read_sources(["trackio:other"])
-        except UserError as error:
-            print(error)
-    """
-    printed = subprocess.run(
-        [sys.executable, "-c", script], env=environment(made, TRACKIO_DIR=str(made / "trackio")),
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    mine, its = json.loads(printed[-2].removeprefix("RUNS"))
-    assert (mine["name"], mine["source"], its["name"]) == ("mine", "trackio:p/mine", "its")
-    assert [row["train/loss"] for row in mine["history"]] == [e["loss"] for e in logged(made / "clars") if "loss" in e]
-    assert [row["step"] for row in mine["history"]] == [1, 2, 3, 4]
-    assert mine["history"][-1]["images"] == 128
-    assert mine["config"]["optim"] == "clars"
-    assert mine["state"] == "finished"
-    assert printed[-1] == f"trackio:other: there is no such project in {made / 'trackio'}; those there are: p"
 
 
 def test_a_folder_of_results(tmp_path):
@@ -378,13 +361,13 @@ def test_a_folder_of_results(tmp_path):
         "axis.method": "lars", "axis.B": 64, "seed": 1, "optim": "lars", "total_batch_size": 64, "eta": 0.001,
         "lr_scheduler_kwargs.power": "1.0", "commit": "abc", "hardware.device": "CPU",
     }  # fmt: skip
-    assert one.points("eval/accuracy", "images") == ([128], [0.75])
-    assert one.points("train/loss", "epoch") == ([1.0], [0.5])
-    assert one.layers == layers
+    assert points(one, "eval/accuracy", "images") == ([128], [0.75])
+    assert points(one, "train/loss", "epoch") == ([1.0], [0.5])
+    assert one.layers["gamma"].to_dict() == {"head.weight": {1: 0.25}}
     assert [line.partition(": ")[0] for line in unreadable] == [
         str(tmp_path / name) for name in ("broken.json", "lacking.json")
     ]
-    assert only(next(tmp_path.glob("lars*seed=1*.json"))) == one
+    assert only(next(tmp_path.glob("lars*seed=1*.json"))).history.equals(one.history)
 
 
 # --- the same run in several forms -----------------------------------------------------------------------------------
@@ -396,8 +379,8 @@ def test_a_training_in_three_forms_is_one_run(trainings):
     assert [run.source for run in runs] == [str(trainings / "clars"), str(trainings / "plain")]
     assert runs[0].config["seed"] == 7  # W&B's: Trainer's own files do not have it
     assert runs[1].config["per_device_train_batch_size"] == 32
-    assert runs[0].points("eval/accuracy", "seconds")[0]
-    assert runs[0].points("train/loss")[1] == [e["loss"] for e in logged(trainings / "clars") if "loss" in e]
+    assert points(runs[0], "eval/accuracy", "seconds")[0]
+    assert points(runs[0], "train/loss")[1] == [e["loss"] for e in logged(trainings / "clars") if "loss" in e]
 
 
 def test_a_training_whose_forms_are_in_several_sources_is_one_run(trainings):
@@ -415,7 +398,7 @@ def test_a_result_and_the_wandb_log_of_its_run_are_one_run(trainings):
     (trainings / "results" / "clars.json").write_text(json.dumps(asdict(result)))
     (one, other), _ = read_sources([str(trainings / "wandb"), str(trainings / "results")])
     assert one.source == str(trainings / "results" / "clars.json")
-    assert one.history[-1]["step"] == 4  # W&B's goes on longer
+    assert one.history["step"].max() == 4  # W&B's goes on longer
     assert one.config["total_batch_size"] == 32
     assert other.name == "its"
 
@@ -424,10 +407,9 @@ def test_layers_are_in_the_models_order_where_that_is_known_and_else_by_name(tra
     names = ["stem.weight", "head.weight"]
     records = [{"step": 1, "epoch": 0.5, "layers": {name: {"gamma": 1.0} for name in names}}]
     (trainings / "clars" / "layer_statistics.jsonl").write_text(json.dumps(records[0]) + "\n")
-    assert list(only(without_others(trainings / "clars")).layers[0]["layers"]) == names
-    history = History(None)
-    history.add({f"layers/gamma/layer{k}.weight": 1.0 for k in (10, 2, 1)}, 1)
-    assert list(history.layers()[0]["layers"]) == ["layer1.weight", "layer2.weight", "layer10.weight"]
+    assert list(only(without_others(trainings / "clars")).layers["gamma"]) == names
+    rows = [{f"layers/gamma/layer{k}.weight": 1.0 for k in (10, 2, 1)}]
+    assert list(logged_as(rows).layers["gamma"]) == ["layer1.weight", "layer2.weight", "layer10.weight"]
 
 
 def test_the_form_that_goes_on_longest_has_the_history(trainings):
@@ -437,7 +419,7 @@ def test_the_form_that_goes_on_longest_has_the_history(trainings):
     shutil.rmtree(trainings / "plain")
     runs, _ = read_sources([str(trainings)])
     run = next(run for run in runs if run.source == str(trainings / "clars"))
-    assert run.points("train/loss")[0] == [1, 2, 3, 4]
+    assert points(run, "train/loss")[0] == [1, 2, 3, 4]
     assert len(runs) == 2  # the other one is in W&B's log only
 
 
@@ -448,9 +430,9 @@ def test_metrics_that_only_one_form_has_are_not_lost(trainings):
     state["log_history"] = [{k: v for k, v in e.items() if k != "eval_accuracy"} for e in state["log_history"]]
     file.write_text(json.dumps(state))
     (run,) = (run for run in read_sources([str(trainings)])[0] if run.name == "mine")
-    assert run.points("eval/accuracy")[0] == [2, 4]
-    steps = [row["step"] for row in run.history]
-    assert steps == sorted(set(steps))
+    assert points(run, "eval/accuracy")[0] == [2, 4]
+    assert run.history["step"].is_monotonic_increasing
+    assert run.history["step"].is_unique
 
 
 def test_runs_of_the_same_output_folder_are_told_apart_by_wandbs_id(trainings):
@@ -471,42 +453,40 @@ def test_runs_of_the_same_output_folder_are_told_apart_by_wandbs_id(trainings):
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
+def logged_as(rows: list[dict], **config) -> ComparedRun:
+    history = History(config)
+    history.add_all(rows)
+    return history.run("name", "source", "finished")
+
+
 def row(step: int, **values) -> dict:
     return {"train/global_step": step, **values}
 
 
 def test_a_training_that_goes_on_from_a_checkpoint_replaces_what_it_had_lost():
-    history = History()
     losses = [row(s, **{"train/loss": s}) for s in (1, 2, 3, 4)]
     again = [row(3, **{"layers/gamma/w": 1.0}), row(3, **{"train/loss": 30})]
-    history.add_all([*losses, row(4, **{"layers/gamma/w": 9.0}), *again])
-    assert [(r["step"], r["train/loss"]) for r in history.rows()] == [(1, 1), (2, 2), (3, 30)]
-    assert [record["step"] for record in history.layers()] == [3]
+    run = logged_as([*losses, row(4, **{"layers/gamma/w": 9.0}), *again])
+    assert points(run, "train/loss") == ([1, 2, 3], [1, 2, 30])
+    assert run.layers["gamma"].to_dict() == {"w": {3: 1.0}}
 
 
 def test_checkpoints_that_were_evaluated_afterwards_drop_nothing():
-    history = History()
-    history.add_all([row(s, **{"train/loss": s}) for s in (1, 2, 3)] + [row(s, **{"test/acc": s / 4}) for s in (1, 2)])
-    assert [r["train/loss"] for r in history.rows()] == [1, 2, 3]
-    assert [r.get("test/acc") for r in history.rows()] == [0.25, 0.5, None]
+    run = logged_as([row(s, **{"train/loss": s}) for s in (1, 2, 3)] + [row(s, **{"test/acc": s / 4}) for s in (1, 2)])
+    assert points(run, "train/loss") == ([1, 2, 3], [1, 2, 3])
+    assert points(run, "test/acc") == ([1, 2], [0.25, 0.5])
 
 
 def test_the_clock_of_a_run_that_went_on_counts_what_was_not_lost():
-    history = History()
-    losses = [row(s, **{"train/loss": 1.0, "_runtime": 10.0 * s}) for s in (1, 2, 3)]
-    history.add_all(
-        [*losses, row(2, **{"train/loss": 1.0, "_runtime": 4.0}), row(3, **{"train/loss": 1.0, "_runtime": 9})]
-    )
-    assert [r["seconds"] for r in history.rows()] == [10, 14, 19]
+    times = [(1, 10.0), (2, 20.0), (3, 30.0), (2, 4.0), (3, 9)]
+    run = logged_as([row(step, **{"train/loss": 1.0, "_runtime": time}) for step, time in times])
+    assert list(run.history["seconds"]) == [10, 14, 19]
 
 
 def test_steps_of_other_loggers():
     for key in ("trainer/global_step", "global_step", "_step"):
-        history = History(total_batch_size=8)
-        history.add_all([{key: s, "loss": 1.0, "epoch": s / 2} for s in (2, 4)])
-        assert history.rows() == [
-            {"step": 2, "loss": 1.0, "epoch": 1.0, "images": 16}, {"step": 4, "loss": 1.0, "epoch": 2.0, "images": 32},
-        ]  # fmt: skip
+        run = logged_as([{key: s, "loss": 1.0, "epoch": s / 2} for s in (2, 4)], total_batch_size=8)
+        assert run.history.to_dict("list") == {"step": [2, 4], "loss": [1, 1], "epoch": [1, 2], "images": [16, 32]}
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------------------
@@ -566,16 +546,13 @@ def test_a_training_that_had_no_wandb_run_is_none_of_wandbs(trainings):
 
 def test_trainings_of_one_name_do_not_share_a_log_of_wandb(tmp_path, monkeypatch):
     """Which of them it is of is not known where Trainer kept no id."""
-    logged_run = ComparedRun(
-        name="mine", source="wandb/x", config={"output_dir": "somewhere/run"}, history=[{"step": 1, "train/loss": 9.0}],
-        state="finished", layers=[],
-    )  # fmt: skip
+    logged_run = logged_as([row(1, **{"train/loss": 9.0})], output_dir="somewhere/run")
     monkeypatch.setattr("hf_clars.comparison.sources.folders.read_logs", lambda *_: [("id", logged_run)])
     for parent, loss in (("a", 1.0), ("b", 2.0)):
         (tmp_path / parent / "run").mkdir(parents=True)
         log = {"log_history": [{"step": step, "epoch": 1.0, "loss": loss} for step in (1, 2)]}
         (tmp_path / parent / "run" / "trainer_state.json").write_text(json.dumps(log))
     runs, _ = read_sources([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert sorted(run.points("train/loss")[1][0] for run in runs) == [1.0, 2.0, 9.0]
+    assert sorted(points(run, "train/loss")[1][0] for run in runs) == [1.0, 2.0, 9.0]
     runs, _ = read_sources([str(tmp_path / "a")])
-    assert [run.points("train/loss")[1] for run in runs] == [[1.0, 1.0]]
+    assert [points(run, "train/loss")[1] for run in runs] == [[1.0, 1.0]]

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from hf_clars import UserError
+from hf_clars.comparison.runs import AXES
 from hf_clars.comparison.sources import read_sources
 from hf_clars.comparison.sources.rows import Unreadable
-from hf_clars.comparison.sources.wandb_log import read_log
+from hf_clars.comparison.sources.wandb_offline import read_log
 
-ROOT = Path(__file__).resolve().parents[1]
+from .comparison import environment, points
 
 WHOLE = """
 import math, wandb
@@ -55,14 +56,6 @@ if end == "raise":
     raise RuntimeError("trouble")
 run.finish(exit_code=0)
 """
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
-    return kept | {
-        "PYTHONPATH": str(ROOT), "HOME": str(folder), "WANDB_MODE": "offline", "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", **more,
-    }  # fmt: skip
 
 
 def write(folder: Path, script: str, *arguments: str, status: int = 0) -> None:
@@ -125,25 +118,22 @@ def test_a_whole_run(runs, folder):
         "optim": "clars", "seed": 3, "total_batch_size": 64, "lr_scheduler_kwargs.power": 1.0, "names": ["a", "b"],
         "none": None, "late": True,
     }  # fmt: skip
-    assert [row["step"] for row in run.history] == [0, 2, 4, 6, 8]
-    assert run.points("train/loss") == ([2, 4, 8], [0.5, 0.25, 0.125])
-    assert run.points("eval/accuracy", "epoch") == ([1.0, 2.0], [0.25, 0.5])
-    assert run.points("eval/accuracy", "images") == ([128, 256], [0.25, 0.5])
-    assert run.points("test/accuracy") == ([8], [0.75])  # it says no step: that of the row before
-    assert run.points("test/early") == ([0], [7.0])
-    assert run.metrics() == [
+    assert list(run.history["step"]) == [0, 2, 4, 6, 8]
+    assert points(run, "train/loss") == ([2, 4, 8], [0.5, 0.25, 0.125])
+    assert points(run, "eval/accuracy", "epoch") == ([1.0, 2.0], [0.25, 0.5])
+    assert points(run, "eval/accuracy", "images") == ([128, 256], [0.25, 0.5])
+    assert points(run, "test/accuracy") == ([8], [0.75])  # it says no step: that of the row before
+    assert points(run, "test/early") == ([0], [7.0])
+    assert sorted(set(run.history) - set(AXES)) == [
         "a.b.c", "eval/accuracy", "eval/loss", "some", "test/accuracy", "test/early", "train/loss",
     ]  # fmt: skip
-    assert math.isnan(run.history[3]["train/loss"])
-    assert run.history[3]["eval/loss"] == -math.inf
-    assert run.history[3]["some"] == math.inf
-    seconds, _ = run.points("train/loss", "seconds")
+    assert math.isnan(run.history["train/loss"][3])
+    assert run.history["eval/loss"][3] == -math.inf
+    assert run.history["some"][3] == math.inf
+    seconds, _ = points(run, "train/loss", "seconds")
     assert len(seconds) == 3
     assert 0 < seconds[0] <= seconds[-1] < 60
-    assert run.layers == [
-        {"step": 2, "epoch": 1.0, "layers": {"head.weight": {"gamma": 0.2}}},
-        {"step": 4, "epoch": 2.0, "layers": {"head.weight": {"gamma": 0.4}}},
-    ]
+    assert {name: frame.to_dict() for name, frame in run.layers.items()} == {"gamma": {"head.weight": {2: 0.2, 4: 0.4}}}
     assert run.state == "finished"
 
 
@@ -154,15 +144,14 @@ def test_how_runs_ended(runs):
 
 
 def test_a_killed_run_has_all_that_was_logged(runs):
-    assert runs["killed"].points("train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 105])
+    assert points(runs["killed"], "train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 105])
 
 
 def test_a_resumed_run_is_one_and_its_later_part_wins(runs):
     run = runs["resumed"]
-    assert run.points("train/loss") == ([1, 2, 3, 4, 5, 6, 7], [101, 102, 103, 104, 505, 506, 507])
-    assert [record["step"] for record in run.layers] == [1, 2, 3, 4, 5, 6, 7]
-    seconds = [row["seconds"] for row in run.history]
-    assert seconds == sorted(seconds)
+    assert points(run, "train/loss") == ([1, 2, 3, 4, 5, 6, 7], [101, 102, 103, 104, 505, 506, 507])
+    assert list(run.layers["gamma"].index) == [1, 2, 3, 4, 5, 6, 7]
+    assert run.history["seconds"].is_monotonic_increasing
 
 
 def test_a_run_that_was_resumed_from_an_earlier_step_has_nothing_of_the_lost_ones(tmp_path, folder):
@@ -173,7 +162,7 @@ def test_a_run_that_was_resumed_from_an_earlier_step_has_nothing_of_the_lost_one
     found, unreadable = read_sources([str(tmp_path / "wandb")])
     assert unreadable == []
     (run,) = [run for run in found if run.source.endswith("-resumed")]
-    assert run.points("train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 505])
+    assert points(run, "train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 505])
 
 
 @pytest.mark.parametrize("place", ["", "wandb", "wandb/*-killed", "wandb/*-killed/*.wandb"])
@@ -232,7 +221,7 @@ def test_a_log_that_ends_anywhere_is_the_run_until_there(log):
     for tail in (b"", bytes(4096)):  # the machine stopped; the file system had set room aside
         log.write_bytes(content[:-2] + tail)
         (run,), unreadable = read_sources([str(log)])
-        assert run.points("train/loss") == ([5, 6, 7], [505, 506, 507])
+        assert points(run, "train/loss") == ([5, 6, 7], [505, 506, 507])
         assert run.state == "running"
         assert unreadable == []
 
@@ -290,7 +279,7 @@ def test_a_part_that_was_killed_before_it_logged_anything_is_no_loss(tmp_path, f
     (part / log.name).write_bytes(log.read_bytes()[:length])
     found, unreadable = read_sources([str(tmp_path / "wandb")])
     assert (len(found), unreadable) == (5, [])
-    assert next(run for run in found if run.name == "killed").points("train/loss")[0] == [1, 2, 3, 4, 5]
+    assert points(next(run for run in found if run.name == "killed"), "train/loss")[0] == [1, 2, 3, 4, 5]
 
 
 def test_only_damaged_runs_are_no_runs(log):
