@@ -25,7 +25,7 @@ from hf_clars.errors import UserError
 
 from .comparison import learning, run
 
-ABOUT = {"command": "hf-clars compare <outputs>", "sources": ["out&puts"], "date": "today", "versions": {"torch": "2"}}
+ABOUT = {"command": "hf-clars compare <outputs>", "date": "today", "versions": {"torch": "2"}}
 EVIL = "<script>alert('x')</script>&\"'"
 SVG = frozenset({"path", "use", "image", "line", "rect", "clippath", "style"})
 

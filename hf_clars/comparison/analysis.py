@@ -28,8 +28,7 @@ class Comparison:
         differences: (group, measure) → the group's minus the leader's.
         axes: those over which a finished or diverged run has points; `range` of the axis that the area is taken over.
         keys: the settings that make a group.
-        remarks, left_out, skipped: lines about what a reader must know to trust the numbers, about runs without the
-            metric, and about those that could not be read.
+        remarks, left_out, skipped: lines about what to know of the numbers, runs without the metric, unreadable ones.
     """
 
     question: Question
@@ -71,38 +70,34 @@ def analyse(
     if not any(known.values()):
         raise UserError(f"no run has a finite value of {metric}: all {len(runs)} diverged, or never measured it")
     kept = [run for run in runs if known[run] or run.state == "diverged"]  # maybe before it was first measured
-    left_out = [
-        f"{run.source}: left out, it has no {'finite value of ' if metric in run.history else ''}{metric}"
-        for run in runs
-        if run not in kept
-    ]
+    lacks = {run: f"{'finite value of ' if metric in run.history else ''}{metric}" for run in runs if run not in kept}
+    left_out = [f"{run.source}: left out, it has no {what}" for run, what in lacks.items()]
     range_ = shared_range([r.curve(metric, axis) for r in kept if r.state == "finished" and axis in known[r]])
     keys = grouping(kept, group_by)
-    about = [{"run": run, "name": run.name, "source": run.source, "seed": None, "state": run.state} for run in kept]
-    rows: list[dict[str, Any]] = [a | _measures(run, question, range_) for a, run in zip(about, kept, strict=True)]
-    table = DataFrame(rows, group_names(kept, keys)).rename_axis("group")
-    table["seed"] = np.array([*(run.config.get("seed") for run in kept), None], object)[:-1]  # whole if some lack it
+    table = DataFrame([_row(run, question, range_) for run in kept], group_names(kept, keys)).rename_axis("group")
+    table["seed"] = Series([run.config.get("seed") for run in kept], table.index, dtype=object)  # whole if some lack it
     over_seeds = {group: _over_seeds(rows) for group, rows in table.groupby("group", sort=False)}
     groups = ranked(DataFrame.from_dict(over_seeds, orient="index").rename_axis("group"), question)
     table = table.loc[groups.index]
-    of = {group: table.loc[[group], "run"].to_list() for group in groups.index}
     axes = [axis for axis in AXES if any(axis in known[run] for run in kept if run.state in ("finished", "diverged"))]
+    of = {group: table.loc[[group], "run"].to_list() for group in groups.index}
     lines = [*remarks(of), *_remarks(groups, table, question, range_)]
     return Comparison(question, table, groups, _differences(table), axes, range_, keys, lines, left_out, skipped)
 
 
-def _measures(run: ComparedRun, question: Question, range_: tuple[float, float] | None) -> dict[str, float]:
-    measures = dict.fromkeys(MEASURES, math.nan)
+def _row(run: ComparedRun, question: Question, range_: tuple[float, float] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": run, "name": run.name, "source": run.source, "seed": None, "state": run.state}
+    row |= dict.fromkeys(MEASURES, math.nan)
     if len(values := run.curve(question.metric)):
-        measures["final"] = values.iloc[-1]
-        measures["best"] = values.min() if question.lower_is_better else values.max()
+        row["final"] = values.iloc[-1]
+        row["best"] = values.min() if question.lower_is_better else values.max()
     if range_ is not None:
-        measures["area"] = area(run.curve(question.metric, question.axis), *range_)
+        row["area"] = area(run.curve(question.metric, question.axis), *range_)
     if question.target is not None:
         for axis, measure in TO_TARGET.items():
             curve = run.curve(question.metric, axis)
-            measures[measure] = first_reaching(curve, question.target, question.lower_is_better)
-    return measures
+            row[measure] = first_reaching(curve, question.target, question.lower_is_better)
+    return row
 
 
 def _over_seeds(runs: DataFrame) -> dict[str, Any]:

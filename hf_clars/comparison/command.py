@@ -37,20 +37,10 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "metric": {"default": "eval/accuracy", "help": "what is compared (default: %(default)s)"},
     "target": {"type": float, "help": "the value of the metric to reach"},
     "axis": {"choices": AXES, "help": "how long is measured in (default: epoch, or step where not all know epochs)"},
-    "lower-is-better": {"action": "store_true", "default": None, "help": "known of loss, error, perplexity, …"},
+    "lower-is-better": {"action": "store_true", "default": None, "help": "as is known of losses, errors, perplexities"},
     "group-by": {"metavar": "KEY[,KEY]", "help": "settings that make a group (default: see above)"},
-    "where": {
-        "nargs": "+",
-        "action": "extend",
-        "default": [],
-        "metavar": "KEY=VALUE[,VALUE]",
-        "help": "only these runs",
-    },
-    "layers": {
-        "nargs": "+",
-        "metavar": "RUN",
-        "help": "runs whose γ_k and M_k are drawn (default: the two best groups')",
-    },
+    "where": {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE[,VALUE]", "help": "only these"},
+    "layers": {"nargs": "+", "metavar": "RUN", "help": "runs to draw γ_k and M_k of (default: the two best groups')"},
     "out": {"metavar": "FOLDER", "help": "write tables, pictures and report.html there"},
 }
 
@@ -131,12 +121,11 @@ def _about(options: Namespace) -> dict[str, Any]:
     words = ["hf-clars", "compare", *options.sources]
     for flag in _FLAGS:
         value = getattr(options, flag.replace("-", "_"))
-        if value not in (None, False, []):
+        if value is not None and value != []:
             words += [f"--{flag}", *(value if isinstance(value, list) else [] if value is True else [str(value)])]
     versions = {"hf_clars": f"{__version__} ({commit()})", "Python": platform.python_version()}
     return {
         "command": shlex.join(words),
-        "sources": list(options.sources),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": versions | {name: version(name) for name in ("torch", "numpy", "pandas")},
     }

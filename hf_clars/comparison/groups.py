@@ -1,5 +1,6 @@
 """Runs that differ by their seed alone, as groups."""
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pandas import DataFrame
 from ..configuration import with_numbers
 from ..errors import UserError
 from ..provenance import HOUSEKEEPING
-from .runs import AXIS, ComparedRun, listed
+from .runs import AXIS, ComparedRun, listed, words
 
 # Settings that people name first; the order in which the default grouping tries them.
 _FIRST = (
@@ -66,8 +67,8 @@ def group_names(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[str]:
     """Of each run, the name of the group of those that have the same values of `keys`: `clars, total_batch_size=1024`.
     Groups of which the names would look the same are numbered."""
     names: dict[tuple[str, ...], str] = {}
-    for run in runs:
-        place = tuple(plain(run.config.get(key)) for key in keys)
+    places = [tuple(plain(run.config.get(key)) for key in keys) for run in runs]
+    for run, place in zip(runs, places, strict=True):
         if place not in names:
             parts = []
             for key, value in ((key, run.config.get(key)) for key in keys):
@@ -75,11 +76,10 @@ def group_names(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[str]:
                     parts.append(shown(value))
                 elif key in _KNOWN_BY_VALUE or value is not None:  # that others have a setting is no name
                     parts.append(f"{key}={shown(value)}")
-            name = numbered = ", ".join(parts) or "all runs"
-            while numbered in names.values():
-                numbered = f"{name} ({sum(other.startswith(name) for other in names.values()) + 1})"
-            names[place] = numbered
-    return [names[tuple(plain(run.config.get(key)) for key in keys)] for run in runs]
+            name = ", ".join(parts) or "all runs"
+            candidates = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+            names[place] = next(candidate for candidate in candidates if candidate not in names.values())
+    return [names[place] for place in places]
 
 
 def where(runs: Sequence[ComparedRun], conditions: Mapping[str, Sequence[str]]) -> list[ComparedRun]:
@@ -124,7 +124,7 @@ def shown(value: Any) -> str:
         return short if float(short := f"{value:g}") == value else repr(value)
     if isinstance(value, str) and value.isprintable():
         return value
-    return "–" if value is None else json.dumps(value, default=str)
+    return "–" if value is None else words(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def plain(value: Any) -> str:

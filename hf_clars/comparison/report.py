@@ -8,7 +8,7 @@ from typing import Any
 from . import tables
 from .analysis import Comparison
 from .pictures import curves_figure, layers_figure, on_page
-from .runs import AXES, ComparedRun, falls
+from .runs import AXES, ComparedRun
 from .statistics import LEVEL, number
 from .verdict import verdict
 
@@ -29,7 +29,6 @@ def report(comparison: Comparison, about: Mapping[str, Any], layers_of: Sequence
         about=about,
         comparison=comparison,
         curves=[(AXES[axis], on_page(partial(curves_figure, comparison, axis), axis)) for axis in comparison.axes],
-        falls_by_its_name=question.lower_is_better == falls(question.metric),
         layers=on_page(partial(layers_figure, layers_of), "layers"),
         level=f"{LEVEL * 100:g}",
         question=question,

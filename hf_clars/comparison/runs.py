@@ -100,3 +100,8 @@ def the_axis(runs: Sequence[ComparedRun], metric: str, asked: str | None) -> str
 
 def listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def words(text: object) -> str:
+    """Bytes of a file's name that are no UTF-8, and halves of characters, written out: pandas takes none."""
+    return str(text).encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,6 @@
-"""What is computed of curves and over seeds, and how such numbers read: pure functions.
+"""What is computed of curves (Series whose index increases) and over seeds, and how such numbers read: pure functions.
 
-A curve is a Series of values whose index increases. Spread over seeds is the sample standard deviation
-`s = √(Σ (v_i − v̄)² / (n − 1))`; intervals are Student's, two-sided.
+Spread over seeds is the sample standard deviation `s = √(Σ (v_i − v̄)² / (n − 1))`; intervals are Student's, two-sided.
 """
 
 import math
@@ -13,8 +12,7 @@ from functools import lru_cache
 import numpy as np
 from pandas import DataFrame, Series
 
-LEVEL = 0.95
-"""Confidence level of the intervals."""
+LEVEL = 0.95  # of the intervals
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Interval:
 
 
 def spread_of(values: Iterable[float]) -> dict[str, float]:
-    """`mean`, `std` and `n`; NaN where there are none, or is no second one. (pandas' own are a rounding error away
-    from 0 where all values are the same.)"""
+    """NaN where there are none, or is no second one. (pandas' are a rounding error away from 0 where all are alike.)"""
     values = [value for value in values if not math.isnan(value)]
     mean = statistics.fmean(values) if values else math.nan
     return {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else math.nan, "n": len(values)}
@@ -107,8 +104,8 @@ def t_quantile(freedom: float, level: float = LEVEL) -> float:
     """The t with `P(|T| ≤ t) = level` for Student's T with `freedom` > 0 degrees of freedom.
 
     `P(|T| ≤ t) = I_x(1/2, ν/2)` with `x = t² / (ν + t²)`, the regularised incomplete beta function, which rises with
-    x: bisected to the last digit. Above ν = 10,000, where mpmath's series gives up, it is that of 10,000, which is
-    larger by less than 0.02 %. (mpmath comes with torch; scipy, which has quantiles, with nothing that training needs.)
+    x: bisected to the last digit. Above ν = 10,000, where mpmath's series gives up, it is that of 10,000, larger by
+    less than 0.02 %. (mpmath comes with torch; scipy, which has quantiles, with nothing that training needs.)
     """
     from mpmath import betainc
 

@@ -16,7 +16,6 @@ from .statistics import LEVEL, number, short_interval, spread
 from .verdict import verdict
 
 DIFFERENCES = f"differences [{LEVEL * 100:g} % interval]; n seed pairs, or W (Welch) where seeds do not pair"
-_MOST_NOTES = 40
 
 
 def title(comparison: Comparison) -> str:
@@ -32,9 +31,8 @@ def title(comparison: Comparison) -> str:
 
 def names_of_measures(comparison: Comparison) -> dict[str, str]:
     """Those that some group has, and what they are called; the one that decides first."""
-    to_target = {measure: f"{AXES[axis]} to target" for axis, measure in TO_TARGET.items() if comparison.has(measure)}
-    first = {m: name for m, name in to_target.items() if m == comparison.deciding}
-    return first | to_target | VALUES
+    to_target = sorted(filter(comparison.has, TO_TARGET.values()), key=lambda measure: measure != comparison.deciding)
+    return {measure: measure.replace("_", " ") for measure in to_target} | VALUES
 
 
 def groups_table(comparison: Comparison) -> DataFrame:
@@ -98,8 +96,8 @@ def print_comparison(comparison: Comparison, file: TextIO) -> None:
             text = text.rename_axis(None, axis=0).rename_axis(printable(table.index.name), axis=1)
             print(printable(heading), text.to_string(line_width=width), "", sep="\n", file=file)
     lines = [f"note: {note}" for note in notes(comparison)]
-    more = [f"and {len(lines) - _MOST_NOTES} more lines of this kind"] if len(lines) > _MOST_NOTES else []
-    print(*map(printable, [*verdict(comparison), *lines[:_MOST_NOTES], *more]), sep="\n", file=file)
+    more = [f"and {len(lines) - 40} more lines of this kind"] if len(lines) > 40 else []
+    print(*map(printable, [*verdict(comparison), *lines[:40], *more]), sep="\n", file=file)
 
 
 def markdown(table: DataFrame) -> str:
@@ -109,17 +107,12 @@ def markdown(table: DataFrame) -> str:
     return "\n".join([head, f"| --- |{' ---: |' * len(table.columns)}", *body])
 
 
-def findings(comparison: Comparison) -> str:
-    """Markdown: the verdict, the table of groups, and that of differences if there are any."""
+def document(comparison: Comparison) -> str:
+    """Markdown: the verdict, the table of groups, that of differences if there are any, and the notes."""
     parts = [*map(in_markdown, verdict(comparison)), in_markdown(title(comparison)), markdown(groups_table(comparison))]
     if len(table := differences_table(comparison)):
         parts += [DIFFERENCES, markdown(table)]
-    return "\n\n".join(parts)
-
-
-def document(comparison: Comparison) -> str:
-    """Markdown: the findings and the notes."""
-    return "\n".join([findings(comparison), "", *(f"- {in_markdown(note)}" for note in notes(comparison))]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"- {in_markdown(note)}" for note in notes(comparison))]).rstrip() + "\n"
 
 
 def groups_csv(comparison: Comparison) -> str:

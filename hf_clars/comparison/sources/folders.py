@@ -49,13 +49,14 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
             trainings.append(_Form(run, file.with_suffix("")))
 
     owners = Counter(training.place.resolve().name for training in trainings)
-    times = Counter(map(_output_dir, logged))
-    by_name = {name: form for form in logged if times[name := _output_dir(form)] == 1 and owners[name] == 1}
+    folder_of = {form: Path(str(form.run.config.get("output_dir", ""))).name for form in logged}
+    times = Counter(folder_of.values())
+    by_name = {name: form for form, name in folder_of.items() if times[name] == owners[name] == 1}
     by_id = {form.wandb_id: form for form in logged}
     runs, taken = [], []
     for training in trainings:
-        known = training.wandb_id is not None
-        log = by_id.get(training.wandb_id) if known else by_name.get(training.place.resolve().name)
+        name, wandb_id = training.place.resolve().name, training.wandb_id
+        log = by_name.get(name) if wandb_id is None else by_id.get(wandb_id)
         forms = [training, *([log] if log else []), *(form for form in events if form.place == training.place)]
         runs.append(_joined([form.run for form in forms]))
         taken += forms
@@ -119,7 +120,3 @@ def _joined(forms: list[ComparedRun]) -> ComparedRun:
         state="diverged" if "diverged" in ends else next((end for end in ends if end != "running"), "running"),
         layers=max((run.layers for run in forms), key=lambda layers: max(map(len, layers.values()), default=0)),
     )
-
-
-def _output_dir(form: _Form) -> str:
-    return Path(str(form.run.config.get("output_dir", ""))).name

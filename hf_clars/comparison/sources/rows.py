@@ -15,12 +15,12 @@ from pandas import DataFrame
 from ...errors import one_line
 from ...links import is_within, own_folders
 from ...secrets import without_secrets
-from ..runs import STATES, ComparedRun
+from ..runs import STATES, ComparedRun, words
 
 _LAYERS = "layers/"  # layers/<statistic>/<parameter>, as `LayerRecords` logs them
 _STEPS = ("train/global_step", "trainer/global_step", "global_step")  # Trainer's, Lightning's, TRL's and others'
-_AXES = {"epoch": "epoch", "images_seen": "images", "seconds": "seconds"}
-_AXES = {before + name: axis for before in ("", "train/", "eval/") for name, axis in _AXES.items()}
+_NAMES = {"epoch": "epoch", "images_seen": "images", "seconds": "seconds"}
+_AXES = {before + name: axis for before in ("", "train/", "eval/") for name, axis in _NAMES.items()}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as W&B has them in its JSON
 _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole training
     *_STEPS, "step", "train/train_loss", "train/train_runtime", "train/train_samples_per_second",
@@ -166,28 +166,19 @@ class History:
         layers = {}
         for statistic, steps in self._layers.items():
             frame = DataFrame.from_dict(steps, orient="index", dtype=float).sort_index()
-            layers[statistic] = frame if self._in_order else frame[sorted(frame, key=_by_numbers)]
+            by_number = sorted(frame, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
+            layers[statistic] = frame if self._in_order else frame[by_number]  # `layer10` after `layer9`
         return ComparedRun(words(name), words(source), self.config, history, end if end in STATES else "failed", layers)
-
-
-def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """So that `layer10` comes after `layer9`."""
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
-
-
-def words(text: object) -> str:
-    """Bytes of a file's name that are no UTF-8, and halves of characters, written out: pandas takes none."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def flat_config(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Settings without nesting: `{"a": {"b": 1}}` is `{"a.b": 1}`; without W&B's own (`_wandb`) and classes' names."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and key not in _NO_SETTINGS and not key.startswith("_"):
-            flat |= flat_config(value, f"{before}{key}.")
-        elif key not in _NO_SETTINGS and not key.startswith("_"):
-            flat[words(before + key)] = without_secrets(value, key)
+        if key not in _NO_SETTINGS and not key.startswith("_"):
+            nested = isinstance(value, Mapping)
+            name = words(before + key)
+            flat |= flat_config(value, f"{name}.") if nested else {name: without_secrets(value, key)}
     return flat
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,12 +83,9 @@ def _read(place: Path, file: Path) -> _Part:
     events = EventAccumulator(str(own(file, file.parent)), size_guidance={"scalars": 0, "tensors": 1}).Reload()
     tags = events.Tags()
     config: dict[str, Any] = {}
-    for text in (f"{text}/text_summary" for text in _TEXTS):
-        try:
-            said = json.loads(events.Tensors(text)[-1].tensor_proto.string_val[0]) if text in tags["tensors"] else None
-        except (ValueError, RecursionError):
-            continue  # somebody's prose under the same name
-        config |= flat_config(said) if isinstance(said, dict) else {}
+    for text in (f"{text}/text_summary" for text in _TEXTS if f"{text}/text_summary" in tags["tensors"]):
+        with suppress(ValueError, RecursionError, AttributeError):  # somebody's prose under the same name
+            config |= flat_config(json.loads(events.Tensors(text)[-1].tensor_proto.string_val[0]))
     scalars = [(e.wall_time, e.step, tag, e.value) for tag in tags["scalars"] for e in events.Scalars(tag)]
     return _Part(place, file, config, sorted(scalars, key=lambda scalar: scalar[0]))
 
@@ -95,9 +93,6 @@ def _read(place: Path, file: Path) -> _Part:
 def _run(parts: Sequence[_Part], source: Path) -> ComparedRun:
     config = {key: value for part in parts for key, value in part.config.items()}
     history = History(config)
-    rows = []
-    for part in parts:
-        begin = part.scalars[0][0]
-        rows += [{tag: value, "_step": step, "_runtime": time - begin} for time, step, tag, value in part.scalars]
-    history.add_all(rows)
+    scalars = [(scalar, part.scalars[0][0]) for part in parts for scalar in part.scalars]
+    history.add_all([{tag: value, "_step": step, "_runtime": at - begin} for (at, step, tag, value), begin in scalars])
     return history.run(config.get("run_name") or parts[0].place.resolve().name, source, None)

@@ -15,7 +15,6 @@ from .rows import History, Unreadable, flat_config, own, read_json, taken_apart
 _STATE = "trainer_state.json"
 _RUN = "run.json"  # what `ClarsTrainer` leaves: its settings, its end, its W&B run
 _OF_THE_STATE = ("num_train_epochs", "max_steps", "train_batch_size")
-_OF_A_RESULT = frozenset({"place", "settings", "state", "curve"})
 
 
 def is_trainer_folder(folder: Path) -> bool:
@@ -63,8 +62,6 @@ def read_result_file(file: Path) -> ComparedRun | None:
         if b'"place"' not in opened.read(100):
             return None
     result = read_json(file, file.parent)
-    if not result.keys() >= _OF_A_RESULT:
-        return None
     place, settings = result["place"], result["settings"]
     axes = {f"{AXIS}{name}": value for name, value in place.items() if name not in settings}
     made = {"commit": result["commit"], "hardware": result["hardware"]}

@@ -6,7 +6,7 @@ from inspect import signature
 from typing import Any
 from urllib.parse import parse_qs
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...training.tracking import somebody_is_logged_in, unreachable, wandb_for
 from ..runs import ComparedRun
 from .rows import History, flat_config
@@ -22,10 +22,10 @@ _STATES = {"finished": "finished"} | dict.fromkeys(("running", "pending", "preem
 
 
 def read_wandb_project(address: str, unreadable: list[str]) -> list[ComparedRun]:
-    """The runs of `entity/project?filters`; `project` alone is the default entity's, `entity/project/id` is one run.
+    """The runs of `entity/project?filters`; `project` alone is the default entity's, `entity/project/id` is one run. A
+    `UserError` without login, project or network, or for filters that mean nothing.
 
     Every run's whole history is read, because metrics that were logged in different rows cannot be asked for together.
-    A `UserError` without login, project or network, or for filters that mean nothing.
     """
     path, _, query = address.partition("?")
     filters = parse_filters(query)
@@ -47,7 +47,7 @@ def read_wandb_project(address: str, unreadable: list[str]) -> list[ComparedRun]
     try:
         found = list(wandb.Api().runs("/".join(parts), filters=filters, per_page=_RUNS_A_PAGE, **whole))
     except Exception as error:  # its errors have no common class: wandb.Error, ValueError, the service's own
-        raise UserError(f"wandb:{address}: {_line(error)}") from None
+        raise UserError(f"wandb:{address}: {one_line(error) or type(error).__name__}") from None
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         outcomes = list(pool.map(_read, found))
     unreadable += [outcome for outcome in outcomes if isinstance(outcome, str)]
@@ -100,11 +100,7 @@ def _read(run: Any) -> ComparedRun | str:
         config, diverged = flat_config(run.config), run.summary.get("diverged")
         logged = list(run.scan_history())
     except Exception as error:  # see above; one run's trouble is not the others'
-        return f"{source}: {_line(error)}"
+        return f"{source}: {one_line(error) or type(error).__name__}"
     history = History(config)
     history.add_all(logged)
     return history.run(run.name or run.id, source, _STATES.get(run.state, "failed"), diverged)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

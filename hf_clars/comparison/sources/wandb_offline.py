@@ -1,9 +1,8 @@
 """Runs in a local `wandb/` folder: those that were kept offline, and the copies of those that were not.
 
-A log, `run-ID.wandb`, has LevelDB's format and holds W&B's own protocol buffers. `wandb leet inspect --json` prints the
-same records and is what the tests hold this against. It takes a process and most of a second for each run, of which a
-comparison reads hundreds, exists since wandb 0.31, and says of a log that was cut off what it says of a damaged one;
-W&B's reader in Python is gone since then. The messages are in all versions.
+A log, `run-ID.wandb`, has LevelDB's format and holds W&B's protocol buffers. `wandb leet inspect --json` prints them
+(the tests hold this against it), but takes a process and most of a second for each run, of which a comparison reads
+hundreds, and says of a log that was cut off what it says of a damaged one; wandb has no reader in Python since 0.31.
 """
 
 import json
@@ -19,7 +18,7 @@ from typing import Any
 from ...errors import Preempted
 from ...training.tracking import wandb_for
 from ..runs import ComparedRun
-from .rows import History, NothingLogged, Unreadable, flat_config
+from .rows import History, NothingLogged, Unreadable, flat_config, taken_apart
 
 _PLACES = ("*.wandb", *(f"{where}{run}/*.wandb" for where in ("", "wandb/") for run in ("offline-run-*", "run-*")))
 _DATE = re.compile(r"run-(\d{8}_\d{6})-")
@@ -58,7 +57,8 @@ def read_logs(logs: Iterable[Path], unreadable: list[str]) -> Iterator[tuple[str
     empty: dict[str, list[str]] = defaultdict(list)
     for log in logs:
         try:
-            part = _read(log)
+            with taken_apart(log.name):
+                part = _read(log)
             runs[part.about.project, part.about.run_id].append(part)
         except Unreadable as error:
             kind = empty if isinstance(error, NothingLogged) else broken
@@ -122,10 +122,7 @@ def read_log(path: Path) -> Iterator[Any]:
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2  # of the installed protobuf's version, which type checkers do not see
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
+    content = path.read_bytes()
     if len(content) < _HEADER.size and _HEADER.pack(*_MAGIC, 0).startswith(content):
         raise NothingLogged("the file is empty: the run was cut off before anything was logged")
     if len(content) < _HEADER.size or _HEADER.unpack_from(content)[:2] != _MAGIC:
