@@ -102,13 +102,9 @@ def test_a_long_history_comes_whole(answers):
     assert pages[:2] == [0, 1000]
 
 
-def test_the_default_entity(answers):
+def test_the_default_entity_and_one_run(answers):
     assert answers[0]["default entity"] == answers[0]["all"]
-
-
-def test_one_run(answers):
-    runs, _ = answers[0]["one"]
-    assert [run["source"] for run in runs] == ["wandb:me/p/c"]
+    assert [run["source"] for run in answers[0]["one"][0]] == ["wandb:me/p/c"]
 
 
 def test_filters_reach_the_server(answers):

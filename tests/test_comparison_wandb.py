@@ -5,9 +5,11 @@ import math
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -165,17 +167,13 @@ def test_a_run_that_was_resumed_from_an_earlier_step_has_nothing_of_the_lost_one
     assert points(run, "train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 505])
 
 
-@pytest.mark.parametrize("place", ["", "wandb", "wandb/*-killed", "wandb/*-killed/*.wandb"])
-def test_places_that_hold_a_run(folder, place):
-    path = next(folder.glob(place)) if place else folder
-    found, _ = read_sources([str(path)])
-    assert len(found) == (1 if "killed" in place else 5)
-
-
-def test_one_run_that_two_sources_name_is_read_once(folder, monkeypatch):
+@pytest.mark.parametrize(
+    "places", [["."], ["wandb"], ["wandb/*-killed"], ["wandb/*-killed/*.wandb"], ["wandb", "*/*-killed"]]
+)
+def test_places_that_hold_runs(folder, monkeypatch, places):
     monkeypatch.chdir(folder)
-    found, _ = read_sources(["wandb", str(next(Path("wandb").glob("*-killed"))), "wandb"])
-    assert len(found) == 5
+    found, _ = read_sources([str(next(Path().glob(place))) if "*" in place else place for place in places])
+    assert len(found) == (1 if "killed" in places[0] else 5)
 
 
 def test_records_are_those_of_wandbs_own_reader(folder):
@@ -242,44 +240,56 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(log):
             assert len(records) < len(whole) or position == 6  # the byte of the format's version, which says nothing
 
 
-def test_a_damaged_run_is_named_and_the_others_are_read(tmp_path, folder):
-    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
+@pytest.fixture
+def copy(tmp_path, folder) -> Path:
+    return Path(shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True))
+
+
+def test_a_damaged_run_is_named_and_the_others_are_read(copy):
+    """A run of which a part is damaged is not compared, either."""
     for name, spoil in {
         "killed": lambda content: content[:300] + bytes([content[300] ^ 1]) + content[301:],
         "bad": lambda content: b"",
         "wrong": lambda content: b"something else",
+        "resumed": lambda content: content[:9] + b"??" + content[11:],
     }.items():
-        (file,) = (tmp_path / "wandb").glob(f"*-{name}/*.wandb")
+        file = min(copy.glob(f"*-{name}/*.wandb"))
         file.write_bytes(spoil(file.read_bytes()))
-    found, unreadable = read_sources([str(tmp_path / "wandb")])
-    assert {run.name for run in found} == {"the name", "resumed"}
+    found, unreadable = read_sources([str(copy)])
+    assert [run.name for run in found] == ["the name"]
     told = "\n".join(unreadable)
-    assert len(unreadable) == 3
-    assert "run-killed.wandb: damaged at byte" in told
-    assert "run-bad.wandb: the file is empty" in told
-    assert "run-wrong.wandb: not a W&B log" in told
-
-
-def test_a_resumed_run_with_a_damaged_part_is_not_compared(tmp_path, folder):
-    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
-    first = sorted((tmp_path / "wandb").glob("*-resumed/*.wandb"))[0]
-    first.write_bytes(first.read_bytes()[:9] + b"??" + first.read_bytes()[11:])
-    found, unreadable = read_sources([str(tmp_path / "wandb")])
-    assert "resumed" not in {run.name for run in found}
-    assert len(unreadable) == 2
-    assert "without the part that cannot be read" in unreadable[1]
+    assert len(unreadable) == 5
+    for line in (
+        "run-killed.wandb: damaged at byte", "run-bad.wandb: the file is empty", "run-wrong.wandb: not a W&B log",
+        "run-resumed.wandb: damaged at byte", "run-resumed.wandb: not compared without the part that cannot be read",
+    ):  # fmt: skip
+        assert line in told
 
 
 @pytest.mark.parametrize("length", [0, 3, 7, 40])
-def test_a_part_that_was_killed_before_it_logged_anything_is_no_loss(tmp_path, folder, length):
-    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
-    (log,) = (tmp_path / "wandb").glob("*-killed/*.wandb")
-    part = tmp_path / "wandb" / "offline-run-20991231_000000-killed"
+def test_a_part_that_was_killed_before_it_logged_anything_is_no_loss(copy, length):
+    (log,) = copy.glob("*-killed/*.wandb")
+    part = copy / "offline-run-20991231_000000-killed"
     part.mkdir()
     (part / log.name).write_bytes(log.read_bytes()[:length])
-    found, unreadable = read_sources([str(tmp_path / "wandb")])
+    found, unreadable = read_sources([str(copy)])
     assert (len(found), unreadable) == (5, [])
     assert points(next(run for run in found if run.name == "killed"), "train/loss")[0] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("value", ["{", "[" * 20_000, "1" * 5000])
+def test_values_that_are_no_json_are_named(tmp_path, value):
+    """In a log whose checksums are right."""
+    from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, Record, RunRecord
+
+    content = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+    history = HistoryRecord(item=[HistoryItem(key="loss", value_json=value)])
+    for record in (Record(run=RunRecord(run_id="x")), Record(history=history)):
+        data = record.SerializeToString()
+        content += struct.pack("<IHB", zlib.crc32(data, zlib.crc32(b"\x01")), len(data), 1) + data
+    (tmp_path / "run-x.wandb").write_bytes(content)
+    with pytest.raises(UserError, match=r"no run in .*run-x\.wandb is damaged, or something else"):
+        read_sources([str(tmp_path / "run-x.wandb")])
 
 
 def test_only_damaged_runs_are_no_runs(log):

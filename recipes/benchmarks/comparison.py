@@ -91,7 +91,8 @@ def main() -> None:
         start = time.perf_counter()
         runs, unreadable = read_sources([str(folder / "wandb")])
         seconds = time.perf_counter() - start
-        rows, records = sum(len(run.history) for run in runs), sum(len(run.layers) for run in runs)
+        rows = sum(len(run.history) for run in runs)
+        records = sum(max(map(len, run.layers.values()), default=0) for run in runs)
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(
             f"read: {len(runs)} runs ({len(unreadable)} unreadable), {rows} rows and {records} records of layers in "
