@@ -9,12 +9,12 @@ from . import tables
 from .analysis import Comparison
 from .pictures import curves_figure, layers_figure, on_page
 from .runs import AXES, ComparedRun
-from .statistics import LEVEL, number
+from .statistics import LEVEL
 from .verdict import verdict
 
 
 def report(comparison: Comparison, about: Mapping[str, Any], layers_of: Sequence[ComparedRun] = ()) -> str:
-    """The page, with `about`, what was compared: `command`, `sources`, `date`, `versions` (name → version)."""
+    """The page, with `about`, what was compared: `command`, `date`, `versions` (name → version)."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     question = comparison.question
@@ -32,8 +32,6 @@ def report(comparison: Comparison, about: Mapping[str, Any], layers_of: Sequence
         layers=on_page(partial(layers_figure, layers_of), "layers"),
         level=f"{LEVEL * 100:g}",
         question=question,
-        range=" to ".join(map(number, comparison.range or ())),
         tables=tables,
-        unit=AXES[question.axis],
         verdict=verdict(comparison),
     )

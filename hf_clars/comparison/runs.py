@@ -49,8 +49,9 @@ class ComparedRun:
         """The finite values of a metric by those of an axis, which increase; of several at one place the last one."""
         if not {metric, axis} <= set(self.history):
             return Series(dtype=float)
-        values = self.history.set_index(axis)[metric]
-        values = values[(values.abs() <= _LARGEST) & np.isfinite(values.index)]
+        xs, ys = self.history[axis].to_numpy(), self.history[metric].to_numpy()
+        finite = np.isfinite(xs) & (np.abs(ys) <= _LARGEST)
+        values = Series(ys[finite], xs[finite])
         return values[~values.index.duplicated(keep="last")].sort_index()
 
 

@@ -124,15 +124,15 @@ class History:
             row["_time"] = self._clock + time
         for key, value in values.items():
             value = _NOT_FINITE.get(value) if isinstance(value, str) else value
-            if isinstance(value, Mapping) and "_type" not in value:  # otherwise a table, an image, …
-                self.add({f"{key}.{k}": v for k, v in value.items()}, step)
-            elif not _is_number(value) or key.startswith("_") or key in _NO_METRICS:
-                continue
-            elif not key.startswith(_LAYERS):
-                row[_AXES.get(key) or words(key)] = value
-            elif math.isfinite(value):
+            if not _is_number(value):
+                if isinstance(value, Mapping) and "_type" not in value:  # otherwise a table, an image, …
+                    self.add({f"{key}.{k}": v for k, v in value.items()}, step)
+            elif key.startswith(_LAYERS):
                 statistic, _, layer = key.removeprefix(_LAYERS).partition("/")
-                self._layers[statistic][step][words(layer)] = value
+                if layer and math.isfinite(value):
+                    self._layers[statistic][step][words(layer)] = value
+            elif not key.startswith("_") and key not in _NO_METRICS:
+                row[_AXES.get(key) or words(key)] = value
 
     def add_layers(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Records of a `layer_statistics.jsonl`, whose layers are in the order of the model."""
