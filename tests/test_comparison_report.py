@@ -288,7 +288,8 @@ def test_the_command_writes_its_files_and_no_others(tmp_path, compare, capsys):
     assert "| clars | 3 | 0 |" in text
     assert "95 % interval" in text
     assert Page((out / "report.html").read_text()).all("title") == [{}]
-    assert compare([run("clars", s, [0.5, 0.9]) for s in (0, 1)], "--out", str(out)) == 0
+    assert compare([run("clars", s, [0.5, 0.9]) for s in (0, 1)], "--target", "0", "--out", str(out)) == 0
+    assert "--target 0.0 --out" in json.loads((out / "comparison.json").read_text())["command"]
     left = {path.name for path in out.iterdir()}  # without layers: an earlier picture would be a lie
     assert left == (expected | {"mine.txt"}) - {"layers-heat-maps.png", "layers-heat-maps.svg"}
 
