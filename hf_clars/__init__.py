@@ -5,11 +5,11 @@ Importing this package makes `optim="clars"`, `"lars"`, `"mnag"` and `"lamb"` kn
 
 from . import theory
 from .errors import Preempted, TrainingFailedError, UserError
-from .models import TimmForImageClassification, build_model
+from .models.timm_models import TimmForImageClassification, build_model
 from .norms import NormsVerification, PerSampleNorms, verify_norms
 from .optimizers import CLARS, LARS, NAG
-from .training import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
-from .variance import gradient_variance
+from .statistics.variance import gradient_variance
+from .trainer import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, register
 
 __version__ = "0.1.0"
 

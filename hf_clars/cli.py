@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from .configuration import Parser
 from .errors import Preempted, TrainingFailedError, UserError, one_line
-from .output import forgiving, give_up_broken_streams, open_closed_streams
-from .processes import first_to_say
-from .texts import printable
+from .runtime.output import forgiving, give_up_broken_streams, open_closed_streams
+from .runtime.processes import first_to_say
+from .safety.texts import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def train(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def work() -> None:
-        from .recipe import run
+        from .image_classification.recipe import run
 
         run(argv)
 
@@ -86,7 +86,7 @@ def train(argv: list[str] | None = None) -> int:
 
 
 def _plot(options: Namespace) -> None:
-    from .plots import plot_run
+    from .image_classification.plots import plot_run
 
     for path in plot_run(options.output_dir):
         print(printable(path))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from .errors import UserError, one_line
-from .yaml_files import read_yaml
+from .safety.yaml_files import read_yaml
 
 _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 

@@ -20,8 +20,8 @@ class AtTheBorder(BaseException):
 
 
 def stop_at_the_border(reached: dict[str, Any]) -> None:
-    from hf_clars import recipe
     from hf_clars.experiments.running import Runner
+    from hf_clars.image_classification import recipe
     from hf_clars.theory import command
 
     def train(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -88,11 +88,5 @@ def in_a_fork(case: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import hf_clars.comparison.command
-    import hf_clars.experiments.sweep_command
-    import hf_clars.packing.command
-    import hf_clars.paper.command
-    import hf_clars.recipe  # noqa: F401
-
     for line in sys.stdin:
         print(json.dumps(in_a_fork(json.loads(line))), flush=True)

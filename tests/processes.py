@@ -16,7 +16,7 @@ from typing import Any
 
 PHASES = ("starting", "training", "evaluating", "writing a checkpoint")
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hf_clars.recipe", "hf_clars.cli", "tests.processes"])
+_context.set_forkserver_preload(["hf_clars.image_classification.recipe", "hf_clars.cli", "tests.processes"])
 
 
 class Training:
@@ -79,7 +79,7 @@ def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any) -> 
     import torch
 
     from hf_clars.cli import train
-    from hf_clars.training import ClarsTrainer
+    from hf_clars.trainer import ClarsTrainer
 
     multiprocessing.set_start_method("fork", force=True)  # as in a program that nobody forked
     torch.set_num_threads(1)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from hf_clars.recipe_arguments import RecipeArguments
+from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.theory.command import RatesArguments
-from hf_clars.training import ClarsTrainingArguments
+from hf_clars.trainer import ClarsTrainingArguments
 
 FASHION = Path(__file__).resolve().parents[1] / "recipes" / "demo" / "fashion_mnist"
 TINY: dict[str, Any] = {

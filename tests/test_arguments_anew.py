@@ -15,8 +15,8 @@ from transformers.trainer_utils import HPSearchBackend
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError
 from hf_clars.data import TrainStream
 from hf_clars.norms.per_sample import attached_to
-from hf_clars.training.derived import derived
-from hf_clars.training.derived import given as was_given
+from hf_clars.trainer.arguments.derived import derived
+from hf_clars.trainer.arguments.derived import given as was_given
 
 from .models import Classifier, dataset
 from .test_resume import Pictures, collate

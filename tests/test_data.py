@@ -24,7 +24,7 @@ from hf_clars.data import (
     train_transform,
 )
 from hf_clars.data.batches import IGNORED_LABEL
-from hf_clars.training.metrics import accuracies
+from hf_clars.trainer.metrics import accuracies
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with few cores
 

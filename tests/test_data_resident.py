@@ -24,8 +24,8 @@ from hf_clars.data import (
 )
 from hf_clars.data.chunks import Chunks, TableChunks
 from hf_clars.data.resident import random_shifts, shifted_and_mirrored
-from hf_clars.recipe import ImageTrainer
-from hf_clars.training.metrics import accuracies, best_classes
+from hf_clars.image_classification.recipe import ImageTrainer
+from hf_clars.trainer.metrics import accuracies, best_classes
 
 from .processes import Training
 from .test_recipe import config

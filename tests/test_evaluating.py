@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_clars import ClarsTrainer
-from hf_clars.training.evaluating import share_buffers
+from hf_clars.trainer.evaluating import share_buffers
 
 from .models import Classifier, dataset
 from .processes import by_two
@@ -140,7 +140,7 @@ def test_afterwards_the_model_evaluates_as_trainer_leaves_it(tmp_path):
 def test_evaluations_take_no_time_of_the_training(tmp_path, monkeypatch):
     """Neither `seconds` nor `images_per_second` has it, whoever asks."""
     now = [0.0]
-    monkeypatch.setattr("hf_clars.training.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("hf_clars.trainer.records.clock.time.monotonic", lambda: now[0])
 
     class Slow(Noticing):
         def forward(self, pixel_values, labels=None):

@@ -19,7 +19,7 @@ from hf_clars.experiments import Grid, Result, Run, Runner, read_grid, read_resu
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
 from hf_clars.experiments.tuning import Plan, tune
-from hf_clars.provenance import commit
+from hf_clars.runtime.provenance import commit
 
 TINY = {
     "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 8, "augmentation": "flip",

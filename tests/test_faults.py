@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_clars import ClarsTrainer, UserError
-from hf_clars.plots import plot_run
-from hf_clars.training.statistics import read_layer_statistics
+from hf_clars.image_classification.plots import plot_run
+from hf_clars.trainer.callbacks.layer_statistics import read_layer_statistics
 
 from .hub import NAME, serving
 from .models import dataset

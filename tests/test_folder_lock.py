@@ -12,8 +12,8 @@ import pytest
 from transformers import TrainerCallback
 
 from hf_clars import ClarsTrainer, UserError
-from hf_clars.training import folder_lock
-from hf_clars.training.folder_lock import FILE_NAME, alone_in
+from hf_clars.trainer.checkpoints import folder_lock
+from hf_clars.trainer.checkpoints.folder_lock import FILE_NAME, alone_in
 
 from .models import dataset
 from .processes import Training
@@ -21,7 +21,7 @@ from .test_recipe import config, write_parquet
 from .test_trainer import arguments, seeded
 
 _spawned = multiprocessing.get_context("forkserver")
-_spawned.set_forkserver_preload(["hf_clars.training.folder_lock", "tests.test_folder_lock"])
+_spawned.set_forkserver_preload(["hf_clars.trainer.checkpoints.folder_lock", "tests.test_folder_lock"])
 
 
 def hold(folder: str, held, forked: bool = False) -> None:

@@ -92,7 +92,7 @@ for module, name in ((torch._C, "_cuda_getDeviceCount"), (torch._C, "_cuda_init"
 torch.cuda.is_available()
 assert asked, "the names have changed"
 asked.clear()
-import hf_clars.recipe, hf_clars.cli, hf_clars.experiments.processes
+import hf_clars.image_classification.recipe, hf_clars.cli, hf_clars.experiments.processes
 assert not asked, asked
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

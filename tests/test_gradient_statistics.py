@@ -29,9 +29,9 @@ from hf_clars import (
     UserError,
     formulas,
 )
-from hf_clars.noise import noise_statistics
-from hf_clars.training.own_norms import OwnNorms
-from hf_clars.training.seams import calling_trainer
+from hf_clars.statistics.noise_scale import noise_statistics
+from hf_clars.trainer.callbacks.own_norms import OwnNorms
+from hf_clars.trainer.seams import calling_trainer
 
 from .models import Classifier, dataset
 from .test_tracking import run_script

@@ -20,9 +20,9 @@ from hf_clars.comparison.sources import read_sources
 from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.home import Home, home_of_folder
 from hf_clars.data.transforms import _torchcodec
+from hf_clars.image_classification.plots import plot_run
 from hf_clars.packing.data import copy_data, find_data
-from hf_clars.plots import plot_run
-from hf_clars.training.checkpoints import find, newest, what_is_wrong
+from hf_clars.trainer.checkpoints.folders import find, newest, what_is_wrong
 
 from .audit import Seen, watched
 from .hub import NAME, serving

@@ -19,7 +19,7 @@ from hf_clars import CLARS, LARS, NAG, ClarsTrainer, GradientStatisticsCallback,
 from hf_clars.norms.extra_passes import mean_gradient_norms
 from hf_clars.norms.per_sample import attached_to
 from hf_clars.optimizers import AuthorsCLARS
-from hf_clars.training.authors_norms import AuthorsNorms, samples_to_keep
+from hf_clars.trainer.authors_norms import AuthorsNorms, samples_to_keep
 
 from .models import Classifier, dataset
 from .reference import NumpyAuthors

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-import hf_clars.networks
+import hf_clars.models.networks
 from hf_clars import PerSampleNorms, TimmForImageClassification, UserError, build_model
-from hf_clars.networks.resnet_cifar import Block
+from hf_clars.models.networks.resnet_cifar import Block
 
 PARAMETERS = {
     "resnet8_cifar": 75_290,
@@ -52,10 +52,10 @@ def test_timm_finds_them_and_reloading_is_silent():
         assert set(timm.list_models("*_cifar")) == set(CIFAR)
         assert set(timm.list_models("*5_sigmoid")) == set(PARAMETERS) - set(CIFAR)
         assert all(timm.is_model(name) for name in PARAMETERS)
-        assert set(hf_clars.networks.__all__) == set(PARAMETERS)
+        assert set(hf_clars.models.networks.__all__) == set(PARAMETERS)
 
     check()
-    for module in (hf_clars.networks.resnet_cifar, hf_clars.networks):  # warnings are errors here
+    for module in (hf_clars.models.networks.resnet_cifar, hf_clars.models.networks):  # warnings are errors here
         importlib.reload(module)
     check()
 

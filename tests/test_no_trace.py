@@ -16,16 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HPSearchBackend
 
-from hf_clars import (
-    CLARS,
-    ClarsTrainer,
-    ClarsTrainingArguments,
-    GradientStatisticsCallback,
-    PerSampleNorms,
-    UserError,
-)
+from hf_clars import CLARS, ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, PerSampleNorms, UserError
 from hf_clars.norms.accumulator import COUNT
-from hf_clars.training.own_norms import OwnNorms
+from hf_clars.trainer.callbacks.own_norms import OwnNorms
 
 from .models import Classifier, dataset
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback
 
 from hf_clars import ClarsTrainer
-from hf_clars.output import forgiving
+from hf_clars.runtime.output import forgiving
 
 from .models import dataset
 from .test_recipe import ROOT, config, write_parquet

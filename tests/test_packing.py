@@ -20,7 +20,7 @@ from hf_clars.packing.archive import write_archive, write_sums
 from hf_clars.packing.closure import what_it_lacks
 from hf_clars.packing.data import copy_data, find_data
 from hf_clars.packing.target import read_target
-from hf_clars.provenance import commit
+from hf_clars.runtime.provenance import commit
 
 from .bare_machine import bare_python, without_network, write_wheel
 from .hub import NAME, serving
@@ -275,7 +275,7 @@ def test_what_is_in_a_pack(small_pack):
 def test_it_runs_the_packed_code_and_knows_its_commit(small_pack, tmp_path):
     (tmp_path / "hf_clars").mkdir()
     (tmp_path / "hf_clars" / "__init__.py").write_text("raise SystemExit('the wrong one')")
-    code = "import hf_clars, hf_clars.provenance as p; print(hf_clars.__file__, p.commit())"
+    code = "import hf_clars, hf_clars.runtime.provenance as p; print(hf_clars.__file__, p.commit())"
     done = run(small_pack, tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"hf_clars {hf_clars.__version__}\n"), done.stderr
     site = small_pack / "site"

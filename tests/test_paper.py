@@ -13,11 +13,11 @@ from hf_clars.cli import main
 from hf_clars.configuration import parse
 from hf_clars.experiments import Result, Run, Runner, read_grid
 from hf_clars.experiments.grid import HOUSEKEEPING
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.image_classification.data import open_data
+from hf_clars.image_classification.recipe import run as train
 from hf_clars.paper.drawing import DRAWINGS
-from hf_clars.recipe import run as train
-from hf_clars.recipe_arguments import RecipeArguments
-from hf_clars.recipe_data import open_data
-from hf_clars.variance import gradient_variance
+from hf_clars.statistics.variance import gradient_variance
 
 from .test_recipe import write_parquet
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 from hf_clars import ClarsTrainer, UserError
-from hf_clars.training.passes import CountedPasses
+from hf_clars.trainer.passes import CountedPasses
 
 from .models import dataset
 from .processes import free_port

@@ -5,7 +5,7 @@ from torch import nn
 
 from hf_clars import ClarsTrainingArguments, build_model
 from hf_clars.data import TrainStream
-from hf_clars.preflight import activation_bytes, summary
+from hf_clars.image_classification.preflight import activation_bytes, summary
 
 from .test_data_stream import Numbered
 

@@ -15,11 +15,12 @@ import yaml
 from PIL import Image
 from transformers import get_scheduler
 
-from hf_clars import TimmForImageClassification, recipe
+from hf_clars import TimmForImageClassification
 from hf_clars.cli import main, train
 from hf_clars.configuration import parse, with_numbers
-from hf_clars.recipe_arguments import RecipeArguments
-from hf_clars.training import ClarsTrainingArguments
+from hf_clars.image_classification import recipe
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.trainer import ClarsTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"

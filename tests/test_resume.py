@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, Preempted, TrainingFailedError, UserError
 from hf_clars.data import TrainStream
 from hf_clars.data.chunks import Chunks
-from hf_clars.training import checkpoints
+from hf_clars.trainer.checkpoints import folders as checkpoints
 
 from .models import Classifier, dataset
 from .test_trainer import arguments, seeded, weights

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from hf_clars import TrainingFailedError
 from hf_clars.cli import train
-from hf_clars.training.health import StepHealth
+from hf_clars.trainer.callbacks.health import StepHealth
 
 from .test_recipe import config, images
 from .test_resume import poisoned, streaming

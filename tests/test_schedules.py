@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError
-from hf_clars.recipe import run as train
-from hf_clars.training.schedules import milestone_factor, warmup_factor
+from hf_clars.image_classification.recipe import run as train
+from hf_clars.trainer.arguments.schedules import milestone_factor, warmup_factor
 
 from .models import dataset
 from .test_trainer import arguments, seeded

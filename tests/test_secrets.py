@@ -12,7 +12,7 @@ import torch
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments
 from hf_clars.comparison.sources.rows import flat_config
-from hf_clars.secrets import hidden_in, hidden_in_words, is_secret, without_secrets
+from hf_clars.safety.secrets import hidden_in, hidden_in_words, is_secret, without_secrets
 
 from .models import Classifier, dataset
 from .test_tracking import run_script

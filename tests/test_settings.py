@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 
 from hf_clars import ClarsTrainer, UserError
-from hf_clars.recipe_arguments import RecipeArguments
-from hf_clars.settings import Count, check, one_of
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.validation.schema import Count, check, one_of
 
 from .models import dataset
 from .test_trainer import arguments, seeded

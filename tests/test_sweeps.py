@@ -19,8 +19,8 @@ from hf_clars.cli import main
 from hf_clars.configuration import parse
 from hf_clars.experiments.command import settings_of
 from hf_clars.experiments.sweeps import read_sweep
-from hf_clars.recipe_arguments import RecipeArguments
-from hf_clars.training import ClarsTrainingArguments
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.trainer import ClarsTrainingArguments
 
 from .test_experiments import TINY
 from .wandb_files import offline_runs

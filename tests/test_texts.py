@@ -13,7 +13,7 @@ from hf_clars.cli import main
 from hf_clars.comparison import tables
 from hf_clars.comparison.analysis import analyse
 from hf_clars.comparison.runs import Question
-from hf_clars.texts import in_csv, in_markdown, plain_records, printable
+from hf_clars.safety.texts import in_csv, in_markdown, plain_records, printable
 
 from .comparison import run
 

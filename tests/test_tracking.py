@@ -14,8 +14,8 @@ import pytest
 from transformers import TrainerState
 
 from hf_clars import ClarsTrainer, TrainingFailedError
-from hf_clars.training.description import GROUP_LENGTH, TAG_LENGTH, describe
-from hf_clars.training.records import LayerRecords, _thinned, read_records
+from hf_clars.trainer.records.description import GROUP_LENGTH, TAG_LENGTH, describe
+from hf_clars.trainer.records.layer_records import LayerRecords, _thinned, read_records
 
 from .models import Classifier, dataset
 from .test_trainer import accuracy, arguments, seeded
@@ -26,7 +26,7 @@ import json, os, signal, sys
 import wandb
 from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, Preempted, TrainingFailedError
-from hf_clars.training.tracking import wandb_line
+from hf_clars.trainer.records.tracking import wandb_line
 from tests.models import Classifier, dataset
 from tests.test_trainer import accuracy
 
@@ -264,7 +264,7 @@ def test_every_row_has_images_and_seconds_and_who_evaluates_gets_metrics_alone(t
 
 
 def test_the_clock_stands_still_in_evaluations(tmp_path, monkeypatch):
-    from hf_clars.training import clock
+    from hf_clars.trainer.records import clock
 
     now = [0.0]
     monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_clars.errors import UserError
-from hf_clars.yaml_files import parse_yaml, read_yaml
+from hf_clars.safety.yaml_files import parse_yaml, read_yaml
 
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)

@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .. import checks
 from ..errors import UserError
-from ..texts import printable
+from ..safety.texts import printable
+from ..validation import checks
 from .analysis import Comparison, analyse
 from .groups import where
 from .pictures import curves_figure, layers_figure, runs_with_layers, save
@@ -116,7 +116,7 @@ def _write(comparison: Comparison, drawn: Sequence[ComparedRun], folder: Path, a
 def _about(options: Namespace) -> dict[str, Any]:
     """What was compared, and by what; `command` is the command line that says the same."""
     from .. import __version__
-    from ..provenance import commit
+    from ..runtime.provenance import commit
 
     words = ["hf-clars", "compare", *options.sources]
     for flag in _FLAGS:

@@ -11,7 +11,7 @@ from pandas import DataFrame
 
 from ..configuration import with_numbers
 from ..errors import UserError
-from ..provenance import HOUSEKEEPING
+from ..runtime.provenance import HOUSEKEEPING
 from .runs import AXIS, ComparedRun, listed, words
 
 # Settings that people name first; the order in which the default grouping tries them.

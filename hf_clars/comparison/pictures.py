@@ -11,8 +11,8 @@ import numpy as np
 from pandas import DataFrame, Series
 
 from ..errors import UserError
-from ..texts import printable
-from ..training.statistics import STATISTICS
+from ..safety.texts import printable
+from ..trainer.callbacks.layer_statistics import STATISTICS
 from .analysis import Comparison
 from .runs import AXES, ComparedRun, listed
 from .statistics import mean_curve

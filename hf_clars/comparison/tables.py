@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from pandas import DataFrame, concat
 
-from ..texts import in_csv, in_markdown, printable
+from ..safety.texts import in_csv, in_markdown, printable
 from .analysis import Comparison
 from .groups import compared_settings, mixed, settings_of, shown, varying
 from .runs import AXES, TO_TARGET, VALUES

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..errors import UserError
-from ..texts import plain_records
+from ..safety.texts import plain_records
 from .labels import label_number
 from .transforms import ImageTooLargeError, Transform, decode_image
 

@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..errors import UserError
-from ..links import is_within
-from ..yaml_files import parse_yaml
+from ..safety.links import is_within
+from ..safety.yaml_files import parse_yaml
 from .home import Home
 
 _CARD, _ALONE = "README.md", ".huggingface.yaml"

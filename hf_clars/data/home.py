@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 
-from ..links import is_below, own_folders
+from ..safety.links import is_below, own_folders
 
 TO_FOLLOW = "--follow_links true goes along"
 

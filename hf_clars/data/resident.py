@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ..errors import UserError
-from ..processes import once
-from ..texts import plain_records
+from ..runtime.processes import once
+from ..safety.texts import plain_records
 from .batches import IGNORED_LABEL, ImageCollator
 from .chunks import Chunks, Example
 from .order import Ints

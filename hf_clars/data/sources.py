@@ -22,8 +22,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
 from ..errors import UserError
-from ..links import is_within
-from ..processes import once
+from ..runtime.processes import once
+from ..safety.links import is_within
 from .card import check_card
 from .chunks import Chunks, ParquetChunks, TableChunks, is_remote
 from .folders import FileChunks, class_folders, folder_table, list_images, split_folders, trained_classes

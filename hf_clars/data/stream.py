@@ -18,7 +18,7 @@ import numpy as np
 from torch.utils.data import BatchSampler, Dataset
 
 from ..errors import UserError
-from ..texts import plain_records
+from ..safety.texts import plain_records
 from .chunks import Chunks, Example
 from .order import Order, Window
 

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from ..errors import TrainingFailedError, UserError
-from ..texts import printable
-from ..yaml_files import parse_yaml
+from ..safety.texts import printable
+from ..safety.yaml_files import parse_yaml
 from .grid import Run, read_grid
 from .results import read_result
 from .running import OURS, Runner

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..texts import in_markdown
-from ..training.statistics import STATISTICS
+from ..safety.texts import in_markdown
+from ..trainer.callbacks.layer_statistics import STATISTICS
 from .drawing import colour, draw_mean, mean_and_deviation, panels
 from .tuning import Contestant
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..texts import in_markdown
+from ..safety.texts import in_markdown
 from .grid import Run
 from .results import Result
 

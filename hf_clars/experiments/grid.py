@@ -13,8 +13,8 @@ from typing import Any
 
 from ..configuration import with_numbers
 from ..errors import UserError
-from ..provenance import HOUSEKEEPING
-from ..yaml_files import read_yaml
+from ..runtime.provenance import HOUSEKEEPING
+from ..safety.yaml_files import read_yaml
 
 _SECTIONS = {"base", "axes", "choices", "presets", "tuning"}
 

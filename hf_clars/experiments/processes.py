@@ -103,7 +103,9 @@ def devices() -> list[str]:
 def _context() -> Any:
     """Everything is imported once, and every run is a fork of the process that did."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_clars.experiments.forkserver", "hf_clars.recipe", "hf_clars.cli"])
+    context.set_forkserver_preload(
+        ["hf_clars.experiments.forkserver", "hf_clars.image_classification.recipe", "hf_clars.cli"]
+    )
     return context
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checks import writable_folder
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
-from ..provenance import commit, hardware
-from ..secrets import without_secrets
+from ..runtime.provenance import commit, hardware
+from ..safety.secrets import without_secrets
+from ..validation.checks import writable_folder
 from .grid import Run
 from .processes import RunProcess, cores, devices
 from .results import Result, curve_of, read_result, write_result
@@ -77,9 +77,9 @@ class Runner:
 
     def check(self, runs: Sequence[Run], here: bool = True) -> None:
         """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
-        from ..recipe_arguments import DEFAULTS, RecipeArguments, refuse_unused
-        from ..training import ClarsTrainingArguments
-        from ..training.tracking import wandb_for
+        from ..image_classification.arguments import DEFAULTS, RecipeArguments, refuse_unused
+        from ..trainer import ClarsTrainingArguments
+        from ..trainer.records.tracking import wandb_for
 
         for run in runs:
             try:

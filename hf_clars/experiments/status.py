@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from ..texts import printable
+from ..safety.texts import printable
 from .grid import Run
 
 _FORMAT = "{n_fmt} of {total_fmt} runs done{postfix}; {elapsed} so far, about {remaining} left"

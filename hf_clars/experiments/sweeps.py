@@ -172,8 +172,8 @@ def _grid(file: Path, values: dict[str, list[Any]], given: set[str]) -> Grid:
 
 def _configs(file: Path, paths: Sequence[Any], given: set[str]) -> dict[str, dict[str, Any]]:
     """Name → settings that the sweep does not have itself."""
-    from ..recipe_arguments import RecipeArguments
-    from ..training import ClarsTrainingArguments
+    from ..image_classification.arguments import RecipeArguments
+    from ..trainer import ClarsTrainingArguments
 
     configs: dict[str, dict[str, Any]] = {}
     for path in map(str, paths):

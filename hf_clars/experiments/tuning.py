@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..errors import UserError
-from ..settings import read_as
+from ..validation.schema import read_as
 from .grid import Grid, Run
 from .results import Result
 from .running import Runner

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import TrainingFailedError, UserError
-from ..links import first_foreign
-from ..provenance import COMMIT_FILE, commit
+from ..runtime.provenance import COMMIT_FILE, commit
+from ..safety.links import first_foreign
 from .archive import compression_of, sha256, stem_of, write_archive, write_sums
 from .closure import Closure, what_it_lacks
 from .data import copy_data, find_data

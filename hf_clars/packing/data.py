@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..errors import TrainingFailedError, UserError
-from ..links import first_foreign
+from ..safety.links import first_foreign
 
 
 def find_data(names: Iterable[str], data_dir: str | None = None) -> dict[str, Path]:

@@ -7,14 +7,7 @@ from pathlib import Path
 
 from ..errors import TrainingFailedError
 from ..experiments import Result, Run, read_grid, read_result
-from ..experiments.command import (
-    add_running_arguments,
-    draws,
-    list_runs,
-    only_of,
-    runner_of,
-    settings_of,
-)
+from ..experiments.command import add_running_arguments, draws, list_runs, only_of, runner_of, settings_of
 
 _GRIDS = Path(__file__).parent
 

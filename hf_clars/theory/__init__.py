@@ -55,13 +55,7 @@ from .convergence import (
     mnag_uniform_convergence_bound,
 )
 from .curvature import global_lipschitz_constant, lipschitz_constants
-from .estimation import (
-    GradientMoments,
-    VarianceConstants,
-    fit_variance_constants,
-    gradient_moments,
-    variance_constants,
-)
+from .estimation import GradientMoments, VarianceConstants, fit_variance_constants, gradient_moments, variance_constants
 from .learning_rates import LearningRateBounds, mgd_learning_rate_bounds, mnag_learning_rate_bounds
 from .rates import Rate, mgd_rate, mnag_rate
 from .rates_table import LayerRates, format_table, layer_rates

@@ -17,9 +17,9 @@ from ..configuration import parse
 from ..data import ImageCollator, ImageSource, eval_transform, open_source
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
-from ..models import TimmForImageClassification, build_model
-from ..recipe_arguments import Classes, Side, json_mapping
-from ..settings import Count, PartOfOne, Positive, Seed, check, one_of
+from ..image_classification.arguments import Classes, Side, json_mapping
+from ..models.timm_models import TimmForImageClassification, build_model
+from ..validation.schema import Count, PartOfOne, Positive, Seed, check, one_of
 from .rates_table import format_table, layer_rates
 
 MODES = ("train", "eval")

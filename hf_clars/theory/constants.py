@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from .. import checks
 from ..errors import UserError
+from ..validation import checks
 
 ROUNDING = 1e-12  # relative: `γ / L_k` and `1 / (8 L_k)` round differently
 

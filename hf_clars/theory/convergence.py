@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .. import checks
+from ..validation import checks
 from .constants import initial_drift, layer_coupling, nesterov_noise
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .. import checks
 from ..errors import UserError
 from ..norms.batches import split_batch
+from ..validation import checks
 
 LossFunction = Callable[[Any, Any], Tensor]
 _Vectors = dict[str, dict[str, Tensor]]  # block → parameter name → the block's vector on that parameter

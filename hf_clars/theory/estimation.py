@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import checks
 from ..errors import UserError
-from ..variance import GradientMoments, measure_moments
+from ..statistics.variance import GradientMoments, measure_moments
+from ..validation import checks
 from .constants import ratio
 
 
@@ -26,7 +26,7 @@ class VarianceConstants:
 def gradient_moments(
     model: nn.Module, batches: Iterable[Any], loss_fn: Callable[[Any, Any], Tensor]
 ) -> dict[str, GradientMoments]:
-    """`hf_clars.variance.measure_moments`, where all of it is finite.
+    """`hf_clars.statistics.variance.measure_moments`, where all of it is finite.
 
     Raises:
         UserError: no batch; a gradient that is not finite; a `PerSampleNorms` is attached to the model already.

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import checks
 from ..errors import UserError
+from ..validation import checks
 from .constants import ROUNDING, ratio
 
 

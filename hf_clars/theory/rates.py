@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import checks
+from ..validation import checks
 from .constants import initial_drift, layer_coupling, nesterov_noise, ratio
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks
 from ..errors import UserError
 from ..formulas import layer_learning_rates
+from ..validation import checks
 from .curvature import LossFunction, global_lipschitz_constant, lipschitz_constants
 from .estimation import gradient_moments, variance_constants_of
 from .learning_rates import mnag_learning_rate_bounds

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 if importlib.util.find_spec("hf_clars") is None:
     sys.path.insert(1, str(ROOT))
 try:
-    from hf_clars.checks import writable_folder
     from hf_clars.errors import UserError
-    from hf_clars.provenance import commit, hardware
+    from hf_clars.runtime.provenance import commit, hardware
+    from hf_clars.validation.checks import writable_folder
 except ModuleNotFoundError as error:
     print(f"error: {error.name} is not installed, which hf_clars needs: pip install {error.name}", file=sys.stderr)
     raise SystemExit(2) from None

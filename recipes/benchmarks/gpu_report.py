@@ -24,9 +24,9 @@ import psutil
 from gpu_goals import Finding, findings, markdown
 from gpu_runs import Run, end_with_us, run_all
 
-from hf_clars.checks import positive, writable_folder
 from hf_clars.errors import UserError
-from hf_clars.provenance import commit
+from hf_clars.runtime.provenance import commit
+from hf_clars.validation.checks import positive, writable_folder
 
 HERE = Path(__file__).resolve().parent.relative_to(command_line.ROOT)
 MODELS = ("resnet50", "vit_small_patch16_224", "gpt2", "mobilenetv2_100", "densenet121")

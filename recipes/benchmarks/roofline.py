@@ -33,8 +33,8 @@ from roofline_profile import GRADIENTS, Trial, measure, summary, trials
 from roofline_stages import KINDS, Stages
 from torch import Tensor, nn
 
-from hf_clars.checks import positive, writable_folder
 from hf_clars.errors import UserError
+from hf_clars.validation.checks import positive, writable_folder
 
 # TFLOP/s of dense bfloat16 and TF32 products and TB/s of memory, by the data sheets. The longest name that fits counts.
 GPUS = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pandas import DataFrame
 
-from ...links import is_within, own_folders
+from ...safety.links import is_within, own_folders
 from ..runs import AXES, ComparedRun
 from .rows import Unreadable, read_or_name
 from .tensorboard_events import event_folders, read_event_files

@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 from pandas import DataFrame
 
 from ...errors import one_line
-from ...links import is_within, own_folders
-from ...secrets import without_secrets
+from ...safety.links import is_within, own_folders
+from ...safety.secrets import without_secrets
 from ..runs import STATES, ComparedRun, words
 
 _LAYERS = "layers/"  # layers/<statistic>/<parameter>, as `LayerRecords` logs them

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...provenance import HOUSEKEEPING
+from ...runtime.provenance import HOUSEKEEPING
 from ..runs import ComparedRun
 from .rows import TRAINING_LOSSES, History, Unreadable, flat_config, own
 

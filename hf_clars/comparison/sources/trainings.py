@@ -7,8 +7,8 @@ from typing import Any
 from transformers.integrations import rewrite_logs
 
 from ...configuration import with_numbers
-from ...training.records import read_records
-from ...training.statistics import FILE_NAME
+from ...trainer.callbacks.layer_statistics import FILE_NAME
+from ...trainer.records.layer_records import read_records
 from ..runs import AXIS, STATES, ComparedRun
 from .rows import History, Unreadable, flat_config, own, read_json, taken_apart
 

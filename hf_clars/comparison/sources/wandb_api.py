@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from ...errors import UserError, one_line
-from ...training.tracking import somebody_is_logged_in, unreachable, wandb_for
+from ...trainer.records.tracking import somebody_is_logged_in, unreachable, wandb_for
 from ..runs import ComparedRun
 from .rows import History, flat_config
 

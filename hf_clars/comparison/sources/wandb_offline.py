@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import Preempted
-from ...training.tracking import wandb_for
+from ...trainer.records.tracking import wandb_for
 from ..runs import ComparedRun
 from .rows import History, NothingLogged, Unreadable, flat_config, taken_apart
 

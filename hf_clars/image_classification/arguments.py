@@ -1,0 +1,164 @@
+"""What the recipe trains on what, and what can be said about these settings before anything is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..data import check_resident_augmentation
+from ..data.transforms import AUGMENTATIONS
+from ..errors import UserError
+from ..trainer import ClarsTrainingArguments
+from ..trainer.callbacks.variance_records import MODES as VARIANCE_MODES
+from ..validation.schema import Count, check, one_of
+
+Side = Annotated[int, Field(ge=1, le=8192)]  # pixels
+Classes = Annotated[int, Field(ge=1, le=2**24)]
+PartOfImage = Annotated[float, Field(ge=0.01, le=1)]
+
+DEFAULTS = {
+    "remove_unused_columns": False,  # the collator needs them
+    "logging_first_step": True,
+    "ddp_find_unused_parameters": False,  # looking for them walks the graph once more in every step
+}
+
+# Settings of transformers that nothing here would use, or that would break what does: name → what to do instead.
+_SET = "is not for image classification: leave it out"
+_NOT_HERE = {
+    "auto_find_batch_size": "would change the batch that total_batch_size states: set per_device_train_batch_size",
+    "average_tokens_across_devices": _SET,
+    "batch_eval_metrics": "is not for accuracies of whole epochs: leave it out",
+    "dataloader_drop_last": "is not for streams of steps: tail says what becomes of the rest of an epoch",
+    "do_predict": "has nothing to predict: leave it out",
+    "eval_do_concat_batches": "is not for accuracies of whole epochs: leave it out",
+    "ignore_data_skip": "is not for streams, which read nothing twice: leave it out",
+    "include_for_metrics": "has no metric to use it: leave it out",
+    "include_num_input_tokens_seen": _SET,
+    "label_names": "is settled (labels): leave it out",
+    "length_column_name": _SET,
+    "liger_kernel_config": _SET,
+    "neftune_noise_alpha": _SET,
+    "parallelism_config": "is not for a model of this size: leave it out",
+    "train_sampling_strategy": "is not for streams, whose order is drawn from data_seed: leave it out",
+    "use_cache": _SET,
+    "use_liger_kernel": _SET,
+}
+_NEEDS = {  # setting → what has to be set as well
+    "hub_model_id": "push_to_hub", "hub_private_repo": "push_to_hub", "hub_always_push": "push_to_hub",
+    "hub_revision": "push_to_hub", "fsdp_config": "fsdp", "activation_checkpointing_kwargs": "activation_checkpointing",
+    "trackio_space_id": "report_to=trackio", "trackio_bucket_id": "report_to=trackio",
+    "trackio_static_space_id": "report_to=trackio",
+}  # fmt: skip
+_METRICS = ("loss", "accuracy", "top5_accuracy")
+
+
+def refuse_unused(args: ClarsTrainingArguments) -> None:
+    """Raises `UserError` for what image classification would ignore, or fail with while it trains."""
+    defaults = {f.name: f.default for f in fields(args)}
+    for name, reason in _NOT_HERE.items():
+        value = getattr(args, name)
+        if value not in (defaults[name], [], "no"):
+            raise UserError(f"{name}={value!r} {reason}")
+    for name, needed in _NEEDS.items():
+        setting, _, word = needed.partition("=")
+        there = getattr(args, setting)
+        if getattr(args, name) != defaults[name] and not (word in there if word else there):
+            raise UserError(f"{name}={getattr(args, name)!r} is for {needed}: state both, or none")
+    if args.remove_unused_columns:
+        raise UserError("remove_unused_columns=True would take away the images: leave it out")
+    if args.dataloader_num_workers == 0:  # where there are workers, they stay
+        args.dataloader_persistent_workers = False
+    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if best not in _METRICS:
+        raise UserError(f"metric_for_best_model={args.metric_for_best_model!r} is none of: {', '.join(_METRICS)}")
+
+
+@dataclass
+class RecipeArguments:
+    """What is trained on what; how is `ClarsTrainingArguments`' business."""
+
+    model_name: str = field(default="resnet50", metadata={"help": "A timm architecture."})
+    model_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of timm.create_model, as JSON on the command line."}
+    )
+    dataset: str = field(
+        default="ILSVRC/imagenet-1k",
+        metadata={"help": "A data set on the Hub, or a folder of Parquet files, of images by class, or of tar files."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the data set on the Hub."})
+    follow_links: bool = field(
+        default=False, metadata={"help": "Follow links in the data set's folder that lead out of it."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by default."})
+    num_classes: Classes | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
+    train_examples: Count | None = field(
+        default=None, metadata={"help": "Examples in one epoch, to shorten it; all by default."}
+    )
+    eval_examples: Count | None = field(default=None, metadata={"help": "Examples to evaluate on, likewise."})
+    image_size: Side = field(default=224, metadata={"help": "Side of the square images the model sees."})
+    augmentation: Annotated[str, one_of(AUGMENTATIONS)] = field(
+        default="random_resized_crop", metadata={"help": "random_resized_crop, random_crop, flip or none."}
+    )
+    min_scale: PartOfImage = field(
+        default=0.08, metadata={"help": "Smallest share of the area that a random crop takes."}
+    )
+    eval_crop: PartOfImage = field(default=0.875, metadata={"help": "Share of the shorter side that evaluation crops."})
+    shuffle_buffer: Count = field(
+        default=8192, metadata={"help": "Examples from which each process draws; their encoded images are in memory."}
+    )
+    data_on_device: bool = field(
+        default=False,
+        metadata={"help": "Decode all images once and keep them on the device: for small ones, such as CIFAR's."},
+    )
+    channels_last: bool | None = field(
+        default=None,
+        metadata={"help": "Whether the channels of a pixel are adjacent in memory; by default on CUDA, but for FSDP."},
+    )
+    gradient_variance: Annotated[str, one_of(VARIANCE_MODES)] = field(
+        default="none",
+        metadata={
+            "help": "Measure M_k over all training images before and after each epoch: none, eval or train mode."
+        },
+    )
+    plots: bool = field(default=True, metadata={"help": "Draw curves.png and layers.png at the end."})
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.timm_kwargs()
+
+    def check(self) -> None:
+        """Raises `UserError` for what would only show after data were read."""
+        if self.plots and importlib.util.find_spec("matplotlib") is None:
+            raise UserError("plots need matplotlib: pip install matplotlib, or go without by --plots false")
+        if self.data_on_device:
+            check_resident_augmentation(self.augmentation)
+        if self.min_scale != 0.08 and self.augmentation != "random_resized_crop":
+            raise UserError(
+                f"min_scale={self.min_scale} is for augmentation=random_resized_crop, not {self.augmentation}"
+            )
+        if self.data_on_device and self.shuffle_buffer != 8192:
+            raise UserError(f"shuffle_buffer={self.shuffle_buffer} is not for data_on_device=True, which shuffles all")
+
+    def timm_kwargs(self) -> dict[str, Any]:
+        """`model_kwargs`, from JSON if need be."""
+        given = self.model_kwargs
+        return json_mapping("model_kwargs", given) if isinstance(given, str) else given or {}
+
+
+def json_mapping(name: str, text: str) -> dict[str, Any]:
+    """A setting that is JSON on the command line."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}={text[:100]!r} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name}={text[:100]!r} must be a mapping")
+    return values

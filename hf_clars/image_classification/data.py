@@ -1,0 +1,135 @@
+"""The recipe's data: from its arguments to a training stream, evaluation data and collators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import (
+    ImageCollator,
+    ImageSource,
+    ResidentImages,
+    TrainStream,
+    decode_all,
+    eval_transform,
+    open_source,
+    ready_batch,
+    train_transform,
+)
+from ..data.batches import IGNORED_LABEL
+from ..data.chunks import TableChunks
+from ..errors import UserError
+from ..trainer import ClarsTrainingArguments
+from .arguments import RecipeArguments
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """What `ImageTrainer` is given.
+
+    Attributes:
+        stream: the training examples.
+        evaluation: a table of raw examples, or decoded images.
+        train_collator, eval_collator: of raw examples.
+        classes: number of classes.
+        class_names: theirs, where they are known.
+    """
+
+    stream: TrainStream
+    evaluation: Any
+    train_collator: ImageCollator
+    eval_collator: ImageCollator
+    classes: int
+    class_names: list[str] | None
+    _source: ImageSource
+
+    def plain_batches(self, batch_size: int) -> Iterable[dict[str, Tensor]]:
+        """All training images that can be used, once and in their order, without augmentation; as often as asked."""
+        if isinstance(self.stream, ResidentImages):
+            return DataLoader(self.stream.decoded, batch_size, collate_fn=ready_batch)
+        plain = train_transform(self.train_collator.transform.size, "none")
+        collator = ImageCollator(plain, self.classes, training=False)
+        everything = replace(self._source, num_examples=None).table()
+        return _Usable(DataLoader(everything, batch_size, collate_fn=collator))
+
+
+class _Usable:
+    """Batches without the examples that could not be used."""
+
+    def __init__(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in self._batches:
+            usable = batch["labels"] != IGNORED_LABEL
+            if usable.any():
+                yield {name: values[usable] for name, values in batch.items()}
+
+
+def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeData:
+    """Find and check the data; with `data_on_device`, decode them.
+
+    Raises:
+        UserError: see `open_source`, `TrainStream` and `ResidentImages`; labels outside the classes.
+    """
+    source = _open(recipe, "train_split", recipe.train_examples)
+    eval_source = _open(recipe, "eval_split", recipe.eval_examples)
+    classes = _number_of_classes(recipe, source)
+    for each in (source, eval_source):
+        each.check_labels(classes)
+    train_collator = ImageCollator(train_transform(recipe.image_size, recipe.augmentation, recipe.min_scale), classes)
+    eval_collator = ImageCollator(eval_transform(recipe.image_size, recipe.eval_crop), classes, training=False)
+    order: dict[str, Any] = {
+        "total_batch_size": args.total_batch_size,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "tail": args.tail,
+        "limit": recipe.train_examples,
+    }
+    stream: TrainStream
+    evaluation: Any = eval_source.table()
+    if recipe.data_on_device:
+        plain = train_transform(recipe.image_size, "none")
+        stream = ResidentImages(
+            decode_all(source.chunks, plain, classes, args.device),
+            augmentation=recipe.augmentation,
+            max_skipped_share=args.max_skipped_share,
+            **order,
+        )
+        evaluation = decode_all(TableChunks(evaluation), eval_collator.transform, classes, args.device)
+    else:
+        stream = TrainStream(source.chunks, shuffle_buffer=recipe.shuffle_buffer, **order)
+    return RecipeData(stream, evaluation, train_collator, eval_collator, classes, source.class_names, source)
+
+
+def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSource:
+    """The data of a split, whose setting is called so; a message gets the name of the setting whose value it has."""
+    try:
+        return open_source(
+            recipe.dataset,
+            getattr(recipe, split),
+            config=recipe.dataset_config,
+            revision=recipe.dataset_revision,
+            image_column=recipe.image_column,
+            label_column=recipe.label_column,
+            num_examples=examples,
+            follow_links=recipe.follow_links,
+            train_split=recipe.train_split,
+        )
+    except UserError as error:
+        of_data = (split, "dataset_config", "dataset_revision", "image_column", "label_column")
+        named = [name for name in of_data if (value := getattr(recipe, name)) and f"'{value}'" in str(error)]
+        raise UserError(f"{', '.join(named)}: {error}" if named else str(error)) from error
+
+
+def _number_of_classes(recipe: RecipeArguments, source: ImageSource) -> int:
+    if recipe.num_classes is not None:
+        if recipe.num_classes < 1:
+            raise UserError(f"num_classes={recipe.num_classes} must be at least 1")
+        return recipe.num_classes
+    if source.class_names is None:
+        raise UserError(f"{recipe.dataset} does not name its classes: state their number with --num_classes")
+    return len(source.class_names)

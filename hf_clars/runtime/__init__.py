@@ -1,0 +1,1 @@
+"""The processes, the terminal and the machine that a command runs on."""

@@ -1,0 +1,64 @@
+"""What makes two runs the same one, and where they were made: settings that count, commit, hardware."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What says where and how comfortably a run is made, not what it computes. (The batch size of evaluation is that of
+# measuring M_k, too, and then counts.)
+HOUSEKEEPING = frozenset(
+    {
+        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "disable_tqdm",
+        "eval_on_start", "eval_strategy", "eval_steps", "follow_links", "layer_statistics_steps", "logging_steps",
+        "logging_strategy", "output_dir", "per_device_eval_batch_size", "plots", "report_to", "resume_from_checkpoint",
+        "run_name", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
+    }
+)  # fmt: skip
+
+
+COMMIT_FILE = "commit.txt"  # beside this module in a copy that has left its checkout, see `packing`
+
+
+def hardware(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """Where runs are made."""
+    cuda = torch.cuda.is_available() and not settings.get("use_cpu")
+    return {
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def commit() -> str:
+    """Of the checkout this package is in, or was packed from; or the package's version."""
+    from .. import __version__
+
+    here = Path(__file__).resolve().parent
+    if (here / COMMIT_FILE).is_file():
+        return (here / COMMIT_FILE).read_text().strip()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        if "hf_clars/provenance.py" not in git("ls-files", "--full-name", str(here)):
+            return f"version {__version__}"  # installed inside somebody else's checkout
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here)).strip()
+        return git("rev-parse", "--short=7", "HEAD").strip() + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

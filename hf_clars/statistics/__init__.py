@@ -1,0 +1,1 @@
+"""Moments of per-sample gradients over a data set, and gradient noise."""

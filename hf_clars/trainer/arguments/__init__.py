@@ -1,0 +1,1 @@
+"""The training arguments: options, their ranges, and what follows from them."""

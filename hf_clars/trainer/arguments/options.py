@@ -1,0 +1,155 @@
+"""What `optim_args="eta=0.01,mode=subset"` may say, and what is assumed where it is silent."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ...errors import UserError
+from ...norms import MODES, check_untracked
+from ...optimizers import check_hyperparameters
+
+OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0}  # name → the paper's η; of mNAG (γ_k = γ_scale) a formality
+OURS = ", ".join((*OPTIMIZERS, "lamb"))  # all names that are registered
+AUTHORS = "authors"  # the `mode` that is no way to measure alone but a method, with an optimizer of its own
+
+NOT_TAKEN: dict[str, tuple[str, ...]] = {
+    "clars": (),
+    "lars": ("mode", "norm_samples", "untracked"),
+    "mnag": ("eta", "vectors", "decay_in_denominator", "mode", "norm_samples", "untracked"),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`NOT_TAKEN`).
+
+    `vectors=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
+    `decay_in_denominator=None` stands for what the optimizer has by default: True for LARS, and False for CLARS.
+    `norm_samples=None` stands for 512 and `untracked=None` for `"stand_in"`; they are refused where nothing uses them.
+    """
+
+    eta: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    vectors: str | None = None
+    decay_in_denominator: bool | None = None
+    mode: str = "per_sample"
+    norm_samples: int | None = None
+    untracked: str | None = None
+
+    def override(self, optim: str, optim_args: Mapping[str, str]) -> "OptimizerOptions":
+        """These options with those of `optim_args` in their place, all checked, and `vectors` decided.
+
+        Raises:
+            UserError: an unknown key, a value that cannot be read, or one out of range.
+        """
+        known = {f.name: f.type for f in fields(self) if f.name not in NOT_TAKEN[optim]}
+        values: dict[str, Any] = {}
+        for key, text in optim_args.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(f"optim_args: {key!r} is unknown to optim={optim!r}{hint} It takes {', '.join(known)}")
+            values[key] = _read(key, text, known[key])
+        options = replace(self, **values)
+        if options.vectors is None:
+            options = replace(options, vectors="authors" if (optim, options.mode) == ("clars", AUTHORS) else "eta")
+        if options.decay_in_denominator is None:
+            options = replace(options, decay_in_denominator=optim == "lars")
+        options.check()
+        return options
+
+    @property
+    def untracked_rule(self) -> str:
+        return self.untracked or "stand_in"
+
+    @property
+    def vector_rule(self) -> str:
+        """`vectors`, which `override` has decided."""
+        return self.vectors or "eta"
+
+    def layerwise_keywords(self) -> dict[str, Any]:
+        """What LARS, CLARS and the authors' CLARS take of them, as keywords."""
+        return {
+            "momentum": self.momentum,
+            "eta": self.eta,
+            "weight_decay": self.weight_decay,
+            "vectors": self.vector_rule,
+            "decay_in_denominator": bool(self.decay_in_denominator),
+        }
+
+    def check(self) -> None:
+        check_hyperparameters(
+            lr=0.0,
+            momentum=self.momentum,
+            eta=self.eta,
+            weight_decay=self.weight_decay,
+            vectors=self.vector_rule,
+        )
+        if self.mode not in (*MODES, AUTHORS):
+            raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
+        if self.norm_samples is not None and self.norm_samples < 1:
+            raise UserError(f"norm_samples={self.norm_samples} must be at least 1")
+        if self.norm_samples is not None and self.mode != "subset":
+            raise UserError(f"norm_samples={self.norm_samples} is for mode=subset (norm_mode), not {self.mode}")
+        if self.untracked is not None and self.mode == AUTHORS:
+            raise UserError(f"untracked={self.untracked} is nothing that mode=authors (norm_mode) takes: leave it out")
+        check_untracked(self.untracked_rule)
+
+
+def parse_optim_args(text: str | None) -> dict[str, str]:
+    """`"eta=0.01, mode=subset"` → `{"eta": "0.01", "mode": "subset"}`."""
+    plain = (text or "").replace(" ", "")
+    pairs = [part.partition("=") for part in plain.split(",")] if plain else []
+    values: dict[str, str] = {}
+    for key, equals, value in pairs:
+        if not equals or not key or not value or "=" in value:  # which transformers cannot take apart
+            raise UserError(f"optim_args={text!r}: {key!r} is not of the form key=value")
+        if key in values:
+            raise UserError(f"optim_args={text!r}: {key!r} stands twice")
+        values[key] = value
+    return values
+
+
+def check_lamb(optim_args: Mapping[str, str]) -> None:
+    """`optim="lamb"` takes what it needs from the fields that AdamW has, too."""
+    if optim_args:
+        raise UserError(
+            f"optim_args: {next(iter(optim_args))!r} is unknown to optim='lamb', which takes none; its options are "
+            "adam_beta1, adam_beta2, adam_epsilon and weight_decay"
+        )
+
+
+def refuse_deepspeed(deepspeed: Any, who: str = "CLARS and LARS") -> None:
+    """DeepSpeed's ZeRO flattens and shards gradients; layers, and so layer norms, are no longer visible."""
+    if deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
+        raise UserError(
+            f"{who} cannot run under DeepSpeed: ZeRO flattens and shards the gradients that are needed layer by layer. "
+            "Use DDP or FSDP2 (recipes/accelerate/)"
+        )
+
+
+def refuse_data_parallel(args: Any) -> None:
+    """`nn.DataParallel` runs copies of the model, whose gradients and layers nobody sees."""
+    if args.n_gpu > 1:
+        raise UserError(
+            f"one process sees {args.n_gpu} GPUs: start a process for each with `accelerate launch --num_processes "
+            f"{args.n_gpu} ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _read(key: str, text: str, kind: Any) -> Any:
+    if kind == bool | None:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise UserError(f"optim_args: {key}={text!r} must be true or false")
+        return text.lower() in ("true", "1")
+    if kind not in (int | None, float):
+        return text
+    try:
+        return float(text) if kind is float else int(text)
+    except ValueError:
+        raise UserError(
+            f"optim_args: {key}={text!r} is not {'a number' if kind is float else 'a whole number'}"
+        ) from None

@@ -1,0 +1,1 @@
+"""What happens beside training steps: statistics, warm-up, health, freezing."""

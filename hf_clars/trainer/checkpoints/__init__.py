@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, found again, loaded and deleted without loss."""

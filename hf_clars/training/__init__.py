@@ -1,8 +1,0 @@
-"""The Trainer side: `optim="clars"`, training arguments, the Trainer, and what it logs."""
-
-from .arguments import ClarsTrainingArguments
-from .gradient_statistics import GradientStatisticsCallback
-from .registration import register
-from .trainer import ClarsTrainer
-
-__all__ = ["ClarsTrainer", "ClarsTrainingArguments", "GradientStatisticsCallback", "register"]

@@ -1,0 +1,1 @@
+"""What a user gave, checked: a schema of all settings, and values."""
