@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from hf_clars.comparison.runs import ComparedRun
 
 
 def run(
-    optim: str = "clars",
+    optim: str | None = "clars",
     seed: int | None = 0,
     accuracies: list[float] | None = None,
     *,
@@ -27,7 +31,8 @@ def run(
         for e, accuracy in enumerate([0.3, 0.6, 0.8] if accuracies is None else accuracies, 1)
     ]
     name = name or f"{optim}-{seed}"
-    return ComparedRun(name, f"outputs/{name}", settings, history, state, _layers(optim) if layers else [])
+    frame = pd.DataFrame(history, dtype=float)
+    return ComparedRun(name, f"outputs/{name}", settings, frame, state, _layers(optim) if layers else {})
 
 
 def learning(top: float, speed: float, seed: int, epochs: int = 8) -> list[float]:
@@ -36,16 +41,27 @@ def learning(top: float, speed: float, seed: int, epochs: int = 8) -> list[float
     return [top * (1 - math.exp(-speed * e)) + noise.gauss(0, 0.004) for e in range(1, epochs + 1)]
 
 
-def _layers(optim: str) -> list[dict[str, Any]]:
+def _layers(optim: str | None) -> dict[str, pd.DataFrame]:
     statistics = {"gamma": 0.5, "weight_norm": 1.0} | ({"variance_factor": 30.0} if optim == "clars" else {})
-    return [
-        {
-            "step": step,
-            "epoch": step / 10,
-            "layers": {
-                f"layer{k}.weight": {s: value * (k + 1) * (1 + step / 10) for s, value in statistics.items()}
-                for k in range(4)
-            },
-        }
-        for step in range(0, 80, 10)
-    ]
+    steps = range(0, 80, 10)
+    return {
+        statistic: pd.DataFrame(
+            {f"layer{k}.weight": [value * (k + 1) * (1 + step / 10) for step in steps] for k in range(4)}, steps
+        )
+        for statistic, value in statistics.items()
+    }
+
+
+def points(run: ComparedRun, metric: str, axis: str = "step") -> tuple[list[float], list[float]]:
+    """The run's curve as two lists."""
+    curve = run.curve(metric, axis)
+    return list(curve.index), list(curve)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Of a process that keeps W&B's runs offline, and reads nobody's login."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
+    return kept | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "HOME": str(folder), "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", **more,
+    }  # fmt: skip

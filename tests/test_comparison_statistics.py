@@ -1,48 +1,56 @@
 """Statistics of a comparison: known answers, published values, and what must not change them."""
 
 import math
-import statistics
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_clars import UserError
-from hf_clars.comparison.analysis import analyse
-from hf_clars.comparison.groups import default_keys, group_runs, remarks, varying, where
-from hf_clars.comparison.question import Question, falls, the_axis, the_metric
-from hf_clars.comparison.runs import AXES
+from hf_clars.comparison.analysis import analyse, ranked
+from hf_clars.comparison.groups import group_names, grouping, mixed, remarks, settings_of, varying, where
+from hf_clars.comparison.runs import VALUES, Question, falls, the_axis, the_metric
 from hf_clars.comparison.statistics import (
+    Interval,
     area,
     difference,
     first_reaching,
     mean_curve,
-    mean_of,
-    paired,
+    number,
     shared_range,
+    short_interval,
+    spread,
+    spread_of,
     t_quantile,
-    welch,
 )
-from hf_clars.comparison.summaries import ranked
 from hf_clars.comparison.verdict import verdict
 
 from .comparison import learning, run
 
 # Student 1908: hours of sleep that ten patients gained with each of two drugs.
 SLEEP = (
-    [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0],
-    [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4],
+    pd.Series([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]),
+    pd.Series([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]),
 )
 numbers = st.floats(-100, 100).map(lambda x: round(x, 4))
+
+
+def curve(xs, ys) -> pd.Series:
+    return pd.Series(ys, xs, dtype=float)
+
+
+def bounds(interval: Interval) -> tuple:
+    return interval.difference, interval.low, interval.high
 
 
 @pytest.mark.parametrize(
     ("freedom", "level", "published"),
     [
-        (1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.95, 2.776), (5, 0.95, 2.571), (9, 0.95, 2.262),
-        (20, 0.95, 2.086), (30, 0.95, 2.042), (60, 0.95, 2.000), (120, 0.95, 1.980), (1e9, 0.95, 1.960),
-        (1, 0.99, 63.657), (5, 0.99, 4.032), (30, 0.99, 2.750), (4, 0.90, 2.132), (10, 0.50, 0.700),
+        (1, 0.95, 12.706), (2, 0.95, 4.303), (4, 0.95, 2.776), (9, 0.95, 2.262), (30, 0.95, 2.042), (120, 0.95, 1.980),
+        (1e9, 0.95, 1.960), (1, 0.99, 63.657), (5, 0.99, 4.032), (4, 0.90, 2.132), (10, 0.50, 0.700),
     ],
 )  # fmt: skip
 def test_t_quantiles_are_those_of_the_printed_tables(freedom, level, published):
@@ -56,108 +64,111 @@ def test_t_quantiles_in_closed_form():
         assert t_quantile(2, level) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), rel=1e-12)
 
 
-def test_paired_interval_of_students_sleep_data():
-    interval = paired(SLEEP[1], SLEEP[0])
-    assert (interval.difference, interval.low, interval.high) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=1e-7)
-    assert (interval.pairs, interval.clear) == (10, True)
-
-
-def test_welchs_interval_of_students_sleep_data():
-    interval = welch(SLEEP[0], SLEEP[1])
-    assert (interval.difference, interval.low, interval.high) == pytest.approx((-1.58, -3.3654832, 0.2054832), abs=1e-6)
-    assert (interval.pairs, interval.clear) == (None, False)
+def test_intervals_of_students_sleep_data():
+    """As R's `t.test` gives them."""
+    pairs = difference(SLEEP[1], SLEEP[0])
+    assert bounds(pairs) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=1e-7)
+    assert pairs.pairs == 10
+    welch = difference(SLEEP[0], SLEEP[1].rename(lambda seed: seed + 10))
+    assert bounds(welch) == pytest.approx((-1.58, -3.3654832, 0.2054832), abs=1e-6)
+    assert welch.pairs is None
 
 
 def test_seeds_pair_where_two_are_common_and_others_do_not_count():
-    both = difference({0: 1.0, 1: 2.0, 2: 9.0}, {1: 1.0, 0: 0.5, 7: 100.0})
+    both = difference(curve([0, 1, 2], [1.0, 2.0, 9.0]), curve([1, 0, 7], [1.0, 0.5, 100.0]))
     assert (both.difference, both.pairs) == (0.75, 2)
-    assert both.high - both.difference == pytest.approx(12.7062 * statistics.stdev([0.5, 1.0]) / math.sqrt(2), rel=1e-5)
-    assert difference({0: 1.0, 1: 2.0}, {1: 1.0, 5: 3.0}).pairs is None
-    alone = difference({0: 1.0}, {0: 3.0})
-    assert (alone.difference, alone.low, alone.high, alone.clear) == (-2.0, None, None, False)
-    assert difference({}, {0: 1.0}) is None
+    assert both.high - both.difference == pytest.approx(12.7062 * np.std([0.5, 1.0], ddof=1) / math.sqrt(2), rel=1e-5)
+    assert difference(curve([0, 1], [1, 2]), curve([1, 5], [1, 3])).pairs is None
+    assert difference(curve([0, 0], [1, 2]), curve([0, 0], [1, 3])).pairs is None
+    alone = difference(curve([0], [1]), curve([0], [3]))
+    assert bounds(alone) == (-2.0, None, None)
+    assert difference(curve([], []), curve([0], [1])) is None
 
 
 def test_no_spread_is_an_interval_of_no_width():
-    assert (paired([2, 3], [1, 2]).low, paired([2, 3], [1, 2]).high) == (1, 1)
-    assert (welch([2, 2], [1, 1]).low, welch([2, 2], [1, 1]).high) == (1, 1)
+    for seeds in ([0, 1], [2, 3]):
+        assert bounds(difference(curve([0, 1], [2, 2]), curve(seeds, [1, 1]))) == (1, 1, 1)
+    assert spread_of([0.1] * 3) == {"mean": pytest.approx(0.1), "std": 0, "n": 3}
 
 
-def test_means():
-    assert mean_of([]) is None
-    assert mean_of([3.0]).std is None
-    mean = mean_of([1.0, 2.0, 4.0])
-    assert (mean.mean, mean.std, mean.n) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1), 3))
+@given(st.lists(numbers, max_size=6))
+def test_means_are_those_of_pandas(values):
+    expected = pd.Series(values, dtype=float)
+    wanted = {"mean": expected.mean(), "std": expected.std(), "n": len(values)}
+    assert spread_of([*values, math.nan]) == pytest.approx(wanted, abs=1e-9, nan_ok=True)
 
 
 def test_the_target_is_reached_at_a_point_that_was_measured():
-    curve = ([1, 2, 3, 4], [0.5, 0.7, 0.8, 0.6])
-    assert first_reaching(curve, 0.75, False) == 3
-    assert first_reaching(curve, 0.8, False) == 3
-    assert first_reaching(curve, 0.81, False) is None
-    assert first_reaching(curve, 0.65, True) == 1
-    assert first_reaching(curve, 0.1, True) is None
+    one = curve([1, 2, 3, 4], [0.5, 0.7, 0.8, 0.6])
+    assert [first_reaching(one, target, False) for target in (0.75, 0.8)] == [3, 3]
+    assert math.isnan(first_reaching(one, 0.81, False))
+    assert first_reaching(one, 0.65, True) == 1
+    assert math.isnan(first_reaching(one, 0.1, True))
 
 
 def test_area_is_a_mean_value():
-    curve = ([0, 1, 4], [0, 1, 1])
-    assert area(curve, 0, 1) == 0.5
-    assert area(curve, 0, 4) == pytest.approx(3.5 / 4)
-    assert area(curve, 0.5, 2) == pytest.approx((0.375 + 1) / 1.5)
-    assert area(curve, 0, 5) is None
-    assert area(curve, 2, 2) is None
-    assert area(([], []), 0, 1) is None
-    assert shared_range([([0, 4], [1, 1]), ([1, 9], [1, 1])]) == (1, 4)
-    assert shared_range([([0, 1], [1, 1]), ([2, 3], [1, 1])]) is None
+    one = curve([0, 1, 4], [0, 1, 1])
+    assert [area(one, *ends) for ends in ((0, 1), (0, 4), (0.5, 2))] == pytest.approx([0.5, 3.5 / 4, 1.375 / 1.5])
+    assert all(math.isnan(area(*nothing)) for nothing in ((one, 0, 5), (one, 2, 2), (curve([], []), 0, 1)))
+    assert shared_range([curve([0, 4], [1, 1]), curve([1, 9], [1, 1])]) == (1, 4)
+    assert shared_range([curve([0, 1], [1, 1]), curve([2, 3], [1, 1])]) is None
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 5), numbers), min_size=2, max_size=9), numbers, st.floats(0.1, 10))
+@settings(max_examples=60, deadline=None)
+def test_area_is_between_the_extremes_and_linear(steps, shift, stretch):
+    xs, ys = np.cumsum([gap for gap, _ in steps]), np.array([y for _, y in steps])
+    value = area(curve(xs, ys), xs[0], xs[-1])
+    assert min(ys) - 1e-9 <= value <= max(ys) + 1e-9
+    moved = area(curve(stretch * xs, ys + shift), stretch * xs[0], stretch * xs[-1])
+    assert moved == pytest.approx(value + shift, abs=1e-6)
 
 
 def test_mean_curves():
-    xs, mean, std = mean_curve([([1, 2], [0, 1]), ([1, 2], [2, 3])])
-    assert (list(xs), list(mean)) == ([1, 2], [1, 2])
-    assert list(std) == pytest.approx([math.sqrt(2)] * 2)
-    xs, mean, std = mean_curve([([0, 2], [0, 2]), ([1, 3], [1, 3])], points=11)  # both are y = x
-    assert (xs[0], xs[-1], len(xs)) == (1, 2, 11)
-    assert list(mean) == pytest.approx(list(xs))
-    assert list(std) == pytest.approx([0] * 11)
-    assert mean_curve([([1], [2]), ([1], [4])])[1] == [3]
-    assert mean_curve([([1], [2]), ([2], [4])]) is None
+    band = mean_curve([curve([1, 2], [0, 1]), curve([1, 2], [2, 3])])
+    assert (list(band.index), list(band["mean"])) == ([1, 2], [1, 2])
+    assert list(band["std"]) == pytest.approx([math.sqrt(2)] * 2)
+    band = mean_curve([curve([0, 2], [0, 2]), curve([1, 3], [1, 3])], points=11)  # both are y = x
+    assert (band.index[0], band.index[-1], len(band)) == (1, 2, 11)
+    assert list(band["mean"]) == pytest.approx(list(band.index))
+    assert list(band["std"]) == pytest.approx([0] * 11)
+    assert list(mean_curve([curve([1], [2]), curve([1], [4])])["mean"]) == [3]
+    assert mean_curve([curve([1], [2]), curve([2], [4])]) is None
     assert mean_curve([]) is None
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8), numbers)
 @settings(max_examples=60, deadline=None)
 def test_differences_do_not_see_a_shift_and_turn_with_the_sides(pairs, shift):
-    ours, theirs = (dict(enumerate(part)) for part in zip(*pairs, strict=True))
-    for one, other in ((ours, theirs), ({(0, k): v for k, v in ours.items()}, theirs)):  # paired, and Welch
-        interval = difference(one, other)
-        moved = difference({k: v + shift for k, v in one.items()}, {k: v + shift for k, v in other.items()})
-        turned = difference(other, one)
-        scale = {"abs": 1e-6, "rel": 1e-6}
-        assert (moved.difference, moved.low, moved.high) == pytest.approx(
-            (interval.difference, interval.low, interval.high), **scale
-        )
-        assert (-turned.difference, -turned.high, -turned.low) == pytest.approx(
-            (interval.difference, interval.low, interval.high), **scale
-        )
-        assert interval.low <= interval.difference + 1e-9
-        assert interval.difference <= interval.high + 1e-9
+    ours, theirs = (pd.Series(side) for side in zip(*pairs, strict=True))
+    for one in (ours, ours.rename(lambda seed: seed + 100)):  # paired, and Welch
+        interval, turned = difference(one, theirs), difference(theirs, one)
+        near = pytest.approx(bounds(interval), abs=1e-6, rel=1e-6)
+        assert bounds(difference(one + shift, theirs + shift)) == near
+        assert (-turned.difference, -turned.high, -turned.low) == near
+        assert interval.low - 1e-9 <= interval.difference <= interval.high + 1e-9
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 5), numbers), min_size=2, max_size=9), numbers, st.floats(0.1, 10))
-@settings(max_examples=60, deadline=None)
-def test_area_is_between_the_extremes_and_linear(steps, shift, stretch):
-    xs = list(np.cumsum([gap for gap, _ in steps]))
-    ys = [y for _, y in steps]
-    value = area((xs, ys), xs[0], xs[-1])
-    assert min(ys) - 1e-9 <= value <= max(ys) + 1e-9
-    moved = area(([stretch * x for x in xs], [y + shift for y in ys]), stretch * xs[0], stretch * xs[-1])
-    assert moved == pytest.approx(value + shift, abs=1e-6)
+def test_numbers():
+    assert spread(math.nan, math.nan) == "–"
+    assert spread(0.86827, 0.00213) == "0.8683 ± 0.0021"
+    assert spread(376832, 28378) == "376,832 ± 28,378"
+    assert spread(4.0, 0.0) == "4 ± 0"
+    assert spread(0.123456, math.nan) == "0.1235"
+    assert spread(3e-12, 1e-13) == "3e-12 ± 1e-13"
+    assert short_interval(Interval(1.5, 0.91, 2.09, 3)) == "+1.50 [+0.91, +2.09] n=3"
+    assert short_interval(Interval(-1.5, -1.9, 0.2, None)) == "-1.5 [-1.9, +0.2] W"
+    assert short_interval(Interval(2.0, 2.0, 2.0, 4)) == "+2 n=4"
+    assert short_interval(Interval(2.0, None, None, None)) == "+2"
+    assert [number(x) for x in (1e-9, 12345.6, math.inf, 1e40)] == ["1e-09", "12,346", "inf", "1e+40"]
 
 
-def seeds(optim, top, speed, states=("finished",) * 3, **settings):
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def seeds(optim, top, speed, states=("finished",) * 3):
     return [
-        run(optim, seed, learning(top, speed, 10 * seed + len(optim)), state=state, **settings)
-        for seed, state in enumerate(states)
+        run(optim, seed, learning(top, speed, 10 * seed + len(optim)), state=state) for seed, state in enumerate(states)
     ]
 
 
@@ -165,34 +176,27 @@ RUNS = [*seeds("clars", 0.90, 0.6), *seeds("lars", 0.92, 0.35), *seeds("mnag", 0
 
 
 @given(st.permutations(range(len(RUNS))))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_order_of_runs_changes_nothing(order):
     question = Question(target=0.75)
     before, after = analyse(RUNS, question), analyse([RUNS[i] for i in order], question)
-    assert [g.name for g in before.groups] == [g.name for g in after.groups]
-    for one, other in zip(before.groups, after.groups, strict=True):
-        assert one.means.keys() == other.means.keys()
-        for measure, mean in one.means.items():
-            assert (mean.mean, mean.std) == pytest.approx((other.means[measure].mean, other.means[measure].std))
+    pd.testing.assert_frame_equal(before.groups, after.groups)
     assert verdict(before) == verdict(after)
 
 
 @given(numbers)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_shifted_metric_shifts_the_values_and_not_the_differences(shift):
-    def moved(one):
-        history = [row | {"eval/accuracy": row["eval/accuracy"] + shift} for row in one.history]
-        return type(one)(one.name, one.source, one.config, history, one.state)
-
-    before = analyse(RUNS, Question(target=0.75))
-    after = analyse([moved(one) for one in RUNS], Question(target=0.75 + shift - 1e-9))
-    for one, other in zip(before.groups, after.groups, strict=True):
-        assert one.name == other.name
-        for measure, mean in one.means.items():
-            by = 0 if measure in AXES else shift
-            assert other.means[measure].mean == pytest.approx(mean.mean + by, abs=1e-6)
-    for one, other in zip(before.differences, after.differences, strict=True):
-        assert one.interval.difference == pytest.approx(other.interval.difference, abs=1e-6)
+    moved = [
+        replace(one, history=one.history.assign(**{"eval/accuracy": one.history["eval/accuracy"] + shift}))
+        for one in RUNS
+    ]
+    before, after = analyse(RUNS, Question(target=0.75)), analyse(moved, Question(target=0.75 + shift - 1e-9))
+    expected = before.groups.assign(**{f"{value}_mean": before.groups[f"{value}_mean"] + shift for value in VALUES})
+    pd.testing.assert_frame_equal(after.groups, expected, atol=1e-6)
+    assert after.differences.keys() == before.differences.keys()
+    for key, interval in before.differences.items():
+        assert bounds(after.differences[key]) == pytest.approx(bounds(interval), abs=1e-6, nan_ok=True)
 
 
 def test_a_comparison_by_hand():
@@ -200,88 +204,89 @@ def test_a_comparison_by_hand():
         run("clars", 0, [0.3, 0.8, 0.9]), run("clars", 1, [0.3, 0.6, 0.8]),
         run("lars", 0, [0.2, 0.5, 0.8]), run("lars", 1, [0.2, 0.7, 0.7]),
     ]  # fmt: skip
-    comparison = analyse(runs, Question(target=0.8))
-    clars, lars = comparison.groups
-    assert (clars.name, clars.reached, clars.tried) == ("clars", 2, 2)
-    assert (clars.means["epoch"].mean, clars.means["step"].mean, clars.means["images"].mean) == (2.5, 25, 25_000)
-    assert (clars.means["seconds"].mean, clars.means["epoch"].std) == (12.5, pytest.approx(math.sqrt(0.5)))
-    assert (clars.means["final"].mean, clars.means["best"].mean) == pytest.approx((0.85, 0.85))
-    assert clars.means["area"].mean == pytest.approx((0.7 + 0.575) / 2)
-    assert (lars.reached, lars.tried, lars.means["epoch"].mean, lars.means["epoch"].std) == (1, 2, 3.0, None)
-    (final,) = comparison.differences_in("final")
-    assert (final.interval.difference, final.interval.pairs) == (pytest.approx(-0.1), 2)
-    (epochs,) = comparison.differences_in("epoch")
-    assert (epochs.interval.difference, epochs.interval.low) == (0.5, None)  # one run of lars reached it
+    found = analyse(runs, Question(target=0.8))
+    groups = found.groups
+    assert list(groups.index) == ["clars", "lars"]
+    assert groups[["reached", "tried"]].to_numpy().tolist() == [[2, 2], [1, 2]]
+    to_target = [f"{unit}_to_target_mean" for unit in ("steps", "epochs", "images", "seconds")]
+    assert list(groups.loc["clars", to_target]) == [25, 2.5, 25_000, 12.5]
+    assert groups.loc["clars", "epochs_to_target_std"] == pytest.approx(math.sqrt(0.5))
+    values = [f"{value}_mean" for value in ("final", "best", "area")]
+    assert list(groups.loc["clars", values]) == pytest.approx([0.85, 0.85, (0.7 + 0.575) / 2])
+    assert groups.loc["lars", "epochs_to_target_mean"] == 3
+    assert math.isnan(groups.loc["lars", "epochs_to_target_std"])
+    final = found.differences["lars", "final"]
+    assert (final.difference, final.pairs) == (pytest.approx(-0.1), 2)
+    assert bounds(found.differences["lars", "epochs_to_target"]) == (0.5, None, None)  # one run of lars reached it
 
 
 def test_diverged_runs_are_counted_and_are_in_no_mean():
     runs = seeds("clars", 0.9, 0.6) + seeds("lars", 0.95, 2.0, ("finished", "diverged", "finished"))
     runs.append(run("lars", 3, [], state="diverged"))  # before it was first evaluated
     runs.append(run("lars", 4, [math.nan] * 3, state="diverged"))
-    comparison = analyse(runs, Question(target=0.75))
-    lars = next(g for g in comparison.groups if g.name == "lars")
-    assert (lars.count("diverged"), lars.means["final"].n, lars.reached, lars.tried) == (3, 2, 2, 5)
-    assert comparison.groups[0].name == "clars"  # slower, but every run of it reaches the target
-    assert comparison.differences_in("final")[0].interval.pairs == 2
-    text = " ".join(verdict(comparison))
+    found = analyse(runs, Question(target=0.75))
+    assert list(found.groups.loc["lars", ["diverged", "final_n", "reached", "tried"]]) == [3, 2, 2, 5]
+    assert found.leader == "clars"  # slower, but every run of it reaches the target
+    assert found.differences["lars", "final"].pairs == 2
+    text = " ".join(verdict(found))
     assert "Diverged: 3 of 5 of lars." in text
     assert "lars took less where the target was reached, but did not reach it in every run: 2 of 5." in text
 
 
 def test_unfinished_runs_are_in_no_mean_and_not_among_those_that_tried():
     runs = seeds("clars", 0.9, 0.6, ("finished", "failed", "running"))
-    (group,) = analyse(runs, Question(target=0.75)).groups
-    assert (group.tried, group.reached, group.means["final"].n) == (1, 1, 1)
+    (group,) = analyse(runs, Question(target=0.75)).groups.itertuples()
+    assert (group.tried, group.reached, group.final_n) == (1, 1, 1)
     assert any("2 runs" in line for line in analyse(runs, Question()).remarks)
     assert verdict(analyse(runs[1:], Question())) == ["No run has finished: there is nothing to compare yet."]
 
 
 def test_the_verdict_says_how_sure_it_is():
-    far = " ".join(verdict(analyse(seeds("clars", 0.9, 0.6) + seeds("lars", 0.9, 0.2, ("finished",) * 3), Question())))
-    assert "clars has the highest eval/accuracy at the end" in far
-    assert "0 is outside the interval" in far
+    def said(runs, target=None):
+        return verdict(analyse(runs, Question(target=target)))
+
+    far = said(seeds("clars", 0.9, 0.6) + seeds("lars", 0.9, 0.2))
+    assert "clars has the highest eval/accuracy at the end" in far[0]
+    assert "0 is outside the interval" in far[1]
     near = [run("a", s, [0.5, 0.8 + d]) for s, d in enumerate((0.01, -0.02, 0.02))]
     near += [run("b", s, [0.5, 0.8 + d]) for s, d in enumerate((-0.02, 0.02, 0.0))]
-    assert "0 is inside the interval, so these runs do not tell the two apart" in verdict(analyse(near, Question()))[1]
-    single = verdict(analyse([run("a", 0, [0.5, 0.9]), run("b", 0, [0.5, 0.8])], Question()))
-    assert "there is no interval" in single[1]
+    assert "0 is inside the interval, so these runs do not tell the two apart" in said(near)[1]
+    assert "there is no interval" in said([run("a", 0, [0.5, 0.9]), run("b", 0, [0.5, 0.8])])[1]
     steps = [run("a", s, [0.5, 0.9, 0.9]) for s in (0, 1)] + [run("b", s, [0.5, 0.6, 0.9]) for s in (0, 1)]
-    assert "no more than lies between two measurements" in verdict(analyse(steps, Question(target=0.8)))[1]
+    assert "no more than lies between two measurements" in said(steps, 0.8)[1]
     slow = [run("b", s, [0.5, 0.6, 0.6, 0.6, 0.9]) for s in range(5)]
     fast = [run("a", s, [0.5, 0.9, 0.9, 0.9, 0.9]) for s in range(5)]
-    assert "0 is outside the interval" in verdict(analyse(fast + slow, Question(target=0.8)))[1]
-    assert "all 2 seed pairs): too few" in verdict(analyse(fast[:2] + slow[:2], Question(target=0.8)))[1]
+    assert "0 is outside the interval" in said(fast + slow, 0.8)[1]
+    assert "all 2 seed pairs): too few" in said(fast[:2] + slow[:2], 0.8)[1]
     alike = fast + [run("c", s, [0.5, 0.9, 0.9, 0.9, 0.9]) for s in range(5)]
-    assert "a, c reach eval/accuracy ≥ 0.8 first, and alike" in verdict(analyse(alike, Question(target=0.8)))[0]
+    assert "a, c reach eval/accuracy ≥ 0.8 first, and alike" in said(alike, 0.8)[0]
+    other = [run("a", 0, [0.5, 0.9, 0.9]), run("b", 0, [0.5, 0.6, 0.95])]
+    assert "By the last value b is first: 0.95." in said(other, 0.8)
 
 
 def test_lower_is_better():
-    assert falls("eval/loss")
-    assert falls("train/perplexity")
-    assert falls("eval/word_error")
-    assert not falls("eval/accuracy")
-    assert not falls("eval/glossary")
-    comparison = analyse(RUNS, Question("train/loss", target=0.25, lower_is_better=True))
-    assert [g.name for g in comparison.groups] == ["clars", "lars", "mnag"]
-    assert comparison.groups[0].means["best"].mean <= comparison.groups[0].means["final"].mean
-    assert comparison.groups[-1].reached == 0
-    assert "≤ 0.25" in verdict(comparison)[0]
+    assert all(map(falls, ("eval/loss", "train/perplexity", "eval/word_error")))
+    assert not any(map(falls, ("eval/accuracy", "eval/glossary")))
+    found = analyse(RUNS, Question("train/loss", target=0.25, lower_is_better=True))
+    assert list(found.groups.index) == ["clars", "lars", "mnag"]
+    assert (found.groups["best_mean"] <= found.groups["final_mean"]).all()
+    assert found.groups.loc["mnag", "reached"] == 0
+    assert "≤ 0.25" in verdict(found)[0]
 
 
 def test_no_target_reached_ranks_by_the_last_value():
-    comparison = analyse(RUNS, Question(target=0.99))
-    best = ranked(comparison.groups, comparison.question, "final")
-    assert [g.name for g in comparison.groups] == [g.name for g in best]
-    assert any("no finished run reached eval/accuracy ≥ 0.99" in line for line in comparison.remarks)
+    found = analyse(RUNS, Question(target=0.99))
+    assert list(found.groups.index) == list(found.groups.sort_values("final_mean", ascending=False).index)
+    assert ranked(found.groups, found.question, "area").index[0] == found.groups["area_mean"].idxmax()
+    assert any("no finished run reached eval/accuracy ≥ 0.99" in line for line in found.remarks)
 
 
 def test_runs_without_the_metric_are_named():
     runs = [*RUNS, run("clars", 7, []), run("clars", 8, [math.nan, math.inf])]
-    comparison = analyse(runs, Question())
-    assert comparison.left_out == [
-        "outputs/clars-7: left out, it has no eval/accuracy",
-        "outputs/clars-8: left out, it has no finite value of eval/accuracy",
-    ]
+    left_out = analyse(runs, Question()).left_out
+    assert [line.partition(": left out, it has no ")[::2] for line in left_out] == [
+        ("outputs/clars-7", "eval/accuracy"), ("outputs/clars-8", "finite value of eval/accuracy"),
+    ]  # fmt: skip
     with pytest.raises(UserError, match=r"--metric eval/f1: no run has it; there is eval/accuracy, train/loss"):
         the_metric(runs, "eval/f1")
     assert the_metric(runs, "eval_accuracy") == "eval/accuracy"
@@ -290,9 +295,7 @@ def test_runs_without_the_metric_are_named():
 
 
 def test_axes():
-    bare = run("clars", 0)
-    rows = [{k: v for k, v in row.items() if k != "epoch"} for row in bare.history]
-    without = type(bare)(bare.name, bare.source, bare.config, rows)
+    without = replace(run("clars", 0), history=run("clars", 0).history.drop(columns="epoch"))
     assert the_axis(RUNS, "eval/accuracy", None) == "epoch"
     assert the_axis([*RUNS, without], "eval/accuracy", None) == "step"
     assert the_axis(RUNS, "eval/accuracy", "seconds") == "seconds"
@@ -301,32 +304,45 @@ def test_axes():
 
 
 def test_the_area_is_over_what_all_runs_cover():
-    short = run("lars", 0, [0.5, 0.6])
     long = run("clars", 0, [0.5] * 2 + [0.9] * 6)
-    comparison = analyse([short, long], Question())
-    assert comparison.range == (1, 2)
-    assert any("up to 2 epochs, where the shortest finished run ends" in line for line in comparison.remarks)
+    found = analyse([run("lars", 0, [0.5, 0.6]), long], Question())
+    assert found.range == (1, 2)
+    assert any("up to 2 epochs, where the shortest finished run ends" in line for line in found.remarks)
     single = analyse([run("lars", 0, [0.5]), long], Question())
     assert single.range is None
     assert any("share no range of epochs" in line for line in single.remarks)
 
 
-@pytest.mark.parametrize("value", [1e-300, 1e30, 3e38, 1e39, 1e200, 1.7e308])
-@pytest.mark.parametrize("pairing", [True, False])
-def test_no_size_of_a_value_is_too_much(value, pairing):
+def test_different_distances_of_measurements_are_said():
+    fine = [run("b", s, [0.5, 0.6, 0.7, 0.9] * 2) for s in (0, 1)]
+    fine = [replace(one, history=one.history.assign(epoch=one.history["epoch"] / 4)) for one in fine]
+    lines = analyse([run("a", s, [0.5, 0.9]) for s in (0, 1)] + fine, Question(target=0.8)).remarks
+    assert any("known to the distance of two measurements: 1 for a, 0.25 for b" in line for line in lines)
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e30, 3e38, 1e39, 1.7e308])
+@pytest.mark.parametrize("apart", [0, 9])
+def test_no_size_of_a_value_is_too_much(value, apart):
     runs = [run("a", s, [0.5, value / (s + 1), 1 - value]) for s in (0, 1, 2)]
-    runs += [run("b", s if pairing else s + 9, [0.5, -value / (s + 2), value]) for s in (0, 1, 2)]
-    comparison = analyse(runs, Question(target=0.4))
-    assert all(group.reached == 3 for group in comparison.groups)
-    assert all(math.isfinite(d.interval.difference) for d in comparison.differences)
-    assert verdict(comparison)
+    runs += [run("b", s + apart, [0.5, -value / (s + 2), value]) for s in (0, 1, 2)]
+    found = analyse(runs, Question(target=0.4))
+    assert list(found.groups["reached"]) == [3, 3]
+    assert all(math.isfinite(interval.difference) for interval in found.differences.values())
+    assert verdict(found)
 
 
 def test_points_out_of_order_and_twice():
     one = run("clars", 0, [0.1, 0.2, 0.3])
-    rows = [one.history[2], one.history[0], one.history[1], one.history[1] | {"eval/accuracy": 0.25}]
-    (group,) = analyse([type(one)(one.name, one.source, one.config, rows)], Question()).groups
-    assert group.runs[0].curves["epoch"] == ([1.0, 2.0, 3.0], [0.1, 0.25, 0.3])
+    history = pd.concat([one.history.iloc[[2, 0, 1]], one.history.iloc[[1]].assign(**{"eval/accuracy": 0.25})])
+    points = replace(one, history=history).curve("eval/accuracy", "epoch")
+    assert (list(points.index), list(points)) == ([1, 2, 3], [0.1, 0.25, 0.3])
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def names(runs, keys=None) -> list[str]:
+    return list(dict.fromkeys(group_names(runs, grouping(runs, keys))))
 
 
 def test_default_groups():
@@ -336,49 +352,47 @@ def test_default_groups():
         for rate in (32, 8.0)
         for seed in (0, 1)
     ]  # fmt: skip
-    assert default_keys(runs) == ["optim", "learning_rate"]
-    names = [g.name for g in group_runs(runs)]
-    assert names == [
-        "clars, learning_rate=32",
-        "clars, learning_rate=8",
-        "lars, learning_rate=32",
-        "lars, learning_rate=8",
-    ]
-    assert [len(g.runs) for g in group_runs(runs, ["optim"])] == [4, 4]
-    assert [g.name for g in group_runs(runs[:2])] == ["all runs"]
+    assert grouping(runs) == ["optim", "learning_rate"]
+    assert names(runs) == [f"{optim}, learning_rate={rate}" for optim in ("clars", "lars") for rate in (32, 8)]
+    assert names(runs, ["optim"]) == ["clars", "lars"]
+    assert names(runs[:2]) == ["all runs"]
     some = [run(seed=0, warmup_epochs=1), run(seed=0), run(optim=None, seed=0)]
-    assert [g.name for g in group_runs(some)] == ["clars, warmup_epochs=1", "clars", "optim=–"]
-    assert "seed" in varying(runs)
+    assert names(some) == ["clars, warmup_epochs=1", "clars", "optim=–"]
+    assert "seed" in varying(settings_of(runs))
     with pytest.raises(UserError, match=r"--group-by optimm: no run has that setting; those that differ are eta"):
-        group_runs(runs, ["optimm"])
+        grouping(runs, ["optimm"])
 
 
 def test_the_same_setting_written_by_different_tools_is_the_same():
     runs = [run(seed=0, eta=1e-2, a=1, b=True, c=None), run(seed=1, eta="1e-2", a=1.0, b="true")]
-    assert [g.name for g in group_runs(runs)] == ["all runs"]
-    assert varying(runs) == ["seed"]
-    assert len(group_runs([run(b=True), run(b=1)])) == 2  # but true is not 1
+    assert names(runs) == ["all runs"]
+    assert varying(settings_of(runs)) == ["seed"]
+    assert len(names([run(b=True), run(b=1)])) == 2  # but true is not 1
+    alike = [run(seed=seed, betas=betas) for betas in ([1], "[1]") for seed in (0, 1)]
+    assert names(alike) == ["betas=[1]", "betas=[1] (2)"]
 
 
 def test_accumulation_follows_from_the_batch_size_where_that_is_known():
-    accumulating = [run(seed=s, gradient_accumulation_steps=4 * (s + 1), per_device_train_batch_size=8) for s in (0, 1)]
-    assert len(group_runs(accumulating)) == 1
-    bare = [
-        type(r)(r.name, r.source, {k: v for k, v in r.config.items() if k != "total_batch_size"}, r.history)
-        for r in accumulating
-    ]
-    assert len(group_runs(bare)) == 2
+    runs = [run(seed=s, gradient_accumulation_steps=4 * (s + 1), per_device_train_batch_size=8) for s in (0, 1)]
+    assert len(names(runs)) == 1
+    bare = [replace(r, config={k: v for k, v in r.config.items() if k != "total_batch_size"}) for r in runs]
+    assert len(names(bare)) == 2
 
 
 def test_remarks_about_groups():
-    runs = [run(seed=0, eta=1), run(seed=0, eta=2), run(seed=1, eta=1)]
-    lines = remarks(group_runs(runs, ["optim"]))
+    clars = [run(seed=0, eta=1), run(seed=0, eta=2), run(seed=1, eta=1)]
+    lines = remarks({"clars": clars})
     assert "clars: runs differ in more than the seed: eta" in lines
     assert "clars: seed 0 more than once, so seeds do not pair with others'" in lines
-    two = remarks(group_runs([*runs, run("lars", 5, eta=1), run("lars", 6, eta=2)], ["optim"]))
+    two = remarks({"clars": clars, "lars": [run("lars", 5, eta=1), run("lars", 6, eta=2)]})
     assert "clars and 1 other groups: runs differ in more than the seed: eta" in two
-    comparison = analyse([*runs, run("lars", 0), run("lars", 1)], Question(), ["optim"])
-    assert comparison.differences_in("final")[0].interval.pairs is None
+    found = analyse([*clars, run("lars", 0), run("lars", 1)], Question(), ["optim"])
+    assert all(interval.pairs is None for interval in found.differences.values())
+
+
+def test_what_differs_within_a_group_begins_with_what_runs_say_differently():
+    group = [run("clars", 0, eta=0.1, aaa=1, momentum=0.9), run("clars", 1, eta=0.2, momentum=0.8)]
+    assert mixed(settings_of(group))[:3] == ["eta", "momentum", "aaa"]
 
 
 def test_where():
@@ -387,20 +401,3 @@ def test_where():
         where(RUNS, {"eta": ["1"]})
     with pytest.raises(UserError, match="--where optim=sgd: no run is left; optim is clars, lars, mnag"):
         where(RUNS, {"optim": ["sgd"]})
-
-
-def test_different_distances_of_measurements_are_said():
-    coarse = [run("a", s, [0.5, 0.9]) for s in (0, 1)]
-    fine = [
-        type(r)(r.name, r.source, r.config, [row | {"epoch": row["epoch"] / 4} for row in r.history])
-        for r in (run("b", s, [0.5, 0.6, 0.7, 0.9] * 2) for s in (0, 1))
-    ]
-    lines = analyse(coarse + fine, Question(target=0.8)).remarks
-    assert any("known to the distance of two measurements: 1 for a, 0.25 for b" in line for line in lines)
-
-
-def test_what_differs_within_a_group_begins_with_what_runs_say_differently():
-    one = run("clars", 0, [0.5, 0.8], eta=0.1, aaa=1, momentum=0.9)
-    other = run("clars", 1, [0.5, 0.8], eta=0.2, momentum=0.8)
-    (group,) = group_runs([one, other], ["optim"])
-    assert group.mixed()[:3] == ["eta", "momentum", "aaa"]

@@ -5,19 +5,22 @@ import math
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
 from hf_clars import UserError
+from hf_clars.comparison.runs import AXES
 from hf_clars.comparison.sources import read_sources
 from hf_clars.comparison.sources.rows import Unreadable
-from hf_clars.comparison.sources.wandb_log import read_log
+from hf_clars.comparison.sources.wandb_offline import read_log
 
-ROOT = Path(__file__).resolve().parents[1]
+from .comparison import environment, points
 
 WHOLE = """
 import math, wandb
@@ -55,14 +58,6 @@ if end == "raise":
     raise RuntimeError("trouble")
 run.finish(exit_code=0)
 """
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
-    return kept | {
-        "PYTHONPATH": str(ROOT), "HOME": str(folder), "WANDB_MODE": "offline", "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", **more,
-    }  # fmt: skip
 
 
 def write(folder: Path, script: str, *arguments: str, status: int = 0) -> None:
@@ -125,25 +120,22 @@ def test_a_whole_run(runs, folder):
         "optim": "clars", "seed": 3, "total_batch_size": 64, "lr_scheduler_kwargs.power": 1.0, "names": ["a", "b"],
         "none": None, "late": True,
     }  # fmt: skip
-    assert [row["step"] for row in run.history] == [0, 2, 4, 6, 8]
-    assert run.points("train/loss") == ([2, 4, 8], [0.5, 0.25, 0.125])
-    assert run.points("eval/accuracy", "epoch") == ([1.0, 2.0], [0.25, 0.5])
-    assert run.points("eval/accuracy", "images") == ([128, 256], [0.25, 0.5])
-    assert run.points("test/accuracy") == ([8], [0.75])  # it says no step: that of the row before
-    assert run.points("test/early") == ([0], [7.0])
-    assert run.metrics() == [
+    assert list(run.history["step"]) == [0, 2, 4, 6, 8]
+    assert points(run, "train/loss") == ([2, 4, 8], [0.5, 0.25, 0.125])
+    assert points(run, "eval/accuracy", "epoch") == ([1.0, 2.0], [0.25, 0.5])
+    assert points(run, "eval/accuracy", "images") == ([128, 256], [0.25, 0.5])
+    assert points(run, "test/accuracy") == ([8], [0.75])  # it says no step: that of the row before
+    assert points(run, "test/early") == ([0], [7.0])
+    assert sorted(set(run.history) - set(AXES)) == [
         "a.b.c", "eval/accuracy", "eval/loss", "some", "test/accuracy", "test/early", "train/loss",
     ]  # fmt: skip
-    assert math.isnan(run.history[3]["train/loss"])
-    assert run.history[3]["eval/loss"] == -math.inf
-    assert run.history[3]["some"] == math.inf
-    seconds, _ = run.points("train/loss", "seconds")
+    assert math.isnan(run.history["train/loss"][3])
+    assert run.history["eval/loss"][3] == -math.inf
+    assert run.history["some"][3] == math.inf
+    seconds, _ = points(run, "train/loss", "seconds")
     assert len(seconds) == 3
     assert 0 < seconds[0] <= seconds[-1] < 60
-    assert run.layers == [
-        {"step": 2, "epoch": 1.0, "layers": {"head.weight": {"gamma": 0.2}}},
-        {"step": 4, "epoch": 2.0, "layers": {"head.weight": {"gamma": 0.4}}},
-    ]
+    assert {name: frame.to_dict() for name, frame in run.layers.items()} == {"gamma": {"head.weight": {2: 0.2, 4: 0.4}}}
     assert run.state == "finished"
 
 
@@ -154,15 +146,14 @@ def test_how_runs_ended(runs):
 
 
 def test_a_killed_run_has_all_that_was_logged(runs):
-    assert runs["killed"].points("train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 105])
+    assert points(runs["killed"], "train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 105])
 
 
 def test_a_resumed_run_is_one_and_its_later_part_wins(runs):
     run = runs["resumed"]
-    assert run.points("train/loss") == ([1, 2, 3, 4, 5, 6, 7], [101, 102, 103, 104, 505, 506, 507])
-    assert [record["step"] for record in run.layers] == [1, 2, 3, 4, 5, 6, 7]
-    seconds = [row["seconds"] for row in run.history]
-    assert seconds == sorted(seconds)
+    assert points(run, "train/loss") == ([1, 2, 3, 4, 5, 6, 7], [101, 102, 103, 104, 505, 506, 507])
+    assert list(run.layers["gamma"].index) == [1, 2, 3, 4, 5, 6, 7]
+    assert run.history["seconds"].is_monotonic_increasing
 
 
 def test_a_run_that_was_resumed_from_an_earlier_step_has_nothing_of_the_lost_ones(tmp_path, folder):
@@ -173,20 +164,16 @@ def test_a_run_that_was_resumed_from_an_earlier_step_has_nothing_of_the_lost_one
     found, unreadable = read_sources([str(tmp_path / "wandb")])
     assert unreadable == []
     (run,) = [run for run in found if run.source.endswith("-resumed")]
-    assert run.points("train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 505])
+    assert points(run, "train/loss") == ([1, 2, 3, 4, 5], [101, 102, 103, 104, 505])
 
 
-@pytest.mark.parametrize("place", ["", "wandb", "wandb/*-killed", "wandb/*-killed/*.wandb"])
-def test_places_that_hold_a_run(folder, place):
-    path = next(folder.glob(place)) if place else folder
-    found, _ = read_sources([str(path)])
-    assert len(found) == (1 if "killed" in place else 5)
-
-
-def test_one_run_that_two_sources_name_is_read_once(folder, monkeypatch):
+@pytest.mark.parametrize(
+    "places", [["."], ["wandb"], ["wandb/*-killed"], ["wandb/*-killed/*.wandb"], ["wandb", "*/*-killed"]]
+)
+def test_places_that_hold_runs(folder, monkeypatch, places):
     monkeypatch.chdir(folder)
-    found, _ = read_sources(["wandb", str(next(Path("wandb").glob("*-killed"))), "wandb"])
-    assert len(found) == 5
+    found, _ = read_sources([str(next(Path().glob(place))) if "*" in place else place for place in places])
+    assert len(found) == (1 if "killed" in places[0] else 5)
 
 
 def test_records_are_those_of_wandbs_own_reader(folder):
@@ -232,7 +219,7 @@ def test_a_log_that_ends_anywhere_is_the_run_until_there(log):
     for tail in (b"", bytes(4096)):  # the machine stopped; the file system had set room aside
         log.write_bytes(content[:-2] + tail)
         (run,), unreadable = read_sources([str(log)])
-        assert run.points("train/loss") == ([5, 6, 7], [505, 506, 507])
+        assert points(run, "train/loss") == ([5, 6, 7], [505, 506, 507])
         assert run.state == "running"
         assert unreadable == []
 
@@ -253,44 +240,56 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(log):
             assert len(records) < len(whole) or position == 6  # the byte of the format's version, which says nothing
 
 
-def test_a_damaged_run_is_named_and_the_others_are_read(tmp_path, folder):
-    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
+@pytest.fixture
+def copy(tmp_path, folder) -> Path:
+    return Path(shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True))
+
+
+def test_a_damaged_run_is_named_and_the_others_are_read(copy):
+    """A run of which a part is damaged is not compared, either."""
     for name, spoil in {
         "killed": lambda content: content[:300] + bytes([content[300] ^ 1]) + content[301:],
         "bad": lambda content: b"",
         "wrong": lambda content: b"something else",
+        "resumed": lambda content: content[:9] + b"??" + content[11:],
     }.items():
-        (file,) = (tmp_path / "wandb").glob(f"*-{name}/*.wandb")
+        file = min(copy.glob(f"*-{name}/*.wandb"))
         file.write_bytes(spoil(file.read_bytes()))
-    found, unreadable = read_sources([str(tmp_path / "wandb")])
-    assert {run.name for run in found} == {"the name", "resumed"}
+    found, unreadable = read_sources([str(copy)])
+    assert [run.name for run in found] == ["the name"]
     told = "\n".join(unreadable)
-    assert len(unreadable) == 3
-    assert "run-killed.wandb: damaged at byte" in told
-    assert "run-bad.wandb: the file is empty" in told
-    assert "run-wrong.wandb: not a W&B log" in told
-
-
-def test_a_resumed_run_with_a_damaged_part_is_not_compared(tmp_path, folder):
-    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
-    first = sorted((tmp_path / "wandb").glob("*-resumed/*.wandb"))[0]
-    first.write_bytes(first.read_bytes()[:9] + b"??" + first.read_bytes()[11:])
-    found, unreadable = read_sources([str(tmp_path / "wandb")])
-    assert "resumed" not in {run.name for run in found}
-    assert len(unreadable) == 2
-    assert "without the part that cannot be read" in unreadable[1]
+    assert len(unreadable) == 5
+    for line in (
+        "run-killed.wandb: damaged at byte", "run-bad.wandb: the file is empty", "run-wrong.wandb: not a W&B log",
+        "run-resumed.wandb: damaged at byte", "run-resumed.wandb: not compared without the part that cannot be read",
+    ):  # fmt: skip
+        assert line in told
 
 
 @pytest.mark.parametrize("length", [0, 3, 7, 40])
-def test_a_part_that_was_killed_before_it_logged_anything_is_no_loss(tmp_path, folder, length):
-    shutil.copytree(folder / "wandb", tmp_path / "wandb", symlinks=True)
-    (log,) = (tmp_path / "wandb").glob("*-killed/*.wandb")
-    part = tmp_path / "wandb" / "offline-run-20991231_000000-killed"
+def test_a_part_that_was_killed_before_it_logged_anything_is_no_loss(copy, length):
+    (log,) = copy.glob("*-killed/*.wandb")
+    part = copy / "offline-run-20991231_000000-killed"
     part.mkdir()
     (part / log.name).write_bytes(log.read_bytes()[:length])
-    found, unreadable = read_sources([str(tmp_path / "wandb")])
+    found, unreadable = read_sources([str(copy)])
     assert (len(found), unreadable) == (5, [])
-    assert next(run for run in found if run.name == "killed").points("train/loss")[0] == [1, 2, 3, 4, 5]
+    assert points(next(run for run in found if run.name == "killed"), "train/loss")[0] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("value", ["{", "[" * 20_000, "1" * 5000])
+def test_values_that_are_no_json_are_named(tmp_path, value):
+    """In a log whose checksums are right."""
+    from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, Record, RunRecord
+
+    content = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+    history = HistoryRecord(item=[HistoryItem(key="loss", value_json=value)])
+    for record in (Record(run=RunRecord(run_id="x")), Record(history=history)):
+        data = record.SerializeToString()
+        content += struct.pack("<IHB", zlib.crc32(data, zlib.crc32(b"\x01")), len(data), 1) + data
+    (tmp_path / "run-x.wandb").write_bytes(content)
+    with pytest.raises(UserError, match=r"no run in .*run-x\.wandb is damaged, or something else"):
+        read_sources([str(tmp_path / "run-x.wandb")])
 
 
 def test_only_damaged_runs_are_no_runs(log):

@@ -23,9 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from hf_clars import ClarsTrainer, UserError
 from hf_clars.comparison.analysis import analyse
 from hf_clars.comparison.groups import where
-from hf_clars.comparison.heat_maps import heat_maps
-from hf_clars.comparison.question import Question
+from hf_clars.comparison.pictures import runs_with_layers
 from hf_clars.comparison.report import report
+from hf_clars.comparison.runs import Question
 from hf_clars.comparison.sources import read_sources
 from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.home import Home, home_of_folder
@@ -713,7 +713,8 @@ def test_numbers_beyond_any_axis_are_read_or_one_line(ours, odd) -> None:
     runs, _ = read_sources([str(ours)])
     question = Question("eval/accuracy", 0.4, "step", False)
     comparison = analyse(where(runs, {}), question, None, [])
-    assert "<svg" in report(comparison, {"versions": {}, "sources": [], "command": "", "date": ""}, heat_maps(runs))
+    about = {"versions": {}, "command": "", "date": ""}
+    assert "<svg" in report(comparison, about, runs_with_layers(comparison))
 
 
 def test_a_picture_is_not_written_through_a_link(ours, secret) -> None:

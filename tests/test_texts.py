@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hf_clars.cli import main
 from hf_clars.comparison import tables
 from hf_clars.comparison.analysis import analyse
-from hf_clars.comparison.document import document
-from hf_clars.comparison.question import Question
+from hf_clars.comparison.runs import Question
 from hf_clars.safety.texts import in_csv, in_markdown, plain_records, printable
 
 from .comparison import run
@@ -79,7 +78,7 @@ def test_a_comparison_of_evil_names() -> None:
     comparison = analyse(runs, Question("eval/accuracy"), skipped=[f"{EVIL}: {EVIL}"])
     printed = io.StringIO()
     tables.print_comparison(comparison, printed)
-    text = document(comparison)
+    text = tables.document(comparison)
     for shown in (printed.getvalue(), text):
         assert set(controls(shown)) == {"\n"}
     assert "<script" not in text

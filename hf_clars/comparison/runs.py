@@ -1,53 +1,108 @@
-"""A run as a comparison sees it, wherever it was read."""
+"""Runs as a comparison sees them, wherever they were read, and what is asked of them."""
 
-from __future__ import annotations
-
-import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-AXES = ("step", "epoch", "images", "seconds")
-"""What a curve can be drawn over. `images` are those trained on so far, `seconds` those of training so far."""
+import numpy as np
+from pandas import DataFrame, Series
 
-AXIS = "axis."
-"""Before the name of an axis of a grid that is no setting, but stands for some: `axis.method`."""
+from ..errors import UserError
 
+# What a curve can be drawn over, and its unit. `images` are those trained on so far, `seconds` those of training.
+AXES = {"step": "steps", "epoch": "epochs", "images": "images", "seconds": "seconds"}
+AXIS = "axis."  # before the name of an axis of a grid that is no setting, but stands for some: `axis.method`
 STATES = ("finished", "diverged", "failed", "running")
 
+VALUES = {"final": "last", "best": "best", "area": "mean"}  # measures that are values of the metric, and their names
+TO_TARGET = {axis: f"{unit}_to_target" for axis, unit in AXES.items()}  # axis → measure: how long the target took
+MEASURES = (*VALUES, *TO_TARGET.values())
 
-@dataclass(frozen=True)
+_LARGEST = 3.4e38  # float32 ends here: what is beyond has no square in float64, and no meaning
+_LOWER = frozenset({"loss", "perplexity", "ppl", "error", "err", "nll", "mse", "mae", "rmse", "wer", "cer", "bpc"})
+
+
+@dataclass(frozen=True, eq=False)
 class ComparedRun:
     """One run.
 
     Attributes:
-        name: for people: its W&B name, or its folder.
-        source: where it was read, as a user would name it: a path, or `wandb:entity/project/id`.
-        config: setting → value, flat, under the names of the recipe and of `TrainingArguments` (`optim`, `seed`,
-            `total_batch_size`, `model_name`, …).
-        history: rows in order of their step. Each has `step` and those of `AXES` that are known for it, and metrics
-            under W&B's names: `train/loss`, `eval/accuracy`. Values are numbers, and may be NaN or infinite.
-        state: one of `STATES`. `diverged`: its losses or gradients were not finite for so long that it ended, or it
-            ended with a loss that was not finite. `failed`: it ended before its time, for another reason. `running`:
-            it has not ended, or was cut off without a word.
-        layers: records of layer statistics, `{"step", "epoch", "layers": {name: {statistic: value}}}`, with the
-            statistics of `layer_statistics.jsonl` (`gamma`, `variance_factor`, …); empty where the source has none.
+        name, source: for people (its W&B name, or its folder), and where it was read: a path, or `wandb:entity/…`.
+        config: setting → value, flat, under the names of the recipe and of `TrainingArguments`.
+        history: a row for each optimizer step. Columns are `step`, those of `AXES` that are known, and metrics under
+            W&B's names: `train/loss`, `eval/accuracy`. Values may be NaN (also: none) or infinite.
+        state: one of `STATES`. `diverged`: it says so, or its last loss was not finite. `failed`: it ended before its
+            time, for another reason. `running`: it has not ended, or was cut off without a word.
+        layers: statistic (`gamma`, …) → its values, a row for each step, a column for each layer from input to output,
+            or by name where the source does not know the order.
     """
 
     name: str
     source: str
     config: Mapping[str, Any]
-    history: list[dict[str, float]]
+    history: DataFrame
     state: str = "finished"
-    layers: list[dict[str, Any]] = field(default_factory=list)
+    layers: Mapping[str, DataFrame] = field(default_factory=dict)
 
-    def metrics(self) -> list[str]:
-        """All there are, sorted."""
-        return sorted({key for row in self.history for key in row} - set(AXES))
+    def curve(self, metric: str, axis: str = "step") -> Series:
+        """The finite values of a metric by those of an axis, which increase; of several at one place the last one."""
+        if not {metric, axis} <= set(self.history):
+            return Series(dtype=float)
+        xs, ys = self.history[axis].to_numpy(), self.history[metric].to_numpy()
+        finite = np.isfinite(xs) & (np.abs(ys) <= _LARGEST)
+        values = Series(ys[finite], xs[finite])
+        return values[~values.index.duplicated(keep="last")].sort_index()
 
-    def points(self, metric: str, axis: str = "step") -> tuple[list[float], list[float]]:
-        """The curve of one metric over one axis, as two lists; rows where one of them is no finite number, or
-        is not there, are left out."""
-        nan, finite = math.nan, math.isfinite
-        rows = [row for row in self.history if finite(row.get(metric, nan)) and finite(row.get(axis, nan))]
-        return [row[axis] for row in rows], [row[metric] for row in rows]
+
+@dataclass(frozen=True)
+class Question:
+    """The metric (`eval/accuracy`), the value to reach if there is one, the axis over which the area is taken and which
+    decides who is first, and how the metric is read."""
+
+    metric: str = "eval/accuracy"
+    target: float | None = None
+    axis: str = "epoch"
+    lower_is_better: bool = False
+
+    @property
+    def sign(self) -> int:
+        """Values times it are better where they are smaller."""
+        return 1 if self.lower_is_better else -1
+
+    @property
+    def target_text(self) -> str:
+        """`≥ 0.75`."""
+        return "" if self.target is None else f"{'≤' if self.lower_is_better else '≥'} {self.target:g}"
+
+
+def falls(metric: str) -> bool:
+    """Lower is better, by the metric's name: one of its words is loss, perplexity, error, …"""
+    return not _LOWER.isdisjoint(metric.lower().replace("/", " ").replace("_", " ").replace("-", " ").split())
+
+
+def the_metric(runs: Sequence[ComparedRun], asked: str) -> str:
+    """The metric by the name it has (Trainer's `eval_accuracy` is `eval/accuracy`); a `UserError` if no run has it."""
+    having = sorted({metric for run in runs for metric in run.history if metric not in AXES})
+    for name in (asked, asked.replace("_", "/", 1), f"train/{asked}"):
+        if name in having:
+            return name
+    raise UserError(f"--metric {asked}: no run has it; there is {listed(having, 30) or 'no metric at all'}")
+
+
+def the_axis(runs: Sequence[ComparedRun], metric: str, asked: str | None) -> str:
+    """The axis asked for, or epochs, or optimizer steps where not every run that has the metric knows its epochs; a
+    `UserError` if no run has the axis."""
+    known = Counter(axis for run in runs for axis in AXES if len(run.curve(metric, axis)))
+    if asked is not None and not known[asked]:
+        raise UserError(f"--axis {asked}: no run has {metric} over it; there is {listed(sorted(known)) or 'none'}")
+    return asked or ("epoch" if known["epoch"] == known["step"] else "step")
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def words(text: object) -> str:
+    """Bytes of a file's name that are no UTF-8, and halves of characters, written out: pandas takes none."""
+    return str(text).encode("utf-8", "backslashreplace").decode()

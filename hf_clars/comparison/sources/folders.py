@@ -1,29 +1,27 @@
 """All runs in folders, of whatever kind, each once."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from pandas import DataFrame
 
 from ...safety.links import is_within, own_folders
 from ..runs import AXES, ComparedRun
-from .result_files import read_result_file
-from .rows import Row, Unreadable
+from .rows import Unreadable, read_or_name
 from .tensorboard_events import event_folders, read_event_files
-from .trainer_folder import is_trainer_folder, read_trainer_folder
+from .trainings import is_trainer_folder, read_result_file, read_trainer_folder
 from .wandb_offline import logs_in, read_logs
 
 _CHECKPOINTS = r"((broken|deleted|replaced)-)*checkpoint-\d|unfinished-checkpoint$"  # that a kill leaves, too
 _NO_PLACE_OF_RUNS = re.compile(rf"\.|{_CHECKPOINTS}|(offline-)?run-\d{{8}}_\d{{6}}-|latest-run$|(wandb|runs)$")
 
 
-@dataclass
-class _Found:
+class _Form(NamedTuple):
     """A run in one of its forms, found in a folder; `wandb_id` is "" if it has none, None if that is not known."""
 
     run: ComparedRun
@@ -39,85 +37,64 @@ def read_folders(folders: Sequence[Path], unreadable: list[str]) -> list[Compare
     where the ids are equal or, if Trainer's is not known, where each is the only one with that name of `output_dir`,
     which a result's file has, too; TensorBoard's where it lies in Trainer's folder.
     """
-    places: list[Path] = []
-    for folder in folders:
-        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name))
-        away = [p for p in inner if not is_within(p, own_folders(folder))]
-        unreadable += [f"{p}: it is a link that leads out of {folder}; name the folder itself" for p in away]
-        inner = [p for p in inner if p not in away]
-        closed = [p for p in inner if not os.access(p, os.R_OK | os.X_OK)]
-        unreadable += [f"{p}: it may not be read" for p in closed]
-        places += [folder, *(p for p in inner if p not in closed)]
-    places = list({p.resolve(): p for p in reversed(places)}.values())[::-1]  # each once, as it was named first
-    trainings = list(_trainings(places, unreadable))
+    places = _places(folders, unreadable)
+    trained = [place for place in places if is_trainer_folder(place)]
+    read = [(place, read_or_name(read_trainer_folder, place, unreadable)) for place in trained]
+    trainings = [_Form(found[1], place, found[0]) for place, found in read if found]
     logs = dict.fromkeys(log for place in places for log in _own(logs_in(place), place, unreadable))
-    logged = [_Found(run, Path(run.source), run_id) for run_id, run in read_logs(logs, unreadable)]
-    events = list(_events(places, {t.place for t in trainings}, unreadable))
-    files = [f for place in places if not is_trainer_folder(place) for f in sorted(place.glob("*.json")) if f.is_file()]
-    results = [
-        _Found(run, file.with_suffix("")) for file in files if (run := _read(read_result_file, file, unreadable))
-    ]
+    logged = [_Form(run, Path(run.source), run_id) for run_id, run in read_logs(logs, unreadable)]
+    events = list(_events(places, {training.place for training in trainings}, unreadable))
+    for file in (file for place in places if place not in trained for file in sorted(place.glob("*.json"))):
+        if file.is_file() and (run := read_or_name(read_result_file, file, unreadable)):
+            trainings.append(_Form(run, file.with_suffix("")))
 
-    by_id = {found.wandb_id: found for found in logged}
-    times = Counter(map(_output_dir, logged))
-    named = Counter(training.place.resolve().name for training in (*trainings, *results))
-    by_output_dir = {name: found for found in logged if times[name := _output_dir(found)] == 1}
-    joined = []
-    taken: set[int] = set()
-    for training in (*trainings, *results):
-        if training.wandb_id is None:
-            same = by_output_dir.get(name) if named[name := training.place.resolve().name] == 1 else None
-        else:
-            same = by_id.get(training.wandb_id)
-        forms = [training, *([same] if same else []), *(found for found in events if found.place == training.place)]
-        joined.append(_joined([found.run for found in forms]))
-        taken |= {id(found) for found in forms}
-    return [*joined, *(found.run for found in (*logged, *events) if id(found) not in taken)]
+    owners = Counter(training.place.resolve().name for training in trainings)
+    folder_of = {form: Path(str(form.run.config.get("output_dir", ""))).name for form in logged}
+    times = Counter(folder_of.values())
+    by_name = {name: form for form, name in folder_of.items() if times[name] == owners[name] == 1}
+    by_id = {form.wandb_id: form for form in logged}
+    runs, taken = [], []
+    for training in trainings:
+        name, wandb_id = training.place.resolve().name, training.wandb_id
+        log = by_name.get(name) if wandb_id is None else by_id.get(wandb_id)
+        forms = [training, *([log] if log else []), *(form for form in events if form.place == training.place)]
+        runs.append(_joined([form.run for form in forms]))
+        taken += forms
+    return [*runs, *(form.run for form in (*logged, *events) if form not in taken)]
 
 
-def _trainings(places: list[Path], unreadable: list[str]) -> Iterator[_Found]:
-    for place in places:
-        if is_trainer_folder(place) and (read := _read(read_trainer_folder, place, unreadable)):
-            yield _Found(read[1], place, read[0])
+def _places(folders: Sequence[Path], unreadable: list[str]) -> list[Path]:
+    """The folders and those in them that may hold runs, each once, as it was named first."""
+    places: dict[Path, Path] = {}
+    for folder in folders:
+        places.setdefault(folder.resolve(), folder)
+        for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not _NO_PLACE_OF_RUNS.match(p.name)):
+            if not is_within(inner, own_folders(folder)):
+                unreadable.append(f"{inner}: it is a link that leads out of {folder}; name the folder itself")
+            elif not os.access(inner, os.R_OK | os.X_OK):
+                unreadable.append(f"{inner}: it may not be read")
+            else:
+                places.setdefault(inner.resolve(), inner)
+    return list(places.values())
 
 
-def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Found]:
+def _events(places: list[Path], trainings: set[Path], unreadable: list[str]) -> Iterator[_Form]:
     """Event folders of one training are one run, and no news if they cannot be read; others are as many as they say."""
     for place in places:
         folders = _own(event_folders(place), place, unreadable)
-        if folders and place in trainings:
-            parts = _read_each([folders], [], one_training=True)
-            yield from (_Found(run, place) for run in parts[-1:])
-            continue
-        troubles: list[str] = []
-        runs = _read_each([folders] if folders else [], troubles)
-        if troubles:  # one of them at least cannot be read
-            runs = _read_each([[folder] for folder in folders], unreadable)
-        yield from (_Found(run, place) for run in runs)
-
-
-def _read_each(groups: list[list[Path]], unreadable: list[str], one_training: bool = False) -> list[ComparedRun]:
-    runs = []
-    for folders in groups:
+        runs: list[ComparedRun] = []
         try:
-            runs += read_event_files(folders, one_training)
-        except Unreadable as error:
-            unreadable.append(f"{folders[0]}: {error}")
-    return runs
+            runs = read_event_files(folders, place in trainings)
+        except Unreadable:  # one of them at least
+            for folder in folders if place not in trainings else []:
+                runs += read_or_name(lambda one: read_event_files([one]), folder, unreadable) or []
+        yield from (_Form(run, place) for run in (runs[-1:] if place in trainings else runs))
 
 
 def _own(paths: list[Path], place: Path, unreadable: list[str]) -> list[Path]:
     own = [path for path in paths if is_within(path, own_folders(place))]
     unreadable += [f"{path}: it is a link that leads out of {place}" for path in paths if path not in own]
     return own
-
-
-def _read(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any:
-    try:
-        return read(path)
-    except Unreadable as error:
-        unreadable.append(f"{path}: {error}")
-        return None
 
 
 def _joined(forms: list[ComparedRun]) -> ComparedRun:
@@ -127,22 +104,19 @@ def _joined(forms: list[ComparedRun]) -> ComparedRun:
     metrics that it does not have from the others'. Of settings, those of the form that has most of them go first. It
     diverged if one form says so, and else ended as the first one says that knows an end.
     """
-    longest = max(forms, key=lambda run: run.history[-1]["step"] if run.history else -1)
-    rows: dict[float, Row] = {row["step"]: row for row in longest.history}
-    known = set(longest.metrics())
-    for row in (row for run in forms for row in run.history):
-        more = {key: value for key, value in row.items() if key not in known}
-        if row["step"] in rows or not more.keys() <= set(AXES):
-            rows[row["step"]] = more | rows.get(row["step"], {})
+    if len(forms) == 1:
+        return forms[0]
+    histories = [run.history.set_index("step") for run in forms if len(run.history)]
+    history = longest = max(histories, key=lambda rows: rows.index[-1], default=DataFrame())
+    for rows in histories:
+        news = rows.drop(columns=[metric for metric in longest if metric not in AXES], errors="ignore")
+        told = news.drop(columns=list(AXES), errors="ignore").notna().any(axis=1)
+        history = history.combine_first(news[told | news.index.isin(history.index)])
     ends = [run.state for run in forms]
     return replace(
         forms[0],
-        history=[rows[step] for step in sorted(rows)],
+        history=history.rename_axis("step").reset_index(),
         config={k: v for run in sorted(forms, key=lambda run: len(run.config)) for k, v in run.config.items()},
         state="diverged" if "diverged" in ends else next((end for end in ends if end != "running"), "running"),
-        layers=max(forms, key=lambda run: len(run.layers)).layers,
+        layers=max((run.layers for run in forms), key=lambda layers: max(map(len, layers.values()), default=0)),
     )
-
-
-def _output_dir(found: _Found) -> str:
-    return Path(str(found.run.config.get("output_dir", ""))).name

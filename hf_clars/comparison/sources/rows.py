@@ -1,30 +1,27 @@
 """What loggers wrote, as a comparison wants it: one row for each optimizer step, layers apart, settings flat."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from sys import intern
 from typing import Any, TypeGuard
+
+from pandas import DataFrame
 
 from ...errors import one_line
 from ...safety.files import read_bounded
 from ...safety.links import is_within, own_folders
 from ...safety.secrets import without_secrets
-from ..runs import STATES
-
-Row = dict[str, float]
+from ..runs import STATES, ComparedRun, words
 
 _LAYERS = "layers/"  # layers/<statistic>/<parameter>, as `LayerRecords` logs them
 _STEPS = ("train/global_step", "trainer/global_step", "global_step")  # Trainer's, Lightning's, TRL's and others'
-_AXES = {"epoch": "epoch", "images_seen": "images", "seconds": "seconds"}
-_AXES = {before + name: axis for before in ("", "train/", "eval/") for name, axis in _AXES.items()}
+_NAMES = {"epoch": "epoch", "images_seen": "images", "seconds": "seconds"}
+_AXES = {before + name: axis for before in ("", "train/", "eval/") for name, axis in _NAMES.items()}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as W&B has them in its JSON
 _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole training
     *_STEPS, "step", "train/train_loss", "train/train_runtime", "train/train_samples_per_second",
@@ -33,7 +30,8 @@ _NO_METRICS = {  # the step itself, and what Trainer says once, of the whole tra
 _MOST_STEPS = 2**53  # and of a batch's images
 _LARGEST = 1e100  # what is larger counts as infinite: no axis has room for it
 TRAINING_LOSSES = ("train/loss", "loss", "train_loss")
-_EVALUATION_LOSSES = ("eval/loss", "eval_loss")
+_LOSSES = (TRAINING_LOSSES, ("eval/loss", "eval_loss"))
+_ENDS = {"max_steps": "step", "num_train_epochs": "epoch"}
 _NO_SETTINGS = ("id2label", "label2id")  # names of classes, of which there may be thousands
 
 
@@ -46,16 +44,24 @@ class NothingLogged(Unreadable):
 
 
 @contextmanager
-def read_from(file: str) -> Iterator[None]:
-    """While a file's content is taken apart, which may be anything, whoever wrote it.
-
-    Raises:
-        Unreadable: in place of what something missing or of another kind raises.
-    """
+def taken_apart(file: str) -> Iterator[None]:
+    """While what a file holds is read, which may be anything, whoever wrote it: what that raises is `Unreadable`."""
     try:
         yield
+    except OSError as error:
+        raise Unreadable(f"{file}: {error.strerror or error}") from None
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
-        raise Unreadable(f"{file} lacks something, or has something else ({one_line(error)})") from None
+        raise Unreadable(f"{file} is damaged, or something else ({one_line(error)})") from None
+
+
+def read_or_name(read: Callable[[Path], Any], path: Path, unreadable: list[str]) -> Any:
+    """What `read` makes of a path; None, and a line that says why, if it cannot."""
+    try:
+        with taken_apart(path.name):
+            return read(path)
+    except Unreadable as error:
+        unreadable.append(f"{path}: {error}")
+        return None
 
 
 def own(file: Path, folder: Path) -> Path:
@@ -65,184 +71,118 @@ def own(file: Path, folder: Path) -> Path:
     return file
 
 
-def read_json(file: Path, folder: Path | None = None) -> Any:
-    """What a file in a run's folder (its own by default) holds; raises `Unreadable`."""
-    try:
-        own(file, file.parent if folder is None else folder)
-        return json.loads(read_bounded(file))
-    except OSError as error:
-        raise Unreadable(f"{file.name}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"{file.name} is damaged: {' '.join(str(error).split())}") from None
+def read_json(file: Path, folder: Path) -> dict[str, Any]:
+    """The keys and values that a file in a run's folder holds."""
+    with taken_apart(file.name):
+        value = json.loads(read_bounded(own(file, folder)))
+    if not isinstance(value, dict):
+        raise Unreadable(f"{file.name} holds a {type(value).__name__}, not keys and values")
+    return value
 
 
 class History:
-    """Rows of one run, as they come in.
+    """Rows of one run with these settings, as they come in; those of one optimizer step become one, the later wins."""
 
-    Rows of one optimizer step become one; what comes later wins.
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self._rows: dict[int, dict[str, float]] = {}
+        self._layers: Any = defaultdict(lambda: defaultdict(dict))  # statistic → step → layer → value
+        self._in_order = False  # the layers
+        self._clock = self._last_time = 0.0  # seconds of the parts before, until the step from which this one goes on
 
-    Args:
-        total_batch_size: images of a step, for rows that do not say how many were trained on; None if not known.
-    """
-
-    def __init__(self, total_batch_size: Any = None) -> None:
-        known = _is_number(total_batch_size) and 0 < total_batch_size <= _MOST_STEPS
-        self._batch = total_batch_size if known else None
-        self._rows: dict[int, Row] = {}
-        self._layers: dict[int, dict[str, dict[str, float]]] = {}
-        self._layers_in_order = False
-        self._step = 0
-        self._clock = 0.0  # seconds of the parts before this one, until the step from which it goes on
-        self._last_time = 0.0
-
-    def add_all(self, rows: Sequence[Mapping[str, Any]], step: str = "_step", time: str = "_runtime") -> None:
-        """All rows of a logger that counts its own, `step`, and has a clock, `time`.
+    def add_all(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of a logger that counts its own, `_step`, and has a clock, `_runtime`.
 
         An optimizer step that some row names (`train/global_step`) goes before the count; rows that name none then
         belong to the one before them. Where the step falls back and training losses follow, a training was cut off and
         went on from a checkpoint: what had been logged of that step and of later ones is dropped. Where none follow,
         somebody has evaluated checkpoints afterwards.
         """
-        named = any(key in row for row in rows for key in _STEPS)
+        keys = _STEPS if any(key in row for row in rows for key in _STEPS) else ("_step",)
         stretches: list[list[tuple[Mapping[str, Any], float]]] = [[]]
         now: float = 0
         for row in rows:
-            before, now = now, _first_number((*(row.get(key) for key in _STEPS), None if named else row.get(step), now))
+            before, now = now, next((row[k] for k in keys if _is_number(row.get(k)) and math.isfinite(row[k])), now)
             if now < before:
                 stretches.append([])
             stretches[-1].append((row, now))
         for stretch in stretches:
             if any(name in row for row, _ in stretch for name in TRAINING_LOSSES):
-                self._drop_from(stretch[0][1])
+                for kept in (self._rows, *self._layers.values()):
+                    for step in [step for step in kept if step >= stretch[0][1]]:
+                        del kept[step]
             for row, at in stretch:
-                self.add(row, at, row.get(time))
+                self.add(row, at, row.get("_runtime"))
 
-    def add(self, values: Mapping[str, Any], step: float | None = None, time: float | None = None) -> None:
-        """One row, under W&B's names.
-
-        Args:
-            step: its optimizer step; None for that of the row before.
-            time: seconds by some clock that may begin anew when a run goes on; used where no row says `*/seconds`.
-        """
-        if step is not None and not (_is_number(step) and abs(step) <= _MOST_STEPS):
-            raise ValueError(f"step {str(step)[:20]}")
-        self._step = self._step if step is None else int(step)
-        row = self._rows.setdefault(self._step, {"step": self._step})
+    def add(self, values: Mapping[str, Any], at: Any, time: Any = None) -> None:
+        """The row of a step, under W&B's names. Its `time` is by some clock that may begin anew when a run goes on."""
+        if not (_is_number(at) and abs(at) <= _MOST_STEPS):
+            raise ValueError(f"step {str(at)[:20]}")
+        step = int(at)
+        row = self._rows.setdefault(step, {"step": step})
         if _is_number(time) and abs(time) <= _LARGEST:
             if time < self._last_time:
                 self._clock = max((r["_time"] for r in self._rows.values() if "_time" in r), default=0.0)
             self._last_time = time
             row["_time"] = self._clock + time
         for key, value in values.items():
-            if type(value) is not float:
-                value = _NOT_FINITE.get(value) if isinstance(value, str) else value
-                if not _is_number(value):
-                    if isinstance(value, Mapping) and "_type" not in value:  # otherwise a table, an image, …
-                        self.add({f"{key}.{k}": v for k, v in value.items()}, self._step)
-                    continue
-            if key.startswith(_LAYERS):
-                statistic, name = _layer(key)
-                if name and _is_drawn(value):
-                    self._layers.setdefault(self._step, {}).setdefault(name, {})[statistic] = value
+            value = _NOT_FINITE.get(value) if isinstance(value, str) else value
+            if not _is_number(value):
+                if isinstance(value, Mapping) and "_type" not in value:  # otherwise a table, an image, …
+                    self.add({f"{key}.{k}": v for k, v in value.items()}, step)
+            elif key.startswith(_LAYERS):
+                statistic, _, layer = key.removeprefix(_LAYERS).partition("/")
+                if layer and _is_drawn(value):
+                    self._layers[statistic][step][words(layer)] = value
             elif not key.startswith("_") and key not in _NO_METRICS:
-                row[_AXES.get(key) or intern(key)] = value if abs(value) <= _LARGEST else value * math.inf
-
-    def _drop_from(self, step: float) -> None:
-        self._rows = {s: row for s, row in self._rows.items() if s < step}
-        self._layers = {s: layers for s, layers in self._layers.items() if s < step}
+                row[_AXES.get(key) or words(key)] = value if abs(value) <= _LARGEST else value * math.inf
 
     def add_layers(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Records of a `layer_statistics.jsonl`, whose layers are in the order of the model."""
-        self._layers_in_order = True
+        self._in_order = True
         for record in records:
-            self._layers[int(record["step"])] = {
-                name: {statistic: value for statistic, value in entry.items() if _is_drawn(value)}
-                for name, entry in record["layers"].items()
-            }
-            self._rows.setdefault(int(record["step"]), {"step": record["step"]}).setdefault("epoch", record["epoch"])
+            for layer, entry in record["layers"].items():
+                for statistic, value in entry.items():
+                    if _is_drawn(value):
+                        self._layers[statistic][int(record["step"])][words(layer)] = value
 
-    def rows(self) -> list[Row]:
-        """In order of their step; `images` and `seconds` filled in where they can be known."""
+    def run(self, name: Any, source: object, end: str | None, diverged: Any = False, **limits: Any) -> ComparedRun:
+        """The run of these rows, which ended so, for all that is known. Where `end` is None its logger does not keep
+        that, and it has finished if it came to its `max_steps` or `num_train_epochs`, or has neither."""
         rows = [self._rows[step] for step in sorted(self._rows)]
-        timed = any("seconds" in row for row in rows)
-        for row in rows:
-            clock = row.pop("_time", None)
-            if clock is not None and not timed:
-                row["seconds"] = clock
-            if self._batch is not None:
-                row.setdefault("images", row["step"] * self._batch)
-        return [row for row in rows if len(row) > 1]
-
-    def layers(self) -> list[dict[str, Any]]:
-        """In order of their step. Where a step's row has no epoch, it is reckoned from the last one that has.
-
-        Layers are in the order of a file's records; single values come in any order, and then they are by name.
-        """
-        known = [(step, row["epoch"]) for step, row in self._rows.items() if step and "epoch" in row]
-        per_step = known[-1][1] / known[-1][0] if known else None
-        records = []
-        for step in sorted(self._layers):
-            epoch = self._rows.get(step, {}).get("epoch", None if per_step is None else step * per_step)
-            layers = self._layers[step]
-            if not self._layers_in_order:
-                layers = {name: layers[name] for name in sorted(layers, key=_by_numbers)}
-            records.append({"step": step, **({} if epoch is None else {"epoch": epoch}), "layers": layers})
-        return records
-
-
-def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """So that `layer10` comes after `layer9`."""
-    return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
+        losses = ([row[name] for row in rows for name in names if name in row] for names in _LOSSES)
+        if diverged in (True, "true") or any(values and not math.isfinite(values[-1]) for values in losses):
+            end = "diverged"  # a plain Trainer logs finite training losses in place of others (its filter)
+        elif end is None:
+            limits = {key: value for key, value in {**self.config, **limits}.items() if _is_number(value) and value > 0}
+            key = next((key for key in _ENDS if key in limits), "")
+            reached = max((row.get(_ENDS.get(key, ""), 0) for row in rows), default=0)
+            end = "finished" if reached >= limits.get(key, 0) - 1e-6 else "running"
+        history = DataFrame(rows, dtype=float)
+        if "_time" in history:
+            clock = history.pop("_time")
+            history["seconds"] = history.get("seconds", clock)
+        batch = self.config.get("total_batch_size")
+        if _is_number(batch) and 0 < batch <= _MOST_STEPS and rows:
+            reckoned = history["step"] * batch
+            history["images"] = history.get("images", reckoned).fillna(reckoned)
+        layers = {}
+        for statistic, steps in self._layers.items():
+            frame = DataFrame.from_dict(steps, orient="index", dtype=float).sort_index()
+            by_number = sorted(frame, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
+            layers[statistic] = frame if self._in_order else frame[by_number]  # `layer10` after `layer9`
+        return ComparedRun(words(name), words(source), self.config, history, end if end in STATES else "failed", layers)
 
 
 def flat_config(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings without nesting: `{"a": {"b": 1}}` is `{"a.b": 1}`. W&B's own entries (`_wandb`) and names of classes
-    are left out."""
+    """Settings without nesting: `{"a": {"b": 1}}` is `{"a.b": 1}`; without W&B's own (`_wandb`) and classes' names."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key in _NO_SETTINGS or key.startswith("_"):
-            continue
-        if isinstance(value, Mapping):
-            flat |= flat_config(value, f"{before}{key}.")
-        else:
-            flat[intern(before + key)] = without_secrets(value, key)
+        if key not in _NO_SETTINGS and not key.startswith("_"):
+            nested = isinstance(value, Mapping)
+            name = words(before + key)
+            flat |= flat_config(value, f"{name}.") if nested else {name: without_secrets(value, key)}
     return flat
-
-
-def guessed_end(config: Mapping[str, Any], rows: list[Row]) -> str:
-    """`finished` or `running`, for loggers that do not keep how a run ended: by `max_steps` or `num_train_epochs`, and
-    `finished` where neither is known."""
-    for setting, axis in (("max_steps", "step"), ("num_train_epochs", "epoch")):
-        wanted = config.get(setting)
-        if _is_number(wanted) and wanted > 0:
-            reached = max((row[axis] for row in rows if axis in row), default=0)
-            return "finished" if reached >= wanted - 1e-6 else "running"
-    return "finished"
-
-
-def end_state(state: str, rows: list[Row], diverged: Any = False) -> str:
-    """`state`, unless the run says that it diverged, or its last loss, of training or evaluation, is not finite.
-
-    That of training alone would not tell: a plain Trainer logs finite ones in place of others (its filter).
-    """
-    if diverged is True or diverged == "true":
-        return "diverged"
-    for names in (TRAINING_LOSSES, _EVALUATION_LOSSES):
-        losses = next(filter(None, ([row[name] for row in rows if name in row] for name in names)), [0.0])
-        if not math.isfinite(losses[-1]):
-            return "diverged"
-    return state if state in STATES else "failed"
-
-
-@cache
-def _layer(key: str) -> tuple[str, str]:
-    """Statistic and parameter of `layers/<statistic>/<parameter>`."""
-    statistic, _, name = key.removeprefix(_LAYERS).partition("/")
-    return intern(statistic), intern(name)
-
-
-def _first_number(values: Iterable[Any]) -> float:
-    return next(value for value in values if _is_number(value) and math.isfinite(value))
 
 
 def _is_drawn(value: Any) -> TypeGuard[float]:
