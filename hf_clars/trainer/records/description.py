@@ -12,6 +12,7 @@ import torch
 
 from ...runtime.provenance import HOUSEKEEPING, commit, hardware
 from ...safety.secrets import without_secrets
+from ..arguments.derived import plain
 from ..arguments.options import OPTIMIZERS, parse_optim_args
 
 GROUP_LENGTH, TAG_LENGTH = 128, 64  # W&B's limits
@@ -56,7 +57,7 @@ def describe(args: Any, model: Any, about: Mapping[str, Any]) -> Description:
         "commit": commit(),
         "hardware": _hardware(args),
     }
-    config = without_secrets(known)
+    config = without_secrets({key: plain(value) for key, value in known.items()})  # W&B takes a marked number for text
     model_name = str(config["model_name"]).rstrip("/").rpartition("/")[2]
     data = str(about.get("dataset") or "").rstrip("/").rpartition("/")[2]
     head = " ".join(word for word in (args.optim_name, model_name, f"B={args.total_batch_size}") if word)
