@@ -141,5 +141,5 @@ def test_a_models_name_and_classes_are_settings_of_their_own(name):
     ids=str,
 )
 def test_no_flag_stands_twice(tmp_path, flags):
-    with pytest.raises(UserError, match=r"--\w+ is given before it, and one would be ignored"):
+    with pytest.raises(UserError, match=r"--\w+ is given before it, and one of them would be ignored"):
         parse(["--output_dir", str(tmp_path), *flags], TrainingArguments)
