@@ -154,6 +154,58 @@ def test_nobody_is_asked_for_a_key(tmp_path):
     assert json.loads(result.stdout) == "wandb:me/p needs a login: `wandb login`, or WANDB_API_KEY"
 
 
+COMPARE = """
+import sys
+from hf_clars.cli import main
+
+for _ in range(2):
+    print("STATUS", main(["compare", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_report_that_is_refused_and_then_taken(tmp_path):
+    """Of runs whose ids hold what the language of filters would read."""
+    ids = {("clars", 0): "seed=0<b", ("clars", 1): r'"b"\(1)', ("lars", 0): "c", ("lars", 1): "é-_.!"}
+    runs = []
+    for (optim, seed), run_id in ids.items():
+        top = 0.9 if optim == "clars" else 0.5
+        rows = [{"train/global_step": s, "train/epoch": s, "eval/accuracy": top * s / 4} for s in range(1, 5)]
+        runs.append(Run(run_id, {"optim": optim, "seed": seed, "total_batch_size": 8}, rows))
+    other = [Run("left", {"optim": "clars", "seed": 2}, [{"train/loss": 1.0, "train/global_step": 1}])]
+    with serving({"me/p": runs[:3] + other, "me/q": runs[3:]}) as server:
+        server.refusals = 1
+        result = subprocess.run(
+            [sys.executable, "-c", COMPARE, "wandb:me/p", "wandb:me/q", "--target=0.6", "--wandb-report"],
+            cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=200, check=False,
+            env=environment(tmp_path, WANDB_MODE="online", WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY),
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "error: W&B did not take the report: " in result.stderr
+    assert "permission denied" in result.stderr
+    first, second, _ = result.stdout.split("STATUS")
+    assert "clars reaches eval/accuracy" in first
+    address = second.splitlines()[-1]
+    assert address == f"{server.address}/me/p/reports/eval-accuracy:-2-groups-compared--Vmlldzox"
+    assert second.startswith(" 2")
+    given = [variables for name, variables in server.asked if name == "upsertView"][-1]
+    assert (given["entityName"], given["projectName"], given["type"]) == ("me", "p", "runs")
+    assert given["description"].startswith("clars reaches eval/accuracy ≥ 0.6 first")
+    blocks = {block["type"]: block for block in json.loads(given["spec"])["blocks"]}
+    assert "| clars | 2 | 0 |" in blocks["markdown-block"]["content"]
+    grid = blocks["panel-grid"]["metadata"]
+    panels = [panel["config"] for panel in grid["panelBankSectionConfig"]["panels"]]
+    assert [panel["xAxis"] for panel in panels] == [
+        "train/global_step", "train/epoch", "eval/images_seen", "eval/seconds"
+    ]  # fmt: skip
+    assert all(panel["metrics"] == ["eval/accuracy"] for panel in panels)
+    found = [(one["name"], one["project"]["name"], one["filters"]["filters"][0]["value"]) for one in grid["runSets"]]
+    assert found == [
+        ("clars", "p", [ids["clars", 0], ids["clars", 1]]), ("lars", "p", ["c"]), ("lars", "q", [ids["lars", 1]])
+    ]  # fmt: skip
+    assert all(one["grouping"] == [{"section": "config", "name": "optim.value"}] for one in grid["runSets"])
+
+
 def test_filters_of_a_query():
     assert parse_filters("") == {}
     assert parse_filters("group=a&group=b") == {"group": {"$in": ["a", "b"]}}

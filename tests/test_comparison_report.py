@@ -360,6 +360,7 @@ def test_without_out_nothing_is_written(tmp_path, compare, capsys):
         ("--where optim", "--where optim: write KEY=VALUE or KEY=VALUE,VALUE"),
         ("--where optim=sgd", "--where optim=sgd: no run is left; optim is clars, lars, mnag"),
         ("--layers clars-0", "--layers chooses runs for the pictures: say where to write them with --out"),
+        ("--wandb-report", "--wandb-report shows runs that are in W&B: give wandb:ENTITY/PROJECT, not outputs"),
         ("--out file/below", "--out file/below cannot be written: Not a directory"),
     ],
 )
@@ -369,10 +370,15 @@ def test_what_the_command_refuses(compare, capsys, flags, message):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_a_missing_matplotlib_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("flag", "package", "extra"),
+    [("--out=x", "matplotlib", "compare"), ("--wandb-report", "wandb-workspaces", "reports")],
+)
+def test_a_missing_package_is_one_line(monkeypatch, capsys, flag, package, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["compare", "wandb:team/cifar", "--out=x"]) == 2
-    assert re.fullmatch(r"error: .*matplotlib: pip install 'hf_clars\[compare\]'\n", capsys.readouterr().err)
+    assert main(["compare", "wandb:team/cifar", flag]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*{package}: pip install 'hf_clars\[{extra}\]'\n", told)
 
 
 def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsys):

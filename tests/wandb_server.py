@@ -1,13 +1,14 @@
 """A server that answers W&B's GraphQL on this machine, for the fields that `hf_clars.comparison` uses and no others.
 
 The shapes of its answers are those that `wandb.Api` (0.31) was seen to ask for and to take: who the key belongs to,
-pages of a project's runs, and a run's history. It is no W&B: it keeps nothing, understands filters only as far as
-`Run.matches` does, has no runs whose history was exported to Parquet files, and answers every other query with an
-error that names it.
+pages of a project's runs, and a run's history; and of wandb-workspaces (0.4), which saves reports. It is no W&B: it
+understands filters only as far as `Run.matches` does, has no runs whose history was exported to Parquet files, and
+answers every other query with an error that names it.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
@@ -71,11 +72,13 @@ class Server:
 
     Attributes:
         asked: name of the query and its variables, of everything that was asked for.
+        refusals: how many reports it will refuse.
     """
 
     def __init__(self, projects: dict[str, list[Run]], page: int) -> None:
         self.projects, self.page = projects, page
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.refusals = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -88,7 +91,8 @@ class Server:
                 elif self.headers.get("Authorization") != _AUTHORIZATION:
                     self._send(401, {"errors": [{"message": "user is not logged in"}]})
                 else:
-                    self._send(200, server.answer(json.loads(body)))
+                    packed = self.headers.get("Content-Encoding") == "gzip"
+                    self._send(200, server.answer(json.loads(gzip.decompress(body) if packed else body)))
 
             do_GET = do_HEAD = do_POST
 
@@ -109,12 +113,14 @@ class Server:
         self.address = f"http://127.0.0.1:{self.server.server_port}"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = re.search(r"query\s+(\w+)", request["query"])[1]
+        name = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]
         variables = request.get("variables") or {}
         self.asked.append((name, variables))
         if name in ("Viewer", "GetDefaultEntity"):
             viewer = {"id": "1", "entity": "me", "username": "me", "email": "me@example.com", "flags": None}
             return {"data": {"viewer": viewer | {"teams": {"edges": []}}}}
+        if name in ("GetProjects", "ProjectInternalId", "upsertView"):
+            return self._report(name, variables)
         project = self.projects.get(f"{variables.get('entity')}/{variables.get('project')}")
         if name == "Runs":
             return {"data": {"project": None if project is None else self._runs(project, variables)}}
@@ -136,6 +142,24 @@ class Server:
         if name == "HistoryPage":
             return {"data": {"project": {"run": {"history": run.lines(variables["minStep"], variables["maxStep"])}}}}
         return {"data": None, "errors": [{"message": f"this server has no answer to {name}"}]}
+
+    def _report(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """What saving a report asks."""
+        if name == "ProjectInternalId":
+            return {"data": {"project": {"id": "p", "internalId": "17"}}}
+        if name == "GetProjects":
+            rest = {"__typename": "Project", "createdAt": "2026-01-01T00:00:00", "user": None, "isBenchmark": False}
+            named = [dict(zip(("entityName", "name"), key.split("/"), strict=True)) for key in self.projects]
+            edges = [{"node": {"id": "p", **rest, **names}} for names in named]
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"data": {"models": {"pageInfo": page, "edges": edges}}}
+        if self.refusals:
+            self.refusals -= 1
+            return {"data": None, "errors": [{"message": "permission denied"}]}
+        view = {key: given[key] for key in ("name", "displayName", "description", "spec")}
+        view |= {"id": "Vmlldzox", "type": "runs", "updatedAt": "2026-01-01T00:00:00"}
+        view["project"] = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
+        return {"data": {"upsertView": {"view": view, "inserted": True}}}
 
     def _runs(self, project: list[Run], variables: dict[str, Any]) -> dict[str, Any]:
         """A page; cursors are positions."""

@@ -42,6 +42,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "where": {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE[,VALUE]", "help": "only these"},
     "layers": {"nargs": "+", "metavar": "RUN", "help": "runs to draw γ_k and M_k of (default: the two best groups')"},
     "out": {"metavar": "FOLDER", "help": "write tables, pictures and report.html there"},
+    "wandb-report": {"action": "store_true", "default": None, "help": "also save the comparison as a report in W&B"},
 }
 
 
@@ -73,6 +74,11 @@ def compare(options: Namespace) -> None:
         if importlib.util.find_spec("matplotlib") is None:
             raise UserError("--out draws pictures with matplotlib: pip install 'hf_clars[compare]'")
         checks.writable_folder("--out", options.out)
+    if options.wandb_report:
+        if elsewhere := [source for source in options.sources if not source.startswith("wandb:")]:
+            raise UserError(f"--wandb-report shows runs that are in W&B: give wandb:ENTITY/PROJECT, not {elsewhere[0]}")
+        if importlib.util.find_spec("wandb_workspaces") is None:
+            raise UserError("--wandb-report makes its report with wandb-workspaces: pip install 'hf_clars[reports]'")
 
     from .sources import read_sources
 
@@ -93,6 +99,10 @@ def compare(options: Namespace) -> None:
         except OSError as error:
             raise UserError(f"--out {options.out}: {error.filename or ''} {error.strerror or error}") from None
         print(*map(printable, written), sep="\n")
+    if options.wandb_report:
+        from .wandb_report import create_wandb_report
+
+        print(printable(create_wandb_report(comparison)))
 
 
 def _write(comparison: Comparison, drawn: Sequence[ComparedRun], folder: Path, about: dict[str, Any]) -> list[Path]:
