@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,11 +22,18 @@ _context.set_forkserver_preload(["hf_clars.image_classification.recipe", "hf_cla
 
 
 class Training:
-    """One run of the program, by `world_size` processes with the variables that Slurm's and torch's launchers set."""
+    """One run of the program, by `world_size` processes with the variables that Slurm's and torch's launchers set.
 
-    def __init__(self, argv: list[str], log: Path, world_size: int = 1, **environment: str) -> None:
+    Args:
+        strike: (n, seconds): the first process kills itself, and all that it has started, so long after the n-th of its
+            micro-batches, evaluations and checkpoints has begun; after its start, if n is 0.
+    """
+
+    def __init__(
+        self, argv: list[str], log: Path, world_size: int = 1, strike: tuple[float, float] = (-1, 0), **environment: str
+    ) -> None:
         self.phase: Any = _context.Value("i", 0)
-        self.events: Any = _context.Value("i", 0)  # micro-batches, evaluations and checkpoints that began
+        self.strike: Any = _context.Array("d", strike)
         self.log = log
         port = free_port()
         self.processes = []
@@ -33,7 +41,7 @@ class Training:
             variables = {"OMP_NUM_THREADS": "1", **environment}
             if world_size > 1:
                 variables |= _launched(rank, world_size, port)
-            process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase, self.events))
+            process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase, self.strike))
             process.start()
             self.processes.append(process)
 
@@ -72,7 +80,7 @@ class Training:
         return [line for line in self.output().splitlines() if line.startswith("error: ")]
 
 
-def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any, events: Any) -> None:
+def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any, strike: Any) -> None:
     os.setpgid(0, 0)
     os.environ.update(environment)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -87,19 +95,27 @@ def _run(argv: list[str], environment: dict[str, str], log: str, phase: Any, eve
     multiprocessing.set_start_method("fork", force=True)  # as in a program that nobody forked
     torch.set_num_threads(1)
     if environment.get("RANK", "0") == "0":
-        _tell(ClarsTrainer, "training_step", phase, 1, events)
-        _tell(ClarsTrainer, "evaluate", phase, 2, events)
-        _tell(ClarsTrainer, "_save_checkpoint", phase, 3, events)
+        if strike[0] == 0:
+            _die_in(strike[1])
+        _tell(ClarsTrainer, "training_step", phase, 1, strike)
+        _tell(ClarsTrainer, "evaluate", phase, 2, strike)
+        _tell(ClarsTrainer, "_save_checkpoint", phase, 3, strike)
     status = train(argv)
     raise SystemExit(status)
 
 
-def _tell(kind: type, name: str, phase: Any, number: int, events: Any) -> None:
+def _die_in(seconds: float) -> None:
+    threading.Timer(seconds, lambda: os.killpg(os.getpid(), signal.SIGKILL)).start()
+
+
+def _tell(kind: type, name: str, phase: Any, number: int, strike: Any) -> None:
     method = getattr(kind, name)
 
     def told(self, *args, **kwargs):
         phase.value = number
-        events.value += 1
+        strike[0] -= 1
+        if strike[0] == 0:
+            _die_in(strike[1])
         return method(self, *args, **kwargs)
 
     setattr(kind, name, told)

@@ -2,7 +2,7 @@
 
 import json
 import random
-import time
+import signal
 from collections import Counter
 
 import pytest
@@ -46,9 +46,9 @@ def newest(folder) -> int:
     return max((int(p.name.partition("-")[2]) for p in (folder / "run").glob("checkpoint-*")), default=0)
 
 
-def run(folder, images, world_size: int = 1, **changes) -> Training:
+def run(folder, images, world_size: int = 1, strike: tuple[float, float] = (-1, 0), **changes) -> Training:
     folder.mkdir(exist_ok=True)
-    return Training(config(folder, images, **{**OPTIONS, **changes}), folder / "log", world_size)
+    return Training(config(folder, images, **{**OPTIONS, **changes}), folder / "log", world_size, strike)
 
 
 @pytest.mark.slow
@@ -61,23 +61,20 @@ def test_killed_again_and_again(tmp_path, images, world_size):
     hit: Counter[str] = Counter()
     reached = set()
     for attempt in range(200):
-        training = run(tmp_path / "cut", images, world_size)
         if sum(hit.values()) >= 24 and len(hit) == len(PHASES):
             break
-        # Strike at random in a phase; but for the first phase so late that the training came forward.
-        aim, late = attempt % 4, dice.randrange(3, 12)
-        if training.wait_for(
-            lambda aim=aim, late=late, training=training: (
-                training.phase.value == aim and (aim == 0 or training.events.value >= late)
-            )
-        ):
-            time.sleep(dice.random() * 0.15)
-            phase = PHASES[training.phase.value]
-            if all(p.is_alive() for p in training.processes):
-                hit[phase] += 1
-                reached.add(newest(tmp_path / "cut"))
-            training.kill()
+        # Two steps are eight micro-batches, an evaluation and a checkpoint.
+        events = (0, dice.randrange(1, 21), dice.choice((9, 19)), dice.choice((10, 20)))[attempt % 4]
+        strike = (events, dice.random() * (0.6, 0.15, 0.03, 0.03)[attempt % 4])
+        training = run(tmp_path / "cut", images, world_size, strike)
+        first = training.processes[0]
+        first.join(120)
+        if first.exitcode == -signal.SIGKILL:
+            hit[PHASES[training.phase.value]] += 1
+            reached.add(newest(tmp_path / "cut"))
+        training.kill()
         training.wait()
+    training = run(tmp_path / "cut", images, world_size)
     assert training.wait() == [0] * world_size, training.output()
     assert sum(hit.values()) >= 20, hit
     assert set(hit) == set(PHASES), hit
