@@ -82,13 +82,13 @@ class Runner:
         from ..trainer.records.tracking import wandb_for
 
         # Without a GPU, bf16 is possible everywhere, and fp16 nowhere.
-        elsewhere = [] if here else ["--use_cpu", "true", "--fp16", "false"]
+        elsewhere = {} if here else {"use_cpu": True, "fp16": False}
         for run in runs:
             try:
                 for key in OURS:
                     if run.settings.get(key) not in (None, "auto"):
                         raise UserError(f"{key} is the command's to choose, from --work: leave it out")
-                flags = [*self.flags(run), *elsewhere]
+                flags = self.flags(Run(run.place, {**run.settings, **elsewhere}))
                 recipe, args = parse(flags, RecipeArguments, ClarsTrainingArguments, defaults=DEFAULTS)
                 refuse_unused(args)
                 recipe.check()
