@@ -324,7 +324,7 @@ def description(folder: Path, about: dict | None = None, **options):
 
 def test_numbers_are_plain_numbers(tmp_path):
     """Those that nobody gave are marked in the arguments, and W&B takes such a number for text."""
-    config = description(tmp_path, total_batch_size=32, base_learning_rate=0.2).config
+    config = description(tmp_path, learning_rate=None, total_batch_size=32, base_learning_rate=0.2).config
     numbers = {key: value for key, value in config.items() if isinstance(value, int | float)}
     assert config["gamma_scale"] == pytest.approx(0.2 * 32 / 128)
     assert {type(value) for value in numbers.values()} <= {int, float, bool}

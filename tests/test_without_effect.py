@@ -36,9 +36,18 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("options", "named", "beside"), [*PAIRS, *CONTRADICTIONS], ids=str)
-def test_refused_alone_and_taken_with_what_gives_it_an_effect(tmp_path, options, named, beside):
-    with pytest.raises(UserError, match=f"^{named} is for "):
-        refuse_unused(arguments(tmp_path, **{"logging_steps": 500, "remove_unused_columns": False, **options}))
+def test_refused_or_said_alone_and_taken_with_what_gives_it_an_effect(tmp_path, options, named, beside):
+    """Steps of another strategy are said: a flag overrides the strategy of a file that has both."""
+
+    def alone():
+        return arguments(tmp_path, **{"logging_steps": 500, "remove_unused_columns": False, **options})
+
+    if "_steps" in named:
+        refuse_unused(alone())
+        assert [text.startswith(f"{named} is for ") for _, text in without_effect(alone())] == [True]
+    else:
+        with pytest.raises(UserError, match=f"^{named} is for "):
+            refuse_unused(alone())
     taken = arguments(tmp_path, **{"logging_steps": 500, **options, **beside})
     assert not list(without_effect(taken))
     again = dataclasses.replace(taken, seed=1)

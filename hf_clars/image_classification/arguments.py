@@ -72,8 +72,9 @@ def refuse_unused(args: ClarsTrainingArguments) -> None:
         there = getattr(args, setting)
         if getattr(args, name) != defaults[name] and not (word in there if word else there):
             raise UserError(f"{name}={getattr(args, name)!r} is for {needed}: state both, or none")
-    for text in without_effect(args):
-        raise UserError(text)
+    for name, text in without_effect(args):
+        if not name.endswith("_steps"):  # said alone: of a file whose strategy a flag, or a sweep, overrides
+            raise UserError(text)
     if args.remove_unused_columns:
         raise UserError("remove_unused_columns=True would take away the images: leave it out")
     if args.dataloader_num_workers == 0:  # where there are workers, they stay

@@ -44,12 +44,12 @@ _NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 _OF_SEVERAL_PROCESSES = ("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_timeout")
 
 
-def without_effect(args: Any) -> Iterator[str]:
-    """What was set, and would not be used with all else that was set."""
+def without_effect(args: Any) -> Iterator[tuple[str, str]]:
+    """What was set, and would not be used with all else that was set; and a line about it."""
     for name, (has_effect, needed) in _NEEDS.items():
         if (value := _set(args, name)) is not None and not has_effect(args):
             word = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
-            yield f"{name}={word} is for {needed}: state both, or leave it out"
+            yield name, f"{name}={word} is for {needed}: state both, or leave it out"
 
 
 def refuse_contradictions(args: Any) -> None:
@@ -68,7 +68,7 @@ def refuse_contradictions(args: Any) -> None:
 
 def say_without_effect(args: Any) -> None:
     """A line for each."""
-    for text in without_effect(args):
+    for _, text in without_effect(args):
         logger.warning("no effect: %s", text)
 
     def say(why: str, names: Sequence[str]) -> None:
