@@ -18,7 +18,7 @@ from hf_clars.norms.watch import watches_of
 from hf_clars.trainer.arguments.derived import derived
 from hf_clars.trainer.arguments.derived import given as was_given
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 from .test_resume import Pictures, collate
 from .test_resume_options import Groups
 from .test_trainer import seeded, weights

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from .bare_machine import BARE, bare_python, closure, without_network, write_wheel
+from .helpers.bare_machine import BARE, bare_python, closure, without_network, write_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"

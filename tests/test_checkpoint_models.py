@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_clars import ClarsTrainer, TrainingFailedError, UserError, build_model
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 from .test_trainer import arguments
 
 TEXT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

@@ -11,9 +11,9 @@ import pytest
 from hf_clars import UserError
 from hf_clars.comparison.sources.wandb_api import parse_filters
 
-from .comparison import environment
-from .processes import free_port
-from .wandb_server import KEY, Run, serving
+from .helpers.comparison import environment
+from .helpers.processes import free_port
+from .helpers.wandb_server import KEY, Run, serving
 
 SCRIPT = """
 import json, sys

@@ -23,7 +23,7 @@ from hf_clars.comparison.report import report
 from hf_clars.comparison.runs import ComparedRun, Question
 from hf_clars.errors import UserError
 
-from .comparison import learning, run
+from .helpers.comparison import learning, run
 
 ABOUT = {"command": "hf-clars compare <outputs>", "date": "today", "versions": {"torch": "2"}}
 EVIL = "<script>alert('x')</script>&\"'"

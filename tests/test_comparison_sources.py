@@ -17,13 +17,13 @@ from hf_clars.comparison.runs import ComparedRun
 from hf_clars.comparison.sources import read_sources
 from hf_clars.comparison.sources.rows import History
 
-from .comparison import environment, points
+from .helpers.comparison import environment, points
 
 TRAININGS = """
 import wandb
 from transformers import Trainer, TrainingArguments
 from hf_clars import ClarsTrainer, ClarsTrainingArguments
-from tests.models import Classifier, dataset
+from tests.helpers.models import Classifier, dataset
 
 def accuracy(predictions):
     return {"accuracy": float((predictions.predictions.argmax(-1) == predictions.label_ids).mean())}

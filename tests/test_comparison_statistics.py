@@ -28,7 +28,7 @@ from hf_clars.comparison.statistics import (
 )
 from hf_clars.comparison.verdict import verdict
 
-from .comparison import learning, run
+from .helpers.comparison import learning, run
 
 # Student 1908: hours of sleep that ten patients gained with each of two drugs.
 SLEEP = (

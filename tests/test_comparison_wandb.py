@@ -20,7 +20,7 @@ from hf_clars.comparison.sources import read_sources
 from hf_clars.comparison.sources.rows import Unreadable
 from hf_clars.comparison.sources.wandb_offline import read_log
 
-from .comparison import environment, points
+from .helpers.comparison import environment, points
 
 WHOLE = """
 import math, wandb

@@ -27,7 +27,7 @@ from hf_clars.data.resident import random_shifts, shifted_and_mirrored
 from hf_clars.image_classification.recipe import ImageTrainer
 from hf_clars.trainer.metrics import accuracies, best_classes
 
-from .processes import Training
+from .helpers.processes import Training
 from .test_recipe import config
 
 CPU = torch.device("cpu")

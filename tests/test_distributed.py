@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .processes import free_port
+from .helpers.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +22,7 @@ def launcher(processes: int, *options: str) -> list[str]:
     return [
         sys.executable, "-m", "accelerate.commands.launch", *(["--multi_gpu"] if processes > 1 else ["--cpu"]),
         "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", *options,
-        str(ROOT / "tests" / "launch.py"),
+        str(ROOT / "tests" / "helpers" / "launch.py"),
     ]  # fmt: skip
 
 
@@ -92,13 +92,13 @@ def test_what_clars_communicates(tmp_path):
 
 
 def test_two_fsdp2_shards_are_one_model(tmp_path):
-    from .launch_fsdp2 import batch
-    from .launch_fsdp2 import train as train_whole
-    from .models import Classifier
+    from .helpers.launch_fsdp2 import batch
+    from .helpers.launch_fsdp2 import train as train_whole
+    from .helpers.models import Classifier
 
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "tests.launch_fsdp2", str(tmp_path / "weights.pt"),
+        "-m", "tests.helpers.launch_fsdp2", str(tmp_path / "weights.pt"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from hf_clars import ClarsTrainer
 from hf_clars.trainer.evaluating import share_buffers
 
-from .models import Classifier, dataset
-from .processes import by_two
+from .helpers.models import Classifier, dataset
+from .helpers.processes import by_two
 from .test_resume import StopAfter
 from .test_trainer import accuracy, arguments
 

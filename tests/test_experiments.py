@@ -22,7 +22,7 @@ from hf_clars.runtime.provenance import commit
 from hf_clars.trainer.checkpoints.folder_lock import alone_in
 
 from .helpers.sweeps import METHODS, ROOT, STAND_IN, TINY, command, results_in, sweep_file
-from .wandb_files import offline_runs
+from .helpers.wandb_files import offline_runs
 
 RESULTS = ROOT / "recipes" / "results"
 

@@ -23,9 +23,9 @@ from hf_clars import ClarsTrainer, UserError
 from hf_clars.image_classification.plots import plot_run
 from hf_clars.trainer.callbacks.layer_statistics import read_layer_statistics
 
-from .hub import NAME, serving
-from .models import dataset
-from .processes import Training
+from .helpers.hub import NAME, serving
+from .helpers.models import dataset
+from .helpers.processes import Training
 from .test_data import huge
 from .test_kill import assert_same, newest, result
 from .test_recipe import ROOT, config, png, write_parquet

@@ -15,8 +15,8 @@ from hf_clars import ClarsTrainer, UserError
 from hf_clars.trainer.checkpoints import folder_lock
 from hf_clars.trainer.checkpoints.folder_lock import FILE_NAME, alone_in
 
-from .models import dataset
-from .processes import Training
+from .helpers.models import dataset
+from .helpers.processes import Training
 from .test_recipe import config, write_parquet
 from .test_trainer import arguments, seeded
 

@@ -33,9 +33,9 @@ from hf_clars.statistics.noise_scale import noise_statistics
 from hf_clars.trainer.callbacks.own_norms import OwnNorms
 from hf_clars.trainer.seams import calling_trainer
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
+from .helpers.wandb_files import offline_runs
 from .test_tracking import run_script
-from .wandb_files import offline_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
@@ -448,7 +448,7 @@ import os, sys
 os.environ["WANDB_MODE"] = "offline"
 from transformers import Trainer, TrainingArguments
 from hf_clars import GradientStatisticsCallback
-from tests.models import Classifier, dataset
+from tests.helpers.models import Classifier, dataset
 
 args = TrainingArguments(
     "run", report_to=sys.argv[1:], per_device_train_batch_size=32, num_train_epochs=2, logging_steps=1, use_cpu=True,

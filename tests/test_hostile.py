@@ -34,9 +34,9 @@ from hf_clars.image_classification.plots import plot_run
 from hf_clars.safety.links import first_foreign
 from hf_clars.trainer.checkpoints.folders import find, newest, what_is_wrong
 
-from .audit import Seen, watched
-from .hub import NAME, serving
-from .models import Classifier, dataset
+from .helpers.audit import Seen, watched
+from .helpers.hub import NAME, serving
+from .helpers.models import Classifier, dataset
 from .test_trainer import arguments
 
 OUTSIDE = (200, 100, 50)  # the colour of the picture that nobody may see
@@ -469,7 +469,7 @@ def test_a_data_set_on_the_hub_sends_nobody_elsewhere(tmp_path) -> None:
     script = (
         "import sys\nfrom hf_clars import UserError\n"
         "from hf_clars.data import ImageCollator, eval_transform, open_source\n"
-        "from tests.audit import watched\n"
+        "from tests.helpers.audit import watched\n"
         "with watched() as seen:\n"
         "    try:\n"
         "        chunks = open_source(sys.argv[1], 'train').chunks\n"

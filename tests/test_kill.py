@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .processes import PHASES, Training
+from .helpers.processes import PHASES, Training
 from .test_recipe import config, write_parquet
 
 

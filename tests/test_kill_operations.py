@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .file_operations import FileOperations
+from .helpers.file_operations import FileOperations
 from .test_resume import streaming
 
 _context = multiprocessing.get_context("forkserver")

@@ -21,8 +21,8 @@ from hf_clars.norms.watch import watches_of
 from hf_clars.optimizers import AuthorsCLARS
 from hf_clars.trainer.authors_norms import AuthorsNorms, samples_to_keep
 
-from .models import Classifier, dataset
-from .reference import NumpyAuthors
+from .helpers.models import Classifier, dataset
+from .helpers.reference import NumpyAuthors
 from .test_optimizers import weights as layers_of
 from .test_trainer import Unsized, arguments, seeded, weights
 
@@ -397,7 +397,7 @@ def test_two_processes_of_the_authors_mode_are_one(tmp_path):
 
 
 def one_of_the_processes(folder: str, size: str) -> None:
-    from .launch import Ordered
+    from .helpers.launch import Ordered
 
     torch.set_num_threads(1)
     args = arguments(

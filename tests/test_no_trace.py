@@ -20,7 +20,7 @@ from hf_clars import CLARS, ClarsTrainer, ClarsTrainingArguments, GradientStatis
 from hf_clars.norms.accumulator import COUNT
 from hf_clars.trainer.callbacks.own_norms import OwnNorms
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
 X = torch.stack([e["pixel_values"] for e in DATA])

@@ -12,7 +12,7 @@ from torch import nn
 from hf_clars.errors import UserError
 from hf_clars.norms import PerSampleNorms
 
-from .reference import contributions
+from .helpers.reference import contributions
 
 
 def small(name: str) -> nn.Module:

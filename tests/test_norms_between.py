@@ -10,9 +10,9 @@ from torch import nn
 
 from hf_clars.norms import PerSampleNorms
 
-from .chains import draw
+from .helpers.chains import draw
+from .helpers.verdicts import verdict
 from .test_norms_layout_fuzz import ALL, FEATURES, FEW, FIRST, SECOND, VIEWS, cases
-from .verdicts import verdict
 
 BATCH, LENGTH, WIDTH = 4, 6, 8
 

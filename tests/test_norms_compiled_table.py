@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hf_clars.norms import PerSampleNorms
 
-from .compiled_table import TABLE
-from .function_table import FUNCTIONS
+from .helpers.compiled_table import TABLE
+from .helpers.function_table import FUNCTIONS
 from .test_norms_functions import Function
 
 pytestmark = pytest.mark.filterwarnings(

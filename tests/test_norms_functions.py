@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED
-from .verdicts import Verdict, functional, verdict
+from .helpers.function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED
+from .helpers.verdicts import Verdict, functional, verdict
 
 # Torch's own word on losses whose operands broadcast, as they do here on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")

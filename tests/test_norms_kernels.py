@@ -408,7 +408,7 @@ def test_what_is_bound_once_is_in_the_order_of_the_arguments():
 def test_kernels_compile(capability, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     found = subprocess.run(
-        [sys.executable, "-m", "tests.compile_kernels", str(capability)],
+        [sys.executable, "-m", "tests.helpers.compile_kernels", str(capability)],
         capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1], timeout=300,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr

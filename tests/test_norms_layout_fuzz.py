@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from .chains import ALL, VIEWS, Chain, draw
-from .verdicts import Verdict, verdict
+from .helpers.chains import ALL, VIEWS, Chain, draw
+from .helpers.verdicts import Verdict, verdict
 
 FEATURES = 3
 FIRST = {

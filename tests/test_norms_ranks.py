@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from . import ranks
+from .helpers import ranks
 
 NAMED = {"excluded", "custom function", "outside"}
 

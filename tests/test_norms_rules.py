@@ -14,7 +14,7 @@ from hf_clars.norms import PerSampleNorms
 from hf_clars.norms.grad_samples import _BUDGET
 from hf_clars.norms.samplers.conv import ConvSampler
 
-from .reference import contributions
+from .helpers.reference import contributions
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 sizes = st.integers(1, 4)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .layer_table import BT, ONE, TABLE, TB, Row
-from .layouts import LAYOUTS, Behind, Loop
-from .verdicts import Verdict, verdict
+from .helpers.layer_table import BT, ONE, TABLE, TB, Row
+from .helpers.layouts import LAYOUTS, Behind, Loop
+from .helpers.verdicts import Verdict, verdict
 
 LOOP = "one position after the other"
 SIZES = ((1, 4), (2, 4), (4, 8), (3, 4))  # batch, length: one sample, a batch that divides lengths, one that does not

@@ -15,7 +15,7 @@ from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS, LARS, parameter_groups
 from hf_clars.optimizers.reference import Reference
 
-from .reference import contributions
+from .helpers.reference import contributions
 
 
 def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hf_clars import ClarsTrainer
 from hf_clars.runtime.output import forgiving
 
-from .models import dataset
+from .helpers.models import dataset
 from .test_recipe import ROOT, config, write_parquet
 from .test_trainer import arguments, seeded
 

@@ -17,8 +17,8 @@ from torch.utils.data import IterableDataset
 from hf_clars import ClarsTrainer, UserError
 from hf_clars.trainer.passes import CountedPasses
 
-from .models import dataset
-from .processes import free_port
+from .helpers.models import dataset
+from .helpers.processes import free_port
 from .test_trainer import arguments, seeded, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with few cores

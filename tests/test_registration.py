@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 import hf_clars
 from hf_clars import CLARS, LARS, NAG, ClarsTrainer, ClarsTrainingArguments, UserError
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 
 
 def plain(tmp_path, **options) -> Trainer:

@@ -16,7 +16,7 @@ from hf_clars.data import TrainStream
 from hf_clars.data.chunks import Chunks
 from hf_clars.trainer.checkpoints import folders
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 from .test_trainer import arguments, seeded, weights
 
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from hf_clars import ClarsTrainer, UserError
 
-from .models import dataset
+from .helpers.models import dataset
 from .test_resume import StopAfter
 from .test_trainer import arguments, seeded, weights
 

@@ -17,7 +17,7 @@ from hf_clars.norms.sample_axis.call import Call
 from hf_clars.norms.sample_axis.table import RULES, place_after
 from hf_clars.norms.sample_axis.tags import INDEX, PLACE
 
-from .verdicts import verdict
+from .helpers.verdicts import verdict
 
 B, INNER = 2, 3
 

@@ -10,7 +10,7 @@ from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError
 from hf_clars.image_classification.recipe import run as train
 from hf_clars.trainer.arguments.schedules import milestone_factor, warmup_factor
 
-from .models import dataset
+from .helpers.models import dataset
 from .test_trainer import arguments, seeded
 
 STEPS = 4  # of an epoch: 128 examples, B = 32

@@ -14,7 +14,7 @@ from hf_clars import ClarsTrainer, ClarsTrainingArguments
 from hf_clars.comparison.sources.rows import flat_config
 from hf_clars.safety.secrets import hidden_in, hidden_in_words, is_secret, without_secrets
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 from .test_tracking import run_script
 from .test_trainer import arguments
 
@@ -106,7 +106,7 @@ def test_nothing_that_a_training_leaves_has_a_secret(tmp_path, monkeypatch) -> N
 WANDB = """
 import json, sys
 from hf_clars import ClarsTrainer, ClarsTrainingArguments
-from tests.models import Classifier, dataset
+from tests.helpers.models import Classifier, dataset
 token, password = sys.argv[1:3]
 sys.argv = ["train.py", "--hub_token", token, "--model_kwargs", json.dumps({"password": password})]
 args = ClarsTrainingArguments(

@@ -13,7 +13,7 @@ from hf_clars import ClarsTrainer, UserError
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.validation.schema import Count, check, one_of
 
-from .models import dataset
+from .helpers.models import dataset
 from .test_trainer import arguments, seeded
 
 OPTIMIZERS = (

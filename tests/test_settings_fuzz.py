@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .settings_fuzz import TINY, Case, cases, flags
+from .helpers.settings_fuzz import TINY, Case, cases, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -28,7 +28,7 @@ class Worker:
             "WANDB_MODE": "disabled",
         }  # fmt: skip
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz_worker"], cwd=folder, env=environment, text=True,
+            [sys.executable, "-m", "tests.helpers.fuzz_worker"], cwd=folder, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.trainer import ClarsTrainingArguments
 
 from .helpers.sweeps import METHODS, ROOT, TINY, command, sweep_file
-from .wandb_files import offline_runs
+from .helpers.wandb_files import offline_runs
 
 SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
 

@@ -15,7 +15,7 @@ from hf_clars.comparison.analysis import analyse
 from hf_clars.comparison.runs import Question
 from hf_clars.safety.texts import in_csv, in_markdown, plain_records, printable
 
-from .comparison import run
+from .helpers.comparison import run
 
 EVIL = "a\x1b[31m\x07\x9b2J\u202eb<script>alert(1)</script>|[x](javascript:1)\r\n# $y$"
 

@@ -16,7 +16,7 @@ from hf_clars import PerSampleNorms, UserError, build_model, formulas, gradient_
 from hf_clars.cli import main
 from hf_clars.theory import rates_table
 from hf_clars.theory.command import run
-from tests.models import Classifier
+from tests.helpers.models import Classifier
 
 DEMO = str(Path(__file__).resolve().parents[1] / "recipes" / "demo" / "fashion_mnist")
 EXACT: dict[str, Any] = {"iterations": 3000, "tolerance": 1e-12}

@@ -17,9 +17,9 @@ from hf_clars import ClarsTrainer, TrainingFailedError
 from hf_clars.trainer.records.description import GROUP_LENGTH, TAG_LENGTH, describe
 from hf_clars.trainer.records.layer_records import LayerRecords, _thinned, read_records
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
+from .helpers.wandb_files import WrittenRun, offline_runs
 from .test_trainer import accuracy, arguments, seeded
-from .wandb_files import WrittenRun, offline_runs
 
 SCRIPT = """
 import json, os, signal, sys
@@ -27,7 +27,7 @@ import wandb
 from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, Preempted, TrainingFailedError
 from hf_clars.trainer.records.tracking import wandb_line
-from tests.models import Classifier, dataset
+from tests.helpers.models import Classifier, dataset
 from tests.test_trainer import accuracy
 
 options = json.loads(sys.argv[1])

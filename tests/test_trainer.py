@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError, build_model
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 
 
 def arguments(tmp_path, **options) -> ClarsTrainingArguments:

@@ -18,7 +18,7 @@ from hf_clars import CLARS, PerSampleNorms, UserError, verify_norms
 from hf_clars.norms import NormsVerification, NormVerdict
 from hf_clars.norms.watch import Watch
 
-from .models import Classifier, dataset
+from .helpers.models import Classifier, dataset
 
 
 def mean_square(outputs, targets):

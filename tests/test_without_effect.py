@@ -11,7 +11,7 @@ from hf_clars.configuration import parse
 from hf_clars.image_classification.arguments import RecipeArguments, refuse_unused
 from hf_clars.trainer.arguments.without_effect import without_effect
 
-from .models import dataset
+from .helpers.models import dataset
 from .test_trainer import arguments, seeded
 
 # What would be ignored, the setting that is named, and what beside it gives it an effect.

@@ -23,7 +23,7 @@ from .processes import free_port
 
 BATCH, STEPS = 6, 3
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.ranks"])
+_context.set_forkserver_preload(["tests.helpers.ranks"])
 
 
 class Square(torch.autograd.Function):

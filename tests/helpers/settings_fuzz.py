@@ -15,7 +15,7 @@ from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.theory.command import RatesArguments
 from hf_clars.trainer import ClarsTrainingArguments
 
-FASHION = Path(__file__).resolve().parents[1] / "recipes" / "demo" / "fashion_mnist"
+FASHION = Path(__file__).resolve().parents[2] / "recipes" / "demo" / "fashion_mnist"
 TINY: dict[str, Any] = {
     "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "dataset": str(FASHION), "train_split": "train[:80]",
     "eval_split": "test[:16]", "image_size": 8, "augmentation": "flip", "total_batch_size": 32,

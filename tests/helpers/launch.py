@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments
-from tests.models import Classifier, dataset
+from tests.helpers.models import Classifier, dataset
 
 
 def main(output: str, optim: str, per_device: str) -> None:

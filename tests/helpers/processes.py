@@ -18,7 +18,7 @@ from typing import Any
 
 PHASES = ("starting", "training", "evaluating", "writing a checkpoint")
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hf_clars.image_classification.recipe", "hf_clars.cli", "tests.processes"])
+_context.set_forkserver_preload(["hf_clars.image_classification.recipe", "hf_clars.cli", "tests.helpers.processes"])
 
 
 class Training:

@@ -62,6 +62,6 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     """Of a process that keeps W&B's runs offline, and reads nobody's login."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
     return kept | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "HOME": str(folder), "WANDB_MODE": "offline",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "HOME": str(folder), "WANDB_MODE": "offline",
         "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", **more,
     }  # fmt: skip

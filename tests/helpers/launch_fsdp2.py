@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from hf_clars import CLARS, PerSampleNorms
-from tests.models import Classifier, dataset
+from tests.helpers.models import Classifier, dataset
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
