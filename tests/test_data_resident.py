@@ -70,7 +70,7 @@ def test_a_pass_has_each_example_once_and_every_epoch_an_order_of_its_own():
 
 
 def test_carry_and_limit():
-    carrying = resident(30, batch=8, tail="carry")  # 24 of 30 in an epoch; five epochs are four passes
+    carrying = resident(30, batch=8, last_batch="carry")  # 24 of 30 in an epoch; five epochs are four passes
     assert np.bincount(labels([batch for e in range(5) for batch in epoch(carrying, e)])).tolist() == [4] * 30
     short = [labels(epoch(resident(100, limit=32), number)) for number in range(2)]
     assert [len(set(order)) for order in short] == [32, 32]

@@ -71,8 +71,8 @@ def orders(draw) -> tuple[Order, int]:
     world, accumulation, micro = (draw(st.integers(1, 3)) for _ in range(3))
     total = world * accumulation * micro
     sizes[0] += total
-    tail = draw(st.sampled_from(["drop", "carry"]))
-    order = Order(np.array(sizes), total, draw(st.integers(0, 9)), tail)
+    last_batch = draw(st.sampled_from(["drop", "carry"]))
+    order = Order(np.array(sizes), total, draw(st.integers(0, 9)), last_batch)
     return order.laid_out(
         batch_size=micro, world_size=world, workers=draw(st.integers(0, 10)), shuffle_buffer=draw(st.integers(1, 60))
     ), draw(st.integers(0, 5))
@@ -90,14 +90,14 @@ def test_an_epoch_has_each_example_at_most_once_and_only_those_that_exist(drawn)
     order, number = drawn
     seen = [locate(order, number, position) for position in range(len(order))]
     assert all(0 <= row < order.sizes[chunk] for chunk, row in seen)
-    if order.tail == "drop":
+    if order.last_batch == "drop":
         assert len(set(seen)) == len(seen) == order.examples // order.total_batch_size * order.total_batch_size
 
 
 @given(orders())
 def test_carried_over_every_example_comes_equally_often(drawn):
     order, _ = drawn
-    if order.tail == "carry":
+    if order.last_batch == "carry":
         passes = 3
         length = passes * order.examples
         epochs = -(-length // len(order))
@@ -185,7 +185,7 @@ def test_294_shards_over_two_ranks_of_two_workers_for_three_epochs():
 
 
 def test_carry_leaves_nothing_out():
-    train = stream(10, 10, 10, batch=8, tail="carry")  # 24 of 30 in an epoch
+    train = stream(10, 10, 10, batch=8, last_batch="carry")  # 24 of 30 in an epoch
     seen = Counter(flat(epoch(train, e)[i] for e in range(5) for i in range(6)))
     assert set(seen) == set(range(30))
     assert set(seen.values()) == {4}  # five epochs are four passes
@@ -309,7 +309,7 @@ def test_a_stream_rejects_what_it_cannot_use():
     for options, message in (
         ({"shuffle_buffer": 0}, "shuffle_buffer=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must not be negative"),
-        ({"tail": "keep"}, "tail='keep' is unknown: choose drop or carry"),
+        ({"last_batch": "keep"}, "last_batch='keep' is unknown: choose drop or carry"),
         ({"batch": 11}, "the split has 10 examples, fewer than one batch of total_batch_size=11: use a total_batch_"),
     ):
         with pytest.raises(UserError, match=message):

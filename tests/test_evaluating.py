@@ -96,7 +96,7 @@ def assert_unnoticed(folder, event: str, method: str, **options) -> None:
     [("on_substep_end", "per_sample"), ("on_pre_optimizer_step", "authors"), ("on_step_end", "authors")],
 )
 def test_a_training_does_not_notice(tmp_path, event, method, mode):
-    assert_unnoticed(tmp_path, event, method, norm_mode=mode)
+    assert_unnoticed(tmp_path, event, method, mode=mode)
 
 
 @pytest.mark.slow
@@ -105,14 +105,14 @@ def test_a_training_does_not_notice(tmp_path, event, method, mode):
 @pytest.mark.parametrize(
     "options",
     [
-        {"norm_mode": "authors"},
-        {"norm_mode": "per_sample"},
-        {"norm_mode": "subset", "norm_samples": 4},
-        {"norm_mode": "micro_batch"},
+        {"mode": "authors"},
+        {"mode": "per_sample"},
+        {"mode": "subset", "norm_samples": 4},
+        {"mode": "micro_batch"},
         {"optim": "lars"},
         {"optim": "mnag", "learning_rate": 0.1},
         {"optim": "adamw_torch", "learning_rate": 1e-3},
-        {"vectors": "paper"},
+        {"bias_and_norm": "paper"},
     ],
     ids=str,
 )
@@ -213,7 +213,7 @@ def test_buffers_of_any_kind_are_those_of_the_first_process(tmp_path):
     "options",
     [
         {},
-        pytest.param({"norm_mode": "authors"}, marks=pytest.mark.slow),
+        pytest.param({"mode": "authors"}, marks=pytest.mark.slow),
         pytest.param({"ddp_broadcast_buffers": False}, marks=pytest.mark.slow),
         pytest.param({"optim": "sgd", "learning_rate": 0.1, "eval_strategy": "epoch"}, marks=pytest.mark.slow),
     ],

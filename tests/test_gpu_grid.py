@@ -32,9 +32,9 @@ def test_the_most_telling_runs_come_first():
 def test_methods_differ_in_what_makes_the_method():
     """And in nothing else; γ_scale, epochs and the rest are those of Fig. 1 at B = 8192."""
     runs = {r.place["config"]: r.settings for r in read_sweep(GRID).runs({"seed": ["0"], "model_name": NETWORKS[:1]})}
-    its_own = {"optim", "eta", "vectors", "norm_mode", "warmup_epochs"}
+    its_own = {"optim", "eta", "bias_and_norm", "mode", "warmup_epochs"}
     assert len({json.dumps({k: v for k, v in s.items() if k not in its_own}) for s in runs.values()}) == 1
-    assert {m: s["norm_mode"] for m, s in runs.items() if "norm_mode" in s} == {
+    assert {m: s["mode"] for m, s in runs.items() if "mode" in s} == {
         "clars": "per_sample", "clars_subset": "subset", "clars_micro_batch": "micro_batch", "clars_authors": "authors",
     }  # fmt: skip
     assert {m for m, s in runs.items() if "warmup_epochs" in s} == {"lars_warmup", "mnag"}
@@ -45,7 +45,7 @@ def test_methods_differ_in_what_makes_the_method():
         ours = runs[{"mnag": "mnag", "lars": "lars_warmup"}[run.place["method"]]]
         for key in (
             "total_batch_size", "per_device_train_batch_size", "base_learning_rate", "base_batch_size", "optim",
-            "num_train_epochs", "warmup_epochs", "momentum", "lr_scheduler_type", "augmentation", "vectors",
+            "num_train_epochs", "warmup_epochs", "momentum", "lr_scheduler_type", "augmentation", "bias_and_norm",
         ):  # fmt: skip
             assert ours.get(key) == run.settings.get(key), key
         assert float(ours["weight_decay"]) == float(run.settings["weight_decay"])
@@ -124,7 +124,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_were_not(tmp_path, fashion_mnis
     """In bfloat16, with data on the device: from a checkpoint amid an epoch on, the same steps bit for bit."""
     options = {
         "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 16, "augmentation": "random_crop",
-        "data_on_device": True, "bf16": True, "optim": "clars", "norm_mode": mode, "train_examples": 256,
+        "data_on_device": True, "bf16": True, "optim": "clars", "mode": mode, "train_examples": 256,
         "eval_examples": 32, "eval_split": "test", "total_batch_size": 64, "per_device_train_batch_size": 16,
         "norm_samples": 16, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch",
         "logging_strategy": "steps", "logging_steps": 1, "layer_statistics_steps": 0,

@@ -134,9 +134,9 @@ def test_a_known_gaussian_gradient_is_found(tmp_path):
 # --- exact numbers ---------------------------------------------------------------------------------------------------
 
 
-def expected(model: nn.Module, vectors: bool = True) -> dict:
+def expected(model: nn.Module, bias_and_norm: bool = True) -> dict:
     """Statistics of one step over DATA, by a loop of batch 1 in float64."""
-    parameters = {n: p for n, p in model.named_parameters() if vectors or p.ndim >= 2}
+    parameters = {n: p for n, p in model.named_parameters() if bias_and_norm or p.ndim >= 2}
     gradients = []
     for example in DATA:
         batch = {"pixel_values": example["pixel_values"][None], "labels": torch.tensor([example["labels"]])}
@@ -158,8 +158,8 @@ def expected(model: nn.Module, vectors: bool = True) -> dict:
     }
 
 
-def assert_first_is_expected(folder, model: nn.Module, vectors: bool = True) -> None:
-    first, truth = records(folder)[0], expected(model, vectors)
+def assert_first_is_expected(folder, model: nn.Module, bias_and_norm: bool = True) -> None:
+    first, truth = records(folder)[0], expected(model, bias_and_norm)
     assert (first["step"], first["samples"]) == (1, 16)
     assert first["model"] == pytest.approx(truth["model"], rel=1e-6)
     assert first["layers"].keys() == truth["layers"].keys() == {"conv.weight", "head.weight"}
@@ -178,11 +178,16 @@ def test_numbers_are_those_of_a_loop_of_batch_1(tmp_path, optim, size, max_grad_
     assert vars(trainer.accelerator).get("clip_grad_norm_") is None
 
 
-@pytest.mark.parametrize("vectors", ["eta", "paper"])
-def test_the_norms_of_clars_are_used(tmp_path, vectors):
-    options = {"optim": "clars", "optim_args": f"vectors={vectors}", "learning_rate": 1.0, "max_grad_norm": 0.0}
+@pytest.mark.parametrize("bias_and_norm", ["eta", "paper"])
+def test_the_norms_of_clars_are_used(tmp_path, bias_and_norm):
+    options = {
+        "optim": "clars",
+        "optim_args": f"bias_and_norm={bias_and_norm}",
+        "learning_rate": 1.0,
+        "max_grad_norm": 0.0,
+    }
     trainer = train(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4, **options)
-    assert_first_is_expected(tmp_path, classifier(), vectors == "paper")
+    assert_first_is_expected(tmp_path, classifier(), bias_and_norm == "paper")
     PerSampleNorms.detach_all(trainer.model)
 
 

@@ -152,7 +152,7 @@ def test_layerwise_epochs_are_followed_by_one_rate_for_all(tmp_path, mode):
     """4 steps an epoch and E = 1.5: six of CLARS, and then γ_scale for each layer, with nothing measured."""
     attached = Attached()
     args = arguments(
-        tmp_path, norm_mode=mode, layerwise_epochs=1.5, learning_rate=0.05, total_batch_size=16, num_train_epochs=3,
+        tmp_path, mode=mode, layerwise_epochs=1.5, learning_rate=0.05, total_batch_size=16, num_train_epochs=3,
         layer_statistics_steps=1, lr_scheduler_type="constant",
     )  # fmt: skip
     others = [GradientStatisticsCallback(every=1)] if mode == "per_sample" else []
@@ -186,7 +186,7 @@ def resumed_and_whole(tmp_path, stop: int, **options) -> tuple[ClarsTrainer, Cla
 @pytest.mark.parametrize("stop", [4, 7, 10])
 @pytest.mark.parametrize("mode", ["per_sample", "authors"])
 def test_resumed_on_either_side_of_the_switch_is_uninterrupted(tmp_path, mode, stop):
-    whole, resumed = resumed_and_whole(tmp_path, stop, norm_mode=mode, layerwise_epochs=1.5, learning_rate=0.05)
+    whole, resumed = resumed_and_whole(tmp_path, stop, mode=mode, layerwise_epochs=1.5, learning_rate=0.05)
     assert resumed.state.global_step == 12
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
@@ -213,12 +213,10 @@ def test_a_checkpoint_from_after_the_switch_goes_on_with_clars_where_that_is_ask
 @pytest.mark.parametrize("modes", [("per_sample", "authors"), ("authors", "subset")])
 def test_a_checkpoint_of_another_method_is_refused(tmp_path, modes):
     with pytest.raises(UserError, match=r"the checkpoint is of optim='clars.*it cannot go on with it"):
-        resumed_with(tmp_path, {"norm_mode": modes[0]}, {"norm_mode": modes[1]})
+        resumed_with(tmp_path, {"mode": modes[0]}, {"mode": modes[1]})
 
 
-@pytest.mark.parametrize(
-    "options", [{"norm_mode": "authors"}, {"optim": "mnag", "learning_rate": 0.01}, {"optim": "lamb"}]
-)
+@pytest.mark.parametrize("options", [{"mode": "authors"}, {"optim": "mnag", "learning_rate": 0.01}, {"optim": "lamb"}])
 def test_resumed_is_uninterrupted(tmp_path, options):
     whole, resumed = resumed_and_whole(tmp_path, 7, learning_rate=options.pop("learning_rate", 0.1), **options)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
@@ -318,7 +316,7 @@ def test_three_steps_of_the_authors_method_in_numpy(tmp_path, eta):
     model = Normed().double()
     start = copy.deepcopy(model)
     args = arguments(
-        tmp_path, norm_mode="authors", eta=eta, learning_rate=0.5, weight_decay=0.01, total_batch_size=32, max_steps=3,
+        tmp_path, mode="authors", eta=eta, learning_rate=0.5, weight_decay=0.01, total_batch_size=32, max_steps=3,
         per_device_train_batch_size=16, lr_scheduler_type="constant", layer_statistics_steps=1,
     )  # fmt: skip
     trainer = Recording(model, args, train_dataset=dataset(96))
@@ -356,7 +354,7 @@ def test_the_authors_mode_knows_no_micro_batches(tmp_path, total, sizes):
     results = []
     for size in sizes:
         args = arguments(
-            tmp_path, norm_mode="authors", per_device_train_batch_size=size, total_batch_size=total, max_steps=3
+            tmp_path, mode="authors", per_device_train_batch_size=size, total_batch_size=total, max_steps=3
         )
         trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(2 * total))
         trainer.train()
@@ -401,7 +399,7 @@ def one_of_the_processes(folder: str, size: str) -> None:
 
     torch.set_num_threads(1)
     args = arguments(
-        Path(folder), norm_mode="authors", total_batch_size=64, per_device_train_batch_size=int(size), max_steps=4
+        Path(folder), mode="authors", total_batch_size=64, per_device_train_batch_size=int(size), max_steps=4
     )
     trainer = ClarsTrainer(seeded(), args, train_dataset=Ordered(320))
     trainer.train()
@@ -449,13 +447,13 @@ def test_methods_are_chosen_by_name(tmp_path):
     mnag = optimizer(optim="mnag", optim_args="momentum=0.5")
     assert isinstance(mnag, NAG)
     assert [(g["momentum"], g["weight_decay"]) for g in mnag.param_groups] == [(0.5, 0.1), (0.5, 0.0)]
-    for options in ({"norm_mode": "authors"}, {"optim_args": "mode=authors"}):
+    for options in ({"mode": "authors"}, {"optim_args": "mode=authors"}):
         authors = optimizer(**options)
         assert isinstance(authors, AuthorsCLARS)
-        assert [(g["vectors"], g["weight_decay"]) for g in authors.param_groups] == [("authors", 0.1)] * 2
-    assert optimizer(norm_mode="authors", vectors="eta").param_groups[1]["vectors"] == "eta"
+        assert [(g["bias_and_norm"], g["weight_decay"]) for g in authors.param_groups] == [("authors", 0.1)] * 2
+    assert optimizer(mode="authors", bias_and_norm="eta").param_groups[1]["bias_and_norm"] == "eta"
     for options in ({}, {"optim": "lars"}):
-        assert optimizer(**options).param_groups[1]["vectors"] == "eta"
+        assert optimizer(**options).param_groups[1]["bias_and_norm"] == "eta"
 
 
 @pytest.mark.parametrize("optim", ["mnag", "lamb"])
@@ -473,14 +471,14 @@ def test_plain_trainer_takes_them_too(tmp_path, optim):
     ("options", "message"),
     [
         ({"optim": "mnag", "optim_args": "eta=0.1"}, "'eta' is unknown to optim='mnag'.*takes momentum, weight_decay"),
-        ({"optim": "mnag", "optim_args": "vectors=eta"}, "'vectors' is unknown to optim='mnag'"),
+        ({"optim": "mnag", "optim_args": "bias_and_norm=eta"}, "'bias_and_norm' is unknown to optim='mnag'"),
         ({"optim": "mnag", "layerwise_epochs": 1.0}, "layerwise_epochs=1.0 is for clars and lars, not mnag"),
         ({"optim": "lamb", "optim_args": "eps=1e-6"}, "'eps' is unknown to optim='lamb', which takes none; its"),
         ({"layerwise_epochs": -1.0}, "layerwise_epochs=-1.0 must be at least 0"),
-        ({"norm_mode": "authors", "fp16": True}, "norm_mode='authors' with fp16=True"),
-        ({"optim_args": "mode=authors", "fp16": True}, "norm_mode='authors' with fp16=True"),
-        ({"vectors": "raw"}, "vectors='raw' is unknown"),
-        ({"optim": "lars", "norm_mode": "authors"}, "norm_mode='authors' is nothing that optim='lars' takes"),
+        ({"mode": "authors", "fp16": True}, "mode='authors' with fp16=True"),
+        ({"optim_args": "mode=authors", "fp16": True}, "mode='authors' with fp16=True"),
+        ({"bias_and_norm": "raw"}, "bias_and_norm='raw' is unknown"),
+        ({"optim": "lars", "mode": "authors"}, "mode='authors' is nothing that optim='lars' takes"),
     ],
 )  # fmt: skip
 def test_bad_options(tmp_path, options, message):
@@ -503,7 +501,7 @@ def test_what_cannot_be_trained_so(tmp_path):
     args = arguments(tmp_path, layerwise_epochs=1.0, total_batch_size=16, max_steps=2)
     with pytest.raises(UserError, match=r"layerwise_epochs=1\.0 needs training data whose length is known"):
         ClarsTrainer(seeded(), args, train_dataset=Unsized(64)).train()
-    trainer = ClarsTrainer(seeded(), arguments(tmp_path, norm_mode="authors"), train_dataset=dataset(16))
+    trainer = ClarsTrainer(seeded(), arguments(tmp_path, mode="authors"), train_dataset=dataset(16))
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match="which FSDP does not allow: use DDP"):
         AuthorsNorms(trainer).on_train_begin(None, None, None, optimizer=AuthorsCLARS(layers_of((2, 2)), 1.0))

@@ -127,7 +127,7 @@ def test_accumulation_adds_up(micro_batches):
 def test_denominators_live_as_long_as_the_gradient():
     model = nn.Linear(3, 2).double()
     x = torch.randn(4, 3).double()
-    with PerSampleNorms(model, vectors=False) as norms:
+    with PerSampleNorms(model, bias_and_norm=False) as norms:
 
         def backward():
             model(x).square().mean().backward()

@@ -40,7 +40,7 @@ LAYERS = [
 ]
 
 
-def measure(model: nn.Module, x: torch.Tensor, *, uses: int = 1, vectors: bool = True, autocast: bool = False):
+def measure(model: nn.Module, x: torch.Tensor, *, uses: int = 1, bias_and_norm: bool = True, autocast: bool = False):
     """Norms and gradients of a network around the model, and how often `Layer` answered."""
     answers = []
     run = Layer.run
@@ -59,7 +59,7 @@ def measure(model: nn.Module, x: torch.Tensor, *, uses: int = 1, vectors: bool =
         return y
 
     network.forward = forward
-    with mock.patch.object(Layer, "run", noted), PerSampleNorms(network, vectors=vectors) as norms:
+    with mock.patch.object(Layer, "run", noted), PerSampleNorms(network, bias_and_norm=bias_and_norm) as norms:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             total = sum(network(rows).float().square().sum() for _ in range(2)) / 2
         total.backward()
@@ -71,14 +71,14 @@ def measure(model: nn.Module, x: torch.Tensor, *, uses: int = 1, vectors: bool =
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("vectors", [False, True])
-def test_as_if_it_were_looked_at(make, shape, autocast, vectors):
+@pytest.mark.parametrize("bias_and_norm", [False, True])
+def test_as_if_it_were_looked_at(make, shape, autocast, bias_and_norm):
     torch.manual_seed(0)
     layer, x = make(), torch.randn(shape)
-    norms, gradients, answered = measure(layer, x, autocast=autocast, vectors=vectors)
+    norms, gradients, answered = measure(layer, x, autocast=autocast, bias_and_norm=bias_and_norm)
     assert answered == 2
     layer.zero_grad()
-    expected_norms, expected, of_own = measure(Own(layer), x, autocast=autocast, vectors=vectors)
+    expected_norms, expected, of_own = measure(Own(layer), x, autocast=autocast, bias_and_norm=bias_and_norm)
     assert of_own == 0
     assert norms.keys() == expected_norms.keys() != set()
     assert gradients.keys() == expected.keys()
@@ -178,7 +178,7 @@ def test_padding_by_name():
 def compared(layer: nn.Module, x: torch.Tensor, change=lambda: None) -> None:
     """Output, norms and gradients of a pass, of another after `change`, are those of watching what the layer calls."""
     model, found = nn.Sequential(nn.Identity(), layer), []
-    with PerSampleNorms(model, vectors=False) as norms:
+    with PerSampleNorms(model, bias_and_norm=False) as norms:
         model(x).square().sum().backward()
         change()
         for watched in (False, True):

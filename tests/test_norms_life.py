@@ -146,7 +146,7 @@ def test_an_optimizer_for_each_parameter_that_steps_in_the_backward_pass(make):
     plain, x = make().double(), torch.randn(4, 3).double()
     model = make().double()
     model.load_state_dict(plain.state_dict())
-    options = {"lr": 0.5, "eta": 0.1, "vectors": "paper"}
+    options = {"lr": 0.5, "eta": 0.1, "bias_and_norm": "paper"}
     whole = CLARS(plain.parameters(), norms=PerSampleNorms(plain), **options)
     norms = PerSampleNorms(model)
     single = {parameter: CLARS([parameter], norms=norms, **options) for parameter in model.parameters()}
@@ -169,7 +169,7 @@ def test_an_optimizer_for_each_parameter_that_steps_in_the_backward_pass(make):
 
 def test_a_gradient_that_comes_past_in_a_later_step_is_named():
     model, x = network(), torch.randn(4, 3).double()
-    norms = PerSampleNorms(model, vectors=False)
+    norms = PerSampleNorms(model, bias_and_norm=False)
     optimizer = CLARS(model.parameters(), 0.5, norms=norms)
     for _ in range(2):
         backward(model, x)

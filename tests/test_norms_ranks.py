@@ -10,14 +10,14 @@ from .helpers import ranks
 NAMED = {"excluded", "custom function", "outside"}
 
 
-@pytest.mark.parametrize("vectors", ["eta", "paper"])
+@pytest.mark.parametrize("bias_and_norm", ["eta", "paper"])
 @pytest.mark.parametrize(
     "case",
     ["all alike", "frozen", "empty batch", "expert without rows", "unused", "excluded", "custom function", "outside"],
 )
-def test_two_processes_are_one(tmp_path, case, vectors):
-    one = ranks.train(case, 0, 1, vectors=vectors)
-    two = ranks.by_two(tmp_path, case, vectors=vectors)
+def test_two_processes_are_one(tmp_path, case, bias_and_norm):
+    one = ranks.train(case, 0, 1, bias_and_norm=bias_and_norm)
+    two = ranks.by_two(tmp_path, case, bias_and_norm=bias_and_norm)
     for result in two:
         assert "error" not in result, result["error"]
         for name, weight in one["weights"].items():

@@ -90,7 +90,7 @@ def test_layer_by_layer_in_blocks_is_foreach(monkeypatch, dtype, momentum, weigh
     layers[0] = nn.Parameter(layers[0].detach().to(memory_format=torch.channels_last))
     layers[1] = nn.Parameter(layers[1].detach().t())
     twins = [nn.Parameter(w.detach().clone()) for w in layers]
-    options = {"momentum": momentum, "eta": 0.1, "weight_decay": weight_decay, "vectors": "authors"}
+    options = {"momentum": momentum, "eta": 0.1, "weight_decay": weight_decay, "bias_and_norm": "authors"}
     rate = torch.tensor(0.5)
     optimizers = [LARS(layers, rate, foreach=False, **options), LARS(twins, rate, foreach=True, **options)]
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_rates_below_the_range_of_half_precision(foreach):
     with torch.no_grad():
         w.zero_()
     w.grad = torch.full_like(w, 3e4)
-    LARS([w], 1e-8, vectors="mlperf", foreach=foreach).step()
+    LARS([w], 1e-8, bias_and_norm="mlperf", foreach=foreach).step()
     torch.testing.assert_close(w.detach().float(), torch.full((8,), -3e-4 * 1.9), rtol=1e-2, atol=0)
 
 
@@ -138,7 +138,7 @@ def test_constant_gamma_is_nesterov_sgd():
     layers = weights((4, 3), (6,))
     twins = [nn.Parameter(w.detach().clone()) for w in layers]
     norms: dict = {}
-    clars = CLARS(layers, 0.1, momentum=0.9, eta=1.0, norms=norms, vectors="eta")
+    clars = CLARS(layers, 0.1, momentum=0.9, eta=1.0, norms=norms, bias_and_norm="eta")
     sgd = torch.optim.SGD(twins, 0.1, momentum=0.9, nesterov=True)
     for _ in range(6):
         norms[layers[0]] = layers[0].detach().norm()
@@ -174,12 +174,17 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x, y, scale: float
 
 
 @pytest.mark.parametrize("in_denominator", [False, True])
-@pytest.mark.parametrize("vectors", ["eta", "mlperf", "authors", "paper"])
-def test_equal_samples_make_clars_lars(vectors, in_denominator):
+@pytest.mark.parametrize("bias_and_norm", ["eta", "mlperf", "authors", "paper"])
+def test_equal_samples_make_clars_lars(bias_and_norm, in_denominator):
     x, y = torch.randn(1, 2, 6, 6).double().expand(8, -1, -1, -1), torch.zeros(8, dtype=torch.long)
     first = network()
     second = copy.deepcopy(first)
-    options = {"eta": 0.01, "weight_decay": 1e-3, "vectors": vectors, "decay_in_denominator": in_denominator}
+    options = {
+        "eta": 0.01,
+        "weight_decay": 1e-3,
+        "bias_and_norm": bias_and_norm,
+        "decay_in_denominator": in_denominator,
+    }
     clars = CLARS(first.parameters(), 0.5, norms=PerSampleNorms(first), **options)
     lars = LARS(second.parameters(), 0.5, **options)
     train(first, clars, x, y)
@@ -197,7 +202,7 @@ def test_loss_scale_and_micro_batches_change_nothing(scale, micro_batches):
     results = []
     for s, m in ((1.0, 1), (scale, micro_batches)):
         model = copy.deepcopy(start)
-        options = {"eta": 0.01, "momentum": 0.9, "vectors": "paper"}
+        options = {"eta": 0.01, "momentum": 0.9, "bias_and_norm": "paper"}
         train(model, CLARS(model.parameters(), 5.0, norms=PerSampleNorms(model), **options), x, y, s, m)
         results.append([p.detach() for p in model.parameters()])
     for a, b in zip(*results, strict=True):
@@ -208,13 +213,13 @@ def test_vectors_follow_their_rule():
     norm, bias = nn.GroupNorm(1, 3).double(), nn.Linear(2, 3).double()
     expected = {"eta": (0.5 * 0.01, 0.0), "mlperf": (0.5, 0.0), "authors": (0.5, 0.1)}
     for rule, (rate, decay) in expected.items():
-        vectors = [copy.deepcopy(norm).weight, copy.deepcopy(bias).bias]
-        before = [v.detach().clone() for v in vectors]
-        optimizer = LARS(vectors, 0.5, momentum=0.0, eta=0.01, weight_decay=0.1, vectors=rule)
-        for v in vectors:
+        bias_and_norm = [copy.deepcopy(norm).weight, copy.deepcopy(bias).bias]
+        before = [v.detach().clone() for v in bias_and_norm]
+        optimizer = LARS(bias_and_norm, 0.5, momentum=0.0, eta=0.01, weight_decay=0.1, bias_and_norm=rule)
+        for v in bias_and_norm:
             v.grad = torch.ones_like(v)
         optimizer.step()
-        for v, b in zip(vectors, before, strict=True):
+        for v, b in zip(bias_and_norm, before, strict=True):
             torch.testing.assert_close(v.detach(), b - rate * (1 + decay * b))
 
 
@@ -306,6 +311,14 @@ def test_checkpoint_without_the_foreach_option_continues(foreach):
     torch.testing.assert_close(w, twin, rtol=1e-12, atol=1e-12)
 
 
+def test_a_state_that_lacks_an_option_is_refused():
+    optimizer = LARS(weights((3, 3)), 1.0, bias_and_norm="mlperf")
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["bias_and_norm"]
+    with pytest.raises(UserError, match="the state of LARS lacks bias_and_norm: it is of another version"):
+        optimizer.load_state_dict(state)
+
+
 def test_closure_and_tensor_learning_rate():
     model = network()
     x, y = torch.randn(8, 2, 6, 6).double(), torch.randint(0, 4, (8,))
@@ -368,7 +381,7 @@ def test_sparse_gradients_are_refused():
         ({"eta": 0.0}, "eta=0.0 must be a finite number > 0"),
         ({"eta": "0.1"}, "eta='0.1' must be"),
         ({"weight_decay": -1e-4}, "weight_decay=-0.0001 must be"),
-        ({"vectors": "raw"}, "vectors='raw' is unknown: choose one of eta, mlperf, authors, paper"),
+        ({"bias_and_norm": "raw"}, "bias_and_norm='raw' is unknown: choose one of eta, mlperf, authors, paper"),
     ],
 )
 def test_bad_hyperparameters(option, message):
@@ -423,10 +436,10 @@ def test_parameter_groups_by_module_type_and_dimension():
             self.frozen = nn.Linear(3, 3)
             self.frozen.requires_grad_(False)
 
-    weights_group, vectors = parameter_groups(Net(), 0.1)
+    weights_group, bias_and_norm = parameter_groups(Net(), 0.1)
     assert [n for n, _ in weights_group["params"]] == ["bn_free.weight", "norm_proj.weight"]
-    assert [n for n, _ in vectors["params"]] == ["bn_free.bias", "conv.weight", "conv.bias", "norm_proj.bias"]
-    assert (weights_group["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert [n for n, _ in bias_and_norm["params"]] == ["bn_free.bias", "conv.weight", "conv.bias", "norm_proj.bias"]
+    assert (weights_group["weight_decay"], bias_and_norm["weight_decay"]) == (0.1, 0.0)
     assert parameter_groups(Net(), 0.1, "authors")[1]["weight_decay"] == 0.1
     assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
 

@@ -105,14 +105,14 @@ def copies(layers, dtype=None) -> list[nn.Parameter]:
     method=st.sampled_from(["clars", "lars", "mnag"]),
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
     decay=st.sampled_from([0.0, 1e-2]),
-    vectors=st.sampled_from(["eta", "mlperf", "authors", "paper"]),
+    bias_and_norm=st.sampled_from(["eta", "mlperf", "authors", "paper"]),
     in_denominator=st.booleans(),
     uniform=st.booleans(),
     tensor_rate=st.booleans(),
     absent=st.integers(0, 63),
 )
 def test_steps_are_those_in_float64(
-    shapes, dtype, method, momentum, decay, vectors, in_denominator, uniform, tensor_rate, absent
+    shapes, dtype, method, momentum, decay, bias_and_norm, in_denominator, uniform, tensor_rate, absent
 ):
     """Each step, from the same weights and momentum: rounded once, where the plain form in float64 has the result."""
     layers = weights(*shapes, dtype=dtype)
@@ -120,7 +120,7 @@ def test_steps_are_those_in_float64(
     norms, exact = {}, {}
     options = {"momentum": momentum, "weight_decay": decay}
     if method != "mnag":
-        options |= {"eta": 0.1, "vectors": vectors, "decay_in_denominator": in_denominator}
+        options |= {"eta": 0.1, "bias_and_norm": bias_and_norm, "decay_in_denominator": in_denominator}
     kind = {"clars": CLARS, "lars": LARS, "mnag": NAG}[method]
     given_norms = [{"norms": norms}, {"norms": exact}] if method == "clars" else [{}, {}]
     rate = torch.tensor(0.5, device=DEVICE) if tensor_rate else 0.5
@@ -187,7 +187,7 @@ def test_rates_below_the_range_of_half_precision():
     with torch.no_grad():
         w.zero_()
     w.grad = torch.full_like(w, 3e4)
-    LARS([w], 1e-8, vectors="mlperf", fused=True).step()
+    LARS([w], 1e-8, bias_and_norm="mlperf", fused=True).step()
     torch.testing.assert_close(w.detach().float().cpu(), torch.full((8,), -3e-4 * 1.9), rtol=1e-3, atol=0)
 
 
@@ -366,7 +366,7 @@ def test_autograd_notices_the_update():
 def test_rates_are_those_of_each_layers_last_step():
     """Whichever way it was taken, and which other layers were."""
     layers = weights((9, 9), (5, 5), (3,))
-    optimizer = LARS(layers, 1.0, eta=0.1, vectors="mlperf", fused=True)
+    optimizer = LARS(layers, 1.0, eta=0.1, bias_and_norm="mlperf", fused=True)
     last: dict = {}
     for step, (taken, fused_) in enumerate(
         [("012", True), ("012", True), ("12", True), ("012", True), ("0", False), ("12", True), ("012", False),
@@ -869,7 +869,7 @@ def test_a_training_step_with_exact_norms_waits_for_nothing():
         nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)
     ).to(DEVICE, memory_format=torch.channels_last)
     x, y = torch.randn(4, 3, 8, 8, device=DEVICE), torch.arange(4, device=DEVICE)
-    optimizer = CLARS(model.parameters(), lr=1e-3, norms=PerSampleNorms(model, vectors=False))
+    optimizer = CLARS(model.parameters(), lr=1e-3, norms=PerSampleNorms(model, bias_and_norm=False))
     before = model[0].weight.detach().clone()
 
     def step():

@@ -43,9 +43,9 @@ def test_looking_changes_nothing():
 def test_the_summary(tmp_path):
     args = ClarsTrainingArguments(
         str(tmp_path), total_batch_size=64, per_device_train_batch_size=8, num_train_epochs=3, use_cpu=True,
-        base_learning_rate=0.1, report_to=[], dataloader_num_workers=2, norm_mode="subset", tail="carry",
+        base_learning_rate=0.1, report_to=[], dataloader_num_workers=2, mode="subset", last_batch="carry",
     )  # fmt: skip
-    stream = TrainStream(Numbered(*[30] * 10), total_batch_size=64, seed=7, shuffle_buffer=100, tail="carry")
+    stream = TrainStream(Numbered(*[30] * 10), total_batch_size=64, seed=7, shuffle_buffer=100, last_batch="carry")
     model = build_model("resnet18", 3)
     lines = summary(args, model, stream, model_name="resnet18", dataset="pictures", image_size=32).splitlines()
     assert lines[:4] == [

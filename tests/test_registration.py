@@ -43,9 +43,9 @@ def test_plain_trainer_trains_with_clars(tmp_path):
     trainer.train()
     optimizer = trainer.optimizer.optimizer
     assert isinstance(optimizer, CLARS)
-    group, vectors = optimizer.param_groups
+    group, bias_and_norm = optimizer.param_groups
     assert (group["eta"], group["momentum"], group["weight_decay"]) == (0.02, 0.8, 1e-3)
-    assert (vectors["layer_adaptation"], vectors["weight_decay"]) == (False, 0.0)
+    assert (bias_and_norm["layer_adaptation"], bias_and_norm["weight_decay"]) == (False, 0.0)
     assert (optimizer.norms.mode, optimizer.norms.norm_samples, optimizer.norms.total_batch_size) == ("subset", 16, 32)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
@@ -106,18 +106,20 @@ def by_name(trainer, option):
     return {names[p]: group[option] for group in trainer.create_optimizer().param_groups for p in group["params"]}
 
 
-@pytest.mark.parametrize("vectors", ["eta", "mlperf", "authors", "paper"])
-def test_clars_trainer_decides_by_module_type(tmp_path, vectors):
+@pytest.mark.parametrize("bias_and_norm", ["eta", "mlperf", "authors", "paper"])
+def test_clars_trainer_decides_by_module_type(tmp_path, bias_and_norm):
     args = ClarsTrainingArguments(
-        str(tmp_path), optim="lars", vectors=vectors, weight_decay=0.1, optim_args="weight_decay=0.2", use_cpu=True,
-        report_to=[],
+        str(tmp_path), optim="lars", bias_and_norm=bias_and_norm, weight_decay=0.1,
+        optim_args="weight_decay=0.2", use_cpu=True, report_to=[],
     )  # fmt: skip
     trainer = ClarsTrainer(Mixed(), args, train_dataset=dataset(16))
     assert args.weight_decay == 0.2
     weights = {n for n, p in trainer.model.named_parameters() if p.ndim > 1} - {"planes.weight", "planes.bias"}
     assert {n for n, adapted in by_name(trainer, "layer_adaptation").items() if adapted} == weights
     decayed = {n for n, decay in by_name(trainer, "weight_decay").items() if decay == 0.2}
-    assert decayed == (weights if vectors in ("eta", "mlperf") else {n for n, _ in trainer.model.named_parameters()})
+    assert decayed == (
+        weights if bias_and_norm in ("eta", "mlperf") else {n for n, _ in trainer.model.named_parameters()}
+    )
 
 
 @pytest.mark.parametrize("name", ["lars", "mnag"])
@@ -138,8 +140,8 @@ def test_a_plain_trainer_decays_no_vector(tmp_path, name):
 def test_options_that_the_groups_of_a_plain_trainer_cannot_honour(tmp_path):
     with pytest.raises(UserError, match=r"weight_decay=0\.001 has no effect.*give weight_decay to TrainingArguments"):
         plain(tmp_path, optim="lars", optim_args="weight_decay=1e-3").create_optimizer()
-    with pytest.warns(UserWarning, match=r"vectors='authors' decays biases .* not decayed here"):
-        plain(tmp_path, optim="lars", optim_args="vectors=authors", weight_decay=0.1).create_optimizer()
+    with pytest.warns(UserWarning, match=r"bias_and_norm='authors' decays biases .* not decayed here"):
+        plain(tmp_path, optim="lars", optim_args="bias_and_norm=authors", weight_decay=0.1).create_optimizer()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_deepspeed_is_refused_before_anything_is_built(tmp_path, monkeypatch):
         ({"momentum": 1.0}, "momentum=1.0 must be"),
         ({"weight_decay": math.nan}, "weight_decay=nan must be"),
         ({"base_batch_size": 0}, "base_batch_size=0 must be"),
-        ({"norm_mode": "all"}, "mode='all' is unknown"),
+        ({"mode": "all"}, "mode='all' is unknown"),
         ({"total_batch_size": 100}, "total_batch_size=100"),
         ({"total_batch_size": 64, "gradient_accumulation_steps": 3}, "leave that out"),
     ],

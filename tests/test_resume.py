@@ -46,7 +46,7 @@ def streaming(folder: Path, model: Classifier | None = None, callbacks=(), size:
     options = {"total_batch_size": 16, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, **options}
     args = arguments(folder, remove_unused_columns=False, **options)
     stream = TrainStream(
-        Pictures(size), total_batch_size=args.total_batch_size, seed=0, shuffle_buffer=16, tail=args.tail
+        Pictures(size), total_batch_size=args.total_batch_size, seed=0, shuffle_buffer=16, last_batch=args.last_batch
     )
     return ClarsTrainer(
         model or seeded(), args, train_dataset=stream, eval_dataset=dataset(16, 1), data_collator=collate,
@@ -271,14 +271,14 @@ def test_the_best_checkpoint_is_kept_and_found(tmp_path):
 def test_carried_over_a_run_is_as_long_as_its_passes(tmp_path):
     """64 examples at B = 24: 2 steps in an epoch, and 3 passes are 8 steps where dropping makes 6."""
     options = {"total_batch_size": 24, "per_device_train_batch_size": 12, "save_strategy": "no"}
-    dropping, carrying = streaming(tmp_path, **options), streaming(tmp_path, tail="carry", **options)
+    dropping, carrying = streaming(tmp_path, **options), streaming(tmp_path, last_batch="carry", **options)
     dropping.train()
     carrying.train()
     assert (dropping.state.global_step, carrying.state.global_step) == (6, 8)
-    with pytest.raises(UserError, match="tail='carry' needs a TrainStream"):
-        ClarsTrainer(seeded(), arguments(tmp_path, tail="carry"), train_dataset=dataset(8))
-    with pytest.raises(UserError, match="tail='keep' is unknown; choose one of drop, carry"):
-        arguments(tmp_path, tail="keep")
+    with pytest.raises(UserError, match="last_batch='carry' needs a TrainStream"):
+        ClarsTrainer(seeded(), arguments(tmp_path, last_batch="carry"), train_dataset=dataset(8))
+    with pytest.raises(UserError, match="last_batch='keep' is unknown; choose one of drop, carry"):
+        arguments(tmp_path, last_batch="keep")
 
 
 # --- gradients that are not finite -------------------------------------------------------------------------------

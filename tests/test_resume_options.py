@@ -49,14 +49,14 @@ def config(folder) -> dict:
 
 SGD = {"optim": "sgd", "learning_rate": 0.1}
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-2}
-AUTHORS = {"norm_mode": "authors", "learning_rate": 0.1}
+AUTHORS = {"mode": "authors", "learning_rate": 0.1}
 CHANGES = [
     # of the training before, what is another afterwards, and what its groups then have
     ({}, {"eta": 0.02}, {"eta": 0.02}),
     ({}, {"momentum": 0.5}, {"momentum": 0.5}),
     ({"momentum": 0.0}, {"momentum": 0.9}, {"momentum": 0.9}),
     ({}, {"weight_decay": 0.1}, {"weight_decay": 0.1}),
-    ({"weight_decay": 0.1}, {"vectors": "paper"}, {"vectors": "paper"}),
+    ({"weight_decay": 0.1}, {"bias_and_norm": "paper"}, {"bias_and_norm": "paper"}),
     ({}, {"decay_in_denominator": True}, {"decay_in_denominator": True}),
     ({}, {"optim_args": "eta=0.03,momentum=0.8"}, {"eta": 0.03, "momentum": 0.8}),
     ({"optim": "lars"}, {"eta": 0.002}, {"eta": 0.002}),

@@ -65,7 +65,7 @@ def test_epochs_of_carried_tails_are_passes(tmp_path, fashion_mnist):
         "--dataset", str(fashion_mnist), "--train_split", "train[:80]", "--eval_split", "test", "--eval_examples", "8",
         "--model_name", "resnet8_cifar", "--model_kwargs", '{"width": 4}', "--image_size", "8",
         "--augmentation", "flip", "--total_batch_size", "32", "--per_device_train_batch_size", "32",
-        "--num_train_epochs", "20", "--tail", "carry", "--lr_milestones", "10", "--learning_rate", "1",
+        "--num_train_epochs", "20", "--last_batch", "carry", "--lr_milestones", "10", "--learning_rate", "1",
         "--lr_scheduler_type", "constant", "--logging_steps", "1",
         "--use_cpu", "true", "--report_to", "none", "--save_strategy", "no", "--plots", "false",
         "--output_dir", str(tmp_path),

@@ -31,17 +31,18 @@ OPTIMIZERS = (
 
 # Field → a value that no optimizer has by default, with what else it wants.
 FIELDS: dict[str, Any] = {
-    "learning_rate": 0.25, "eta": 0.5, "momentum": 0.5, "weight_decay": 0.25, "vectors": "paper", "adam_beta1": 0.5,
-    "norm_mode": "micro_batch", "norm_samples": 8, "untracked": "error", "layerwise_epochs": 1.0, "adam_beta2": 0.5,
+    "learning_rate": 0.25, "eta": 0.5, "momentum": 0.5, "weight_decay": 0.25, "bias_and_norm": "paper",
+    "adam_beta1": 0.5,
+    "mode": "micro_batch", "norm_samples": 8, "untracked": "error", "layerwise_epochs": 1.0, "adam_beta2": 0.5,
     "adam_epsilon": 0.25, "optim_target_modules": "all-linear",
 }  # fmt: skip
 IN_OPTIM_ARGS: dict[str, str] = {
-    "eta": "0.5", "momentum": "0.5", "weight_decay": "0.25", "vectors": "paper", "mode": "micro_batch",
+    "eta": "0.5", "momentum": "0.5", "weight_decay": "0.25", "bias_and_norm": "paper", "mode": "micro_batch",
     "norm_samples": "8",
     "untracked": "error", "dampening": "0.5", "nesterov": "true", "alpha": "0.5", "centered": "true", "eps": "0.25",
     "lr_decay": "0.5", "beta1": "0.5", "rank": "4", "lr": "0.25", "betas": "0.5", "capturable": "true",
 }  # fmt: skip
-WANTS = {"norm_samples": {"norm_mode": "subset"}}
+WANTS = {"norm_samples": {"mode": "subset"}}
 WANTS_IN_OPTIM_ARGS = {"norm_samples": "mode=subset,", "nesterov": "momentum=0.25,"}
 
 
@@ -84,9 +85,9 @@ def test_every_field_is_used_or_refused(tmp_path, optim):
             assert optim in refusal
     ours = {"learning_rate", "weight_decay"}
     adam = {"adam_beta1", "adam_beta2", "adam_epsilon"}
-    layerwise = {"eta", "momentum", "vectors", "decay_in_denominator", "layerwise_epochs"}
+    layerwise = {"eta", "momentum", "bias_and_norm", "decay_in_denominator", "layerwise_epochs"}
     assert used - ours == {
-        "clars": {*layerwise, "norm_mode", "norm_samples", "untracked"}, "lars": layerwise, "mnag": {"momentum"},
+        "clars": {*layerwise, "mode", "norm_samples", "untracked"}, "lars": layerwise, "mnag": {"momentum"},
         "lamb": adam, "adamw_torch": adam, "adamw_torch_fused": adam,
     }.get(optim, set())  # fmt: skip
 
@@ -109,7 +110,7 @@ def test_all_of_optim_args_is_used_or_refused(tmp_path, optim):
             used.add(name)
         else:
             assert "optim_args" in refusal
-    layerwise = {"eta", "momentum", "weight_decay", "vectors"}
+    layerwise = {"eta", "momentum", "weight_decay", "bias_and_norm"}
     assert used == {
         "clars": {*layerwise, "mode", "norm_samples", "untracked"}, "lars": layerwise,
         "mnag": {"momentum", "weight_decay"},
@@ -144,7 +145,7 @@ def test_optim_args_of_transformers_optimizers(tmp_path, optim_args, message):
         ({"optim": "mnag", "eta": 3.0}, "eta=3.0 is nothing that optim='mnag' takes"),
         ({"optim": "adamw_torch", "eta": -3.0}, "eta=-3.0 must be greater than 0"),
         ({"norm_samples": 8}, "norm_samples=8 is for mode=subset"),
-        ({"norm_mode": "authors", "untracked": "error"}, "untracked=error is nothing that mode=authors"),
+        ({"mode": "authors", "untracked": "error"}, "untracked=error is nothing that mode=authors"),
         ({"fp16": True}, "fp16=True needs a GPU"),
         ({"fsdp": "full_shard"}, "fsdp=.* is for several processes"),
         ({"optim": "lomo"}, "optim='lomo' cannot be made: You need to install `lomo_optim`"),

@@ -152,7 +152,7 @@ def test_vectors_alone_are_no_error():
     assert norms.denominators().keys() == {model.weight, model.bias}
     assert set(norms.untracked) == {"shift"}
     PerSampleNorms.detach_all(model)
-    norms = PerSampleNorms(model, vectors=False)
+    norms = PerSampleNorms(model, bias_and_norm=False)
     (model(torch.randn(5, 3)) + model.shift).sum().backward()
     assert norms.denominators().keys() == {model.weight}
     assert norms.untracked == {}

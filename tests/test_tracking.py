@@ -112,7 +112,7 @@ def test_wandb_without_a_login_is_an_offline_run_with_everything_in_it(tmp_path)
 
     # what runs are compared by
     expected = {
-        "optim": "clars", "eta": 0.01, "gamma_scale": 2, "momentum": 0.9, "norm_mode": "per_sample", "seed": 42,
+        "optim": "clars", "eta": 0.01, "gamma_scale": 2, "momentum": 0.9, "mode": "per_sample", "seed": 42,
         "total_batch_size": 32, "model_name": "Classifier", "dataset": "somebody/toys", "image_size": 4,
     }  # fmt: skip
     assert {k: written.config.get(k) for k in expected} == expected
@@ -160,8 +160,8 @@ def test_a_run_that_somebody_else_began_is_added_to_and_nothing_is_overwritten(t
     theirs = {"config": {"dataset": "theirs", "lr": 3}, "tags": ["mine"], "group": "ours", "name": "my run"}
     run(tmp_path, report_to=["wandb"], num_train_epochs=1, theirs=theirs, optim_args="eta=0.02,mode=subset")
     written = only(tmp_path)
-    assert {k: written.config[k] for k in ("dataset", "lr", "model_name", "gamma_scale", "eta", "norm_mode")} == {
-        "dataset": "theirs", "lr": 3, "model_name": "Classifier", "gamma_scale": 2, "eta": 0.02, "norm_mode": "subset",
+    assert {k: written.config[k] for k in ("dataset", "lr", "model_name", "gamma_scale", "eta", "mode")} == {
+        "dataset": "theirs", "lr": 3, "model_name": "Classifier", "gamma_scale": 2, "eta": 0.02, "mode": "subset",
     }  # fmt: skip
     assert (written.run["run_group"], written.run["display_name"]) == ("ours", "my run")
     assert set(written.run["tags"]) == {"mine", "clars", "Classifier", "toys"}
@@ -184,7 +184,7 @@ def test_a_run_that_diverges_has_failed(tmp_path):
     written = only(tmp_path)
     assert (written.exit_code, written.summary["diverged"]) == (1, True)
     assert written.config["optim"] == "sgd"
-    assert "norm_mode" not in written.run["run_group"]
+    assert "mode" not in written.run["run_group"]
     assert run_json(tmp_path)["state"] == "diverged"
 
 
@@ -341,7 +341,7 @@ def test_a_group_is_all_that_counts_but_the_seed(tmp_path):
         assert description(Path(folder), learning_rate=2.0, **options).group == group, options
     different = [
         {"learning_rate": 2.5}, {"eta": 0.02}, {"weight_decay": 1e-4}, {"optim": "lars"}, {"num_train_epochs": 9},
-        {"warmup_epochs": 1}, {"norm_mode": "subset"}, {"momentum": 0.8}, {"lr_scheduler_kwargs": {"power": 1.0}},
+        {"warmup_epochs": 1}, {"mode": "subset"}, {"momentum": 0.8}, {"lr_scheduler_kwargs": {"power": 1.0}},
     ]  # fmt: skip
     groups = {description(tmp_path, **{"learning_rate": 2.0, **options}).group for options in different}
     assert len(groups | {group}) == len(different) + 1

@@ -16,7 +16,7 @@ from .runs import AXIS, ComparedRun, listed, words
 
 # Settings that people name first; the order in which the default grouping tries them.
 _FIRST = (
-    "dataset", "model_name", "total_batch_size", "optim", "norm_mode", "warmup_epochs", "warmup_steps", "learning_rate",
+    "dataset", "model_name", "total_batch_size", "optim", "mode", "warmup_epochs", "warmup_steps", "learning_rate",
     "gamma_scale", "eta", "base_learning_rate",
 )  # fmt: skip
 _KNOWN_BY_VALUE = ("optim", "model_name", "dataset")

@@ -2,7 +2,7 @@
 
 from .batches import SKIP_REASONS, ImageCollator
 from .handover import SharedBatches
-from .order import TAILS
+from .order import LAST_BATCH
 from .resident import DecodedImages, ResidentImages, check_resident_augmentation, decode_all, ready_batch
 from .sources import ImageSource, open_source
 from .steps import accumulation_steps, nearest_batch_size
@@ -11,8 +11,8 @@ from .transforms import AUGMENTATIONS, decode_image, eval_transform, train_trans
 
 __all__ = [
     "AUGMENTATIONS",
+    "LAST_BATCH",
     "SKIP_REASONS",
-    "TAILS",
     "DecodedImages",
     "ImageCollator",
     "ImageSource",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 
-TAILS = ("drop", "carry")
+LAST_BATCH = ("drop", "carry")
 _LANES = 8  # per process, or the next multiple of its workers: 1, 2, 4 or 8 workers give one order
 
 Ints = NDArray[np.int64]
@@ -46,20 +46,20 @@ class Order:
         sizes: examples of each chunk.
         total_batch_size: B.
         seed: not negative.
-        tail: what becomes of the `N - U` examples of a pass that do not fill a step: `"drop"` leaves them out of that
-            epoch (others every time), `"carry"` begins the next epoch with them.
+        last_batch: what becomes of the `N - U` examples of a pass that do not fill a step: `"drop"` leaves them out of
+            that epoch (others every time), `"carry"` begins the next epoch with them.
         limit: examples of an epoch are at most so many; all by default.
         window: examples that are permuted together.
         lanes, piece, by_example: see above.
 
     Raises:
-        UserError: no whole step in an epoch, an unknown tail, a negative seed, or a window below 1.
+        UserError: no whole step in an epoch, an unknown `last_batch`, a negative seed, or a window below 1.
     """
 
     sizes: Ints
     total_batch_size: int
     seed: int = 0
-    tail: str = "drop"
+    last_batch: str = "drop"
     limit: int | None = None
     window: int = 1024
     lanes: int = _LANES
@@ -69,8 +69,8 @@ class Order:
     _passes: dict[int, tuple[Ints, Ints]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tail not in TAILS:
-            raise UserError(f"tail={self.tail!r} is unknown: choose {' or '.join(TAILS)}")
+        if self.last_batch not in LAST_BATCH:
+            raise UserError(f"last_batch={self.last_batch!r} is unknown: choose {' or '.join(LAST_BATCH)}")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
         if self.window < 1:
@@ -121,7 +121,7 @@ class Order:
         start, length = self._extent(lane)
         size = min(self.window, length - number * self.window)
         shuffled = np.random.default_rng([self.seed, epoch, lane, number]).permutation(size)
-        per_epoch = int(self._starts[-1]) if self.tail == "drop" else len(self)
+        per_epoch = int(self._starts[-1]) if self.last_batch == "drop" else len(self)
         return self._examples(epoch * per_epoch + start + number * self.window + shuffled)
 
     def _extent(self, lane: int) -> tuple[int, int]:

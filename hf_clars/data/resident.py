@@ -128,7 +128,7 @@ class ResidentImages(TrainStream):
         decoded: all images; those that cannot be used are left out.
         augmentation: `random_crop`, `flip` or `none`, see `train_transform`.
         max_skipped_share: share of the images that may be left out.
-        total_batch_size, seed, tail, limit: see `Order`.
+        total_batch_size, seed, last_batch, limit: see `Order`.
 
     Raises:
         UserError: see `Order`; another augmentation; too many images that cannot be used; processes that could not
@@ -142,7 +142,7 @@ class ResidentImages(TrainStream):
         augmentation: str,
         total_batch_size: int,
         seed: int,
-        tail: str = "drop",
+        last_batch: str = "drop",
         limit: int | None = None,
         max_skipped_share: float = 0.0,
     ) -> None:
@@ -151,7 +151,12 @@ class ResidentImages(TrainStream):
         self.decoded = _usable(decoded, max_skipped_share)
         n = len(self.decoded)
         super().__init__(
-            _Memory(n), total_batch_size=total_batch_size, seed=seed, tail=tail, limit=limit, shuffle_buffer=max(1, n)
+            _Memory(n),
+            total_batch_size=total_batch_size,
+            seed=seed,
+            last_batch=last_batch,
+            limit=limit,
+            shuffle_buffer=max(1, n),
         )
         # One lane, one window: the order of an epoch in one piece, whoever reads it.
         self._first = self.order = replace(self._first, lanes=1)

@@ -42,7 +42,7 @@ class TrainStream(Dataset):
 
     Args:
         chunks: where examples lie.
-        total_batch_size, seed, tail, limit: see `Order`.
+        total_batch_size, seed, last_batch, limit: see `Order`.
         shuffle_buffer: examples from which each rank draws, all its workers together.
 
     Raises:
@@ -55,7 +55,7 @@ class TrainStream(Dataset):
         *,
         total_batch_size: int,
         seed: int,
-        tail: str = "drop",
+        last_batch: str = "drop",
         limit: int | None = None,
         shuffle_buffer: int = 8192,
     ) -> None:
@@ -64,8 +64,10 @@ class TrainStream(Dataset):
         self.chunks = chunks
         self.shuffle_buffer = shuffle_buffer
         small = int(chunks.sizes.sum()) <= shuffle_buffer
-        self._first = Order(chunks.sizes, total_batch_size, seed, tail, limit, window=shuffle_buffer, by_example=small)
-        self.total_batch_size, self.tail = total_batch_size, tail
+        self._first = Order(
+            chunks.sizes, total_batch_size, seed, last_batch, limit, window=shuffle_buffer, by_example=small
+        )
+        self.total_batch_size, self.last_batch = total_batch_size, last_batch
         self.order = self._first  # until processes are known
         self._unfinished: tuple[int, Order] | None = None
         self._reader: _Reader | None = None
@@ -79,7 +81,7 @@ class TrainStream(Dataset):
 
     @property
     def steps_per_pass(self) -> float:
-        """Examples of a pass over B: with `tail="carry"` an epoch's steps, on average."""
+        """Examples of a pass over B: with `last_batch="carry"` an epoch's steps, on average."""
         return self._first.examples / self._first.total_batch_size
 
     def steps_of(self, epochs: float) -> int:
@@ -99,7 +101,7 @@ class TrainStream(Dataset):
         """How the order of an epoch was laid out, to finish that epoch after a checkpoint."""
         order = self._order_of(epoch)
         return {
-            **{key: getattr(order, key) for key in (*_LAYOUT, "seed", "tail", "total_batch_size")},
+            **{key: getattr(order, key) for key in (*_LAYOUT, "seed", "last_batch", "total_batch_size")},
             **{"epoch": epoch, "examples": len(order), "data": self._fingerprint()},
         }
 
@@ -116,7 +118,7 @@ class TrainStream(Dataset):
             f"{what} was {state.get(key)!r} and is {now!r}"
             for key, what, now in (
                 ("seed", "the seed of the data", self._first.seed),
-                ("tail", "tail", self._first.tail),
+                ("last_batch", "last_batch", self._first.last_batch),
                 ("total_batch_size", "total_batch_size", self._first.total_batch_size),
                 ("examples", "the number of examples in an epoch", len(self)),
             )

@@ -35,7 +35,7 @@ _NOT_HERE = {
     "average_tokens_across_devices": _SET,
     "batch_eval_metrics": "is not for accuracies of whole epochs: leave it out",
     "dataloader_in_order": "is not for streams, whose examples come in one order: leave it out",
-    "dataloader_drop_last": "is not for streams of steps: tail says what becomes of the rest of an epoch",
+    "dataloader_drop_last": "is not for streams of steps: last_batch says what becomes of the rest of an epoch",
     "do_predict": "has nothing to predict: leave it out",
     "eval_do_concat_batches": "is not for accuracies of whole epochs: leave it out",
     "ignore_data_skip": "is not for streams, which read nothing twice: leave it out",

@@ -92,7 +92,7 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
     order: dict[str, Any] = {
         "total_batch_size": args.total_batch_size,
         "seed": args.seed if args.data_seed is None else args.data_seed,
-        "tail": args.tail,
+        "last_batch": args.last_batch,
         "limit": recipe.train_examples,
     }
     stream: TrainStream

@@ -27,11 +27,11 @@ def summary(
     order = stream.order
     parameters = sum(p.numel() for p in model.parameters())
     epochs = args.num_train_epochs
-    steps = stream.steps_of(epochs) if args.tail == "carry" else math.ceil(order.steps * epochs)
+    steps = stream.steps_of(epochs) if args.last_batch == "carry" else math.ceil(order.steps * epochs)
     if args.max_steps > 0:
         steps = args.max_steps
     name = args.optim_name
-    rest = "is left out" if args.tail == "drop" else "begins the next one"
+    rest = "is left out" if args.last_batch == "drop" else "begins the next one"
     rate = f"{name}: γ_scale = {args.learning_rate:g}"
     if name in ("clars", "lars"):
         rate += f", η = {args.optimizer_options().eta:g}"

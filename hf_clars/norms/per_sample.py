@@ -40,7 +40,7 @@ class PerSampleNorms:
         norm_samples: `|J_t|` of `"subset"`; the paper uses 512.
         total_batch_size: B of an optimizer step over all micro-batches and ranks, for `"subset"`; None stands for
             the batch of one backward pass.
-        vectors: also measure biases and norm weights.
+        bias_and_norm: also measure biases and norm weights.
         untracked: what happens when a parameter cannot be measured. `"stand_in"`: it is warned about once, and CLARS
             gives it a denominator by the median of the measured layers, see there. `"error"`: the first parameter of
             two or more dimensions ends the training, on all ranks in the same step; this waits for the device.
@@ -48,8 +48,9 @@ class PerSampleNorms:
         batch_dim: the dimension of the arguments in which samples stand.
 
     Attributes:
-        untracked: parameter name → why it cannot be measured, for trainable parameters that are to be (with `vectors`
-            those of one dimension, too). Forward passes, gradients that came past them and other ranks fill it in.
+        untracked: parameter name → why it cannot be measured, for trainable parameters that are to be (with
+            `bias_and_norm` those of one dimension, too). Forward passes, gradients that came past them and other ranks
+            fill it in.
 
     With several processes all of them decide together what is measured, in the all-reduce of the sums: a parameter that
     one cannot measure is measured on none. One that some did not use is measured by the others.
@@ -68,7 +69,7 @@ class PerSampleNorms:
         norm_samples: int = 512,
         *,
         total_batch_size: int | None = None,
-        vectors: bool = True,
+        bias_and_norm: bool = True,
         untracked: str = "stand_in",
         batch_size: int | None = None,
         batch_dim: int = 0,
@@ -83,7 +84,7 @@ class PerSampleNorms:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r} must be a whole number of at least 1")
         self._measurement = Measurement(mode, norm_samples, total_batch_size, Untracked(untracked, self.warn_of))
-        self.watch = Watch(model, self._measurement, Inputs(batch_dim, batch_size), vectors)
+        self.watch = Watch(model, self._measurement, Inputs(batch_dim, batch_size), bias_and_norm)
         self._looked_for_newcomers = False
         self.attach()
 
@@ -104,8 +105,8 @@ class PerSampleNorms:
         return self._measurement.total_batch_size
 
     @property
-    def vectors(self) -> bool:
-        return self.watch.vectors
+    def bias_and_norm(self) -> bool:
+        return self.watch.bias_and_norm
 
     @property
     def on_untracked(self) -> str:

@@ -22,13 +22,13 @@ class Watch(ForwardPasses):
     """Of one model, or not, by turns.
 
     Args:
-        vectors: parameters of one dimension are measured, too.
+        bias_and_norm: parameters of one dimension are measured, too.
     """
 
-    def __init__(self, model: nn.Module, measurement: Measurement, inputs: Inputs, vectors: bool) -> None:
+    def __init__(self, model: nn.Module, measurement: Measurement, inputs: Inputs, bias_and_norm: bool) -> None:
         super().__init__(model, measurement, inputs)
         measurement.regions.watched = WatchedForward.__call__.__code__
-        self.vectors = vectors
+        self.bias_and_norm = bias_and_norm
         self.attached = False
         self._forwards: list[WatchedForward] = []
         self._handles: list[Any] = []
@@ -75,7 +75,7 @@ class Watch(ForwardPasses):
         }
 
     def _is_wanted(self, parameter: Tensor) -> bool:
-        return parameter.ndim >= 2 or self.vectors
+        return parameter.ndim >= 2 or self.bias_and_norm
 
     def _refuse_another(self) -> None:
         if watches_of(self.model):

@@ -3,17 +3,17 @@
 from . import sharded
 from .authors import AuthorsCLARS
 from .clars import CLARS
-from .group_rules import VECTOR_RULES, check_hyperparameters, is_adapted
+from .group_rules import BIAS_AND_NORM_RULES, check_hyperparameters, is_adapted
 from .lars import LARS
 from .layerwise import LayerwiseOptimizer
 from .nag import NAG
 from .param_groups import parameter_groups
 
 __all__ = [
+    "BIAS_AND_NORM_RULES",
     "CLARS",
     "LARS",
     "NAG",
-    "VECTOR_RULES",
     "AuthorsCLARS",
     "LayerwiseOptimizer",
     "check_hyperparameters",

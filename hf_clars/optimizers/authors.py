@@ -18,8 +18,9 @@ class AuthorsCLARS(LayerwiseOptimizer):
     """`γ_k = γ_scale · min(0.1, η · ‖w_k‖ / D_k)` with heavy-ball momentum, `b ← β b + g + λ w`, `w ← w − γ_k b`.
 
     `D_k` is the mean of `‖g_k‖` over gradients of a few small batches, measured after the step before by whoever trains
-    (`ClarsTrainer`, with `norm_mode="authors"`) and handed over by `measured()`. It is kept in the state, so that a
-    checkpoint has it. Tensors that are not adapted have `γ_k = γ_scale` and are decayed, unless `vectors` says else.
+    (`ClarsTrainer`, with `mode="authors"`) and handed over by `measured()`. It is kept in the state, so that a
+    checkpoint has it. Tensors that are not adapted have `γ_k = γ_scale` and are decayed, unless `bias_and_norm` says
+    else.
 
     Source: github.com/slowbull/largebatch. The paper has Eq. 5 (all samples of the step itself, no cap) and Eq. 4
     (Nesterov momentum, with the learning rate inside).
@@ -31,7 +32,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
         momentum: β, in [0, 1).
         eta: η.
         weight_decay: λ.
-        vectors: the learning rate of biases and norm weights, see `CLARS`; theirs is `"authors"`.
+        bias_and_norm: the learning rate of biases and norm weights, see `CLARS`; theirs is `"authors"`.
         decay_in_denominator: add `λ‖w‖` to the denominator; theirs is without.
 
     Raises:
@@ -48,7 +49,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
         momentum: float = 0.9,
         eta: float = 1e-2,
         weight_decay: float = 0.0,
-        vectors: str = "authors",
+        bias_and_norm: str = "authors",
         decay_in_denominator: bool = False,
     ) -> None:
         super().__init__(
@@ -57,7 +58,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,
-            vectors=vectors,
+            bias_and_norm=bias_and_norm,
             decay_in_denominator=decay_in_denominator,
             foreach=None,
             fused=None,

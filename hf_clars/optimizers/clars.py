@@ -42,7 +42,7 @@ class CLARS(LayerwiseOptimizer):
             layer that it lacks, because it is not measured, takes a stand-in, see above. Under a `GradScaler` the first
             two hold what was measured of the scaled loss, and the scale is taken out of it; a function is called by
             `step()`, when gradients are unscaled, and what it returns is taken as it is.
-        vectors: the learning rate of biases and norm weights (at most one dimension, or groups with
+        bias_and_norm: the learning rate of biases and norm weights (at most one dimension, or groups with
             `layer_adaptation=False`):
             `"eta"` γ_scale · η, not decayed;
             `"mlperf"` γ_scale, not decayed, as the MLPerf reference of LARS;
@@ -74,7 +74,7 @@ class CLARS(LayerwiseOptimizer):
         eta: float = 1e-2,
         weight_decay: float = 0.0,
         norms: Norms,
-        vectors: str = "eta",
+        bias_and_norm: str = "eta",
         decay_in_denominator: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -89,7 +89,7 @@ class CLARS(LayerwiseOptimizer):
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,
-            vectors=vectors,
+            bias_and_norm=bias_and_norm,
             decay_in_denominator=decay_in_denominator,
             foreach=foreach,
             fused=fused,

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-VECTOR_RULES = ("eta", "mlperf", "authors", "paper")
+BIAS_AND_NORM_RULES = ("eta", "mlperf", "authors", "paper")
 
 
 def is_adapted(group: dict[str, Any], weight: Tensor) -> bool:
     """Whether this member of the group has a learning rate of its own, while the group is not `uniform`."""
-    if group["vectors"] == "paper":
+    if group["bias_and_norm"] == "paper":
         return True
     return weight.ndim >= 2 if group["layer_adaptation"] is None else bool(group["layer_adaptation"])
 
 
 def decay_of(group: dict[str, Any], adapted: bool) -> float:
     """λ of the members that are, or are not, adapted."""
-    return group["weight_decay"] if adapted or group["vectors"] == "authors" else 0.0
+    return group["weight_decay"] if adapted or group["bias_and_norm"] == "authors" else 0.0
 
 
 def gamma_scale(group: dict[str, Any]) -> float | Tensor:
@@ -39,7 +39,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 def common_rates(group: dict[str, Any], members: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """γ of members without a learning rate of their own, `[members]`."""
     rate = gamma_scale(group)
-    if group["vectors"] == "eta" and not group["uniform"]:
+    if group["bias_and_norm"] == "eta" and not group["uniform"]:
         rate = rate * group["eta"]
     if isinstance(rate, Tensor):
         return torch.ones(members, dtype=dtype, device=device) * rate
@@ -73,20 +73,20 @@ def refuse_capture(device: torch.device) -> None:
 
 
 def check_hyperparameters(
-    *, lr: float | Tensor, momentum: float, eta: float, weight_decay: float, vectors: str
+    *, lr: float | Tensor, momentum: float, eta: float, weight_decay: float, bias_and_norm: str
 ) -> None:
     """Raise `UserError` for a value that is negative, NaN, infinite or unknown."""
     _require(lr, "lr", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
     _require(momentum, "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
     _require(eta, "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
     _require(weight_decay, "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
-    if vectors not in VECTOR_RULES:
-        raise UserError(f"vectors={vectors!r} is unknown: choose one of {', '.join(VECTOR_RULES)}")
+    if bias_and_norm not in BIAS_AND_NORM_RULES:
+        raise UserError(f"bias_and_norm={bias_and_norm!r} is unknown: choose one of {', '.join(BIAS_AND_NORM_RULES)}")
 
 
 def check_group(options: dict[str, Any], who: str, can_fuse: bool) -> None:
     """Raise `UserError` for options of a parameter group that are wrong, or that the optimizer `who` does not have."""
-    names = ("lr", "momentum", "eta", "weight_decay", "vectors")
+    names = ("lr", "momentum", "eta", "weight_decay", "bias_and_norm")
     check_hyperparameters(**{name: options[name] for name in names})
     for name in ("maximize", "differentiable"):
         if options.get(name):

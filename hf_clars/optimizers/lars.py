@@ -21,7 +21,7 @@ class LARS(LayerwiseOptimizer):
         momentum: β of Eq. 4, in [0, 1).
         eta: η. You et al. (2017) use 1e-3.
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
-        vectors: the learning rate of biases and norm weights, see `CLARS`.
+        bias_and_norm: the learning rate of biases and norm weights, see `CLARS`.
         decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017), the MLPerf reference and timm have it, so that a
             step moves no weight by more than `γ_scale · η` of its norm, before momentum. Off, `D_k = ‖g‖`, which is
             Eq. 3 to the letter: the paper does not mention decay. There a small gradient (behind a residual branch that
@@ -45,7 +45,7 @@ class LARS(LayerwiseOptimizer):
         momentum: float = 0.9,
         eta: float = 1e-3,
         weight_decay: float = 0.0,
-        vectors: str = "eta",
+        bias_and_norm: str = "eta",
         decay_in_denominator: bool = True,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -56,7 +56,7 @@ class LARS(LayerwiseOptimizer):
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,
-            vectors=vectors,
+            bias_and_norm=bias_and_norm,
             decay_in_denominator=decay_in_denominator,
             foreach=foreach,
             fused=fused,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..errors import UserError
 from ..formulas import layer_learning_rates, nesterov_update_, nesterov_update_foreach_
 from . import fused as fused_step
 from . import sharded
@@ -23,9 +24,9 @@ BLOCK = 2**18
 class LayerwiseOptimizer(Optimizer, ABC):
     """Mini-batch Nesterov momentum (Eq. 4) with `γ_k = γ_scale · η · ‖w_k‖ / D_k`; a subclass supplies `D_k`.
 
-    A layer is one parameter tensor. Those of two or more dimensions are layer-adapted and decayed; vectors (biases,
-    norm weights) follow `vectors`. A parameter group may set `layer_adaptation` to True or False to decide for its
-    members whatever their shape.
+    A layer is one parameter tensor. Those of two or more dimensions are layer-adapted and decayed; the others (biases,
+    norm weights) follow `bias_and_norm`. A parameter group may set `layer_adaptation` to True or False to decide for
+    its members whatever their shape.
 
     A group whose `uniform` is True takes `γ_k = γ_scale` for all its members: then Eq. 4 is mNAG, Eq. 2. It may be set
     at any time; what is under way (the momentum) goes on.
@@ -57,7 +58,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
         momentum: float,
         eta: float,
         weight_decay: float,
-        vectors: str,
+        bias_and_norm: str,
         decay_in_denominator: bool,
         foreach: bool | None,
         fused: bool | None,
@@ -67,7 +68,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
             "momentum": momentum,
             "eta": eta,
             "weight_decay": weight_decay,
-            "vectors": vectors,
+            "bias_and_norm": bias_and_norm,
             "decay_in_denominator": decay_in_denominator,
             "layer_adaptation": None,
             "uniform": self._uniform,
@@ -84,10 +85,14 @@ class LayerwiseOptimizer(Optimizer, ABC):
         super().__setstate__(state)
         self.__dict__.setdefault("_gammas", {})  # of a copy
         self.__dict__.setdefault("_divisions", {})
-        for group in self.param_groups:  # of a checkpoint from before there was the option
-            group.setdefault("foreach", None)
+        for group in self.param_groups:
+            group.setdefault("foreach", None)  # in a checkpoint from before there were these three
             group.setdefault("fused", None)
             group.setdefault("uniform", self._uniform)
+            missing = sorted(self.defaults.keys() - group.keys() - {"differentiable"})  # which torch adds
+            if missing:
+                lacking = f"the state of {type(self).__name__} lacks {', '.join(missing)}"
+                raise UserError(f"{lacking}: it is of another version of hf_clars")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         check_group({**self.defaults, **param_group}, type(self).__name__, self._can_fuse)

@@ -49,7 +49,7 @@ class NAG(LayerwiseOptimizer):
             momentum=momentum,
             eta=1.0,
             weight_decay=weight_decay,
-            vectors="mlperf",
+            bias_and_norm="mlperf",
             decay_in_denominator=False,
             foreach=foreach,
             fused=fused,

@@ -79,7 +79,7 @@ def measure_moments(
     squares: dict[str, Tensor] = {}
     total = 0
     try:
-        with PerSampleNorms(model, vectors=False) as measured:
+        with PerSampleNorms(model, bias_and_norm=False) as measured:
             for inputs, targets in map(split_batch, batches):
                 model.zero_grad()
                 measured.reset()

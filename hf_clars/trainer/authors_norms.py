@@ -1,4 +1,4 @@
-"""`norm_mode="authors"`: the extra passes of the code that the paper's authors released, in `ClarsTrainer`."""
+"""`mode="authors"`: the extra passes of the code that the paper's authors released, in `ClarsTrainer`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class AuthorsNorms(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if _authors(kwargs.get("optimizer")) is not None and self._trainer.is_fsdp_enabled:
-            raise UserError("norm_mode='authors' has passes of its own, which FSDP does not allow: use DDP")
+            raise UserError("mode='authors' has passes of its own, which FSDP does not allow: use DDP")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = _authors(kwargs.get("optimizer"))

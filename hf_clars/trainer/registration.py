@@ -75,7 +75,7 @@ def _mnag_handler(context: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    """timm's LAMB with the groups that Trainer makes for AdamW, too; vectors, not decayed, then have no trust ratio."""
+    """timm's LAMB with the groups that Trainer makes for AdamW, too; those not decayed then have no trust ratio."""
     refuse_deepspeed(context.args.deepspeed, "LAMB")
     check_lamb(context.optim_args)
     # Clipping is Trainer's business (`max_grad_norm`), and timm's Lamb would clip once more by default.
@@ -86,7 +86,10 @@ def own_groups(cls: Any, keywords: dict[str, Any], model: nn.Module) -> dict[str
     """Keywords of LARS and mNAG with groups by module type, which Trainer takes in the place of its own by name."""
     if not (isinstance(cls, type) and issubclass(cls, (LARS, NAG))):
         return keywords
-    return {**keywords, "params": parameter_groups(model, keywords["weight_decay"], keywords.get("vectors", "eta"))}
+    return {
+        **keywords,
+        "params": parameter_groups(model, keywords["weight_decay"], keywords.get("bias_and_norm", "eta")),
+    }
 
 
 def _options(context: Any) -> OptimizerOptions:
@@ -107,9 +110,13 @@ def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
             f"optim_args: weight_decay={options.weight_decay} has no effect on the groups that Trainer makes: "
             "give weight_decay to TrainingArguments"
         )
-    if options.weight_decay and options.vectors in ("authors", "paper") and not hasattr(args, "optimizer_options"):
+    if (
+        options.weight_decay
+        and options.bias_and_norm in ("authors", "paper")
+        and not hasattr(args, "optimizer_options")
+    ):
         warnings.warn(
-            f"vectors={options.vectors!r} decays biases and norm weights, which Trainer exempts by name: "
+            f"bias_and_norm={options.bias_and_norm!r} decays biases and norm weights, which Trainer exempts by name: "
             "they are not decayed here, and are in ClarsTrainer",
             stacklevel=2,
         )
@@ -152,7 +159,7 @@ def _build_clars(
     optimizer_dict: list[dict[str, Any]] | None = None,
 ) -> LayerwiseOptimizer:
     """CLARS for a model; `optimizer_dict` are groups that a trainer of its own kind makes (sentence-transformers)."""
-    groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.vector_rule)
+    groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.bias_and_norm_rule)
     if options.mode == AUTHORS:
         return AuthorsCLARS(groups, lr, **options.layerwise_keywords())
     norms = PerSampleNorms(
@@ -160,7 +167,7 @@ def _build_clars(
         options.mode,
         options.norm_samples or 512,
         total_batch_size=total_batch_size,
-        vectors=options.vector_rule == "paper",
+        bias_and_norm=options.bias_and_norm_rule == "paper",
         untracked=options.untracked_rule,
     )
     if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over

@@ -139,7 +139,7 @@ class StreamedBatches(CountedPasses):
                 raise UserError(
                     f"the training data has {examples} examples, fewer than one batch of total_batch_size={size}"
                 )
-            if args.max_steps < 0 and isinstance(self.train_dataset, TrainStream) and args.tail == "carry":
+            if args.max_steps < 0 and isinstance(self.train_dataset, TrainStream) and args.last_batch == "carry":
                 args = copy.copy(args)
                 args.max_steps = self.train_dataset.steps_of(args.num_train_epochs)
             loader = _WholeSteps(dataloader, steps * args.gradient_accumulation_steps)
@@ -156,7 +156,7 @@ class StreamedBatches(CountedPasses):
         """
         if not self.steps_per_epoch:
             raise UserError(f"{name}={epochs} needs training data whose length is known: state it in steps")
-        if isinstance(self.train_dataset, TrainStream) and self.args.tail == "carry":
+        if isinstance(self.train_dataset, TrainStream) and self.args.last_batch == "carry":
             return round(epochs * self.train_dataset.steps_per_pass)
         return round(epochs * self.steps_per_epoch)
 

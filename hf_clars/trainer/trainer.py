@@ -76,7 +76,7 @@ class ClarsTrainer(
       are counted and logged, and too many end the training (`StepHealth`).
     - Warmup and decay of the learning rate may be stated in epochs, fully-connected layers be frozen at first, and
       layer-wise learning rates be used at first only (`LayerwiseWarmup`).
-    - `norm_mode="authors"` has passes of its own after a step, over some of its samples (`AuthorsNorms`).
+    - `mode="authors"` has passes of its own after a step, over some of its samples (`AuthorsNorms`).
     - Weight decay is decided by module type and dimension; layers' norms, γ_k and M_k are logged every
       `layer_statistics_steps`; evaluations take what a checkpoint would hold, and leave no trace (`Evaluations`).
       Measuring ends with `train()`, so the model comes back as it was.
@@ -113,8 +113,8 @@ class ClarsTrainer(
         refuse_data_parallel(args)
         keep_wandb_offline_without_login(args.report_to)
         super().__init__(model, args, *rest, **kwargs)
-        if args.tail == "carry" and not isinstance(self.train_dataset, TrainStream):
-            raise UserError("tail='carry' needs a TrainStream as train_dataset: use tail='drop'")
+        if args.last_batch == "carry" and not isinstance(self.train_dataset, TrainStream):
+            raise UserError("last_batch='carry' needs a TrainStream as train_dataset: use last_batch='drop'")
         if self.is_world_process_zero():
             say_without_effect(args)
         self.clock = TrainingClock()
@@ -143,7 +143,7 @@ class ClarsTrainer(
         self._train_batch_size = self.args.train_batch_size
         if not isinstance(self.train_dataset, TrainStream):
             return
-        for name in ("total_batch_size", "tail"):
+        for name in ("total_batch_size", "last_batch"):
             ours, its = getattr(self.args, name), getattr(self.train_dataset, name)
             if ours != its:
                 raise UserError(f"{name} is {ours!r} in the arguments and {its!r} in the TrainStream: make them equal")

@@ -151,10 +151,10 @@ def loop(model: nn.Module, tools: Tools) -> Step:
 
 METHODS: dict[str, Callable[[nn.Module, Tools], Step]] = {
     "plain": plain,
-    "per_sample": ours(vectors=False),
-    "vectors": ours(vectors=True),
-    "subset": ours(mode="subset", total_batch_size=16384, vectors=False),  # 512 of them
-    "micro_batch": ours(mode="micro_batch", vectors=False),
+    "per_sample": ours(bias_and_norm=False),
+    "bias_and_norm": ours(bias_and_norm=True),
+    "subset": ours(mode="subset", total_batch_size=16384, bias_and_norm=False),  # 512 of them
+    "micro_batch": ours(mode="micro_batch", bias_and_norm=False),
     "opacus": opacus,
     "backpack": backpack,
     "fastdp": fastdp,

@@ -67,7 +67,7 @@ def trainings(
 
     plain, ours = copy.deepcopy(model), copy.deepcopy(model)
     sgd = torch.optim.SGD(plain.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True)
-    clars = CLARS(ours.parameters(), lr=1e-4, norms=PerSampleNorms(ours, vectors=False))
+    clars = CLARS(ours.parameters(), lr=1e-4, norms=PerSampleNorms(ours, bias_and_norm=False))
     both = {"plain": (plain, sgd), "norms": (ours, clars)}
     return {n: partial(step, torch.compile(of) if compiled else of, optimizer) for n, (of, optimizer) in both.items()}
 

@@ -99,7 +99,7 @@ def compare(model: nn.Module, inputs: Inputs, setting: Setting, tolerance: float
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PerSampleNorms(model, vectors=True) as norms:
+            with PerSampleNorms(model, bias_and_norm=True) as norms:
                 again = call(run, inputs)
                 functional(again, weights).mean().backward()
                 measured = norms.per_sample()

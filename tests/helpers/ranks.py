@@ -103,9 +103,9 @@ def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any)
         forward = nn.parallel.DistributedDataParallel(model, find_unused_parameters="outside" not in case)
         if layout == "devices":
             Agreement.settled = lambda agreement, sums: False  # type: ignore[method-assign]
-    vectors = options.pop("vectors", "eta")
-    norms = PerSampleNorms(model, vectors=vectors == "paper", **options)
-    optimizer = CLARS(model.parameters(), 0.5, eta=0.1, weight_decay=1e-3, norms=norms, vectors=vectors)
+    bias_and_norm = options.pop("bias_and_norm", "eta")
+    norms = PerSampleNorms(model, bias_and_norm=bias_and_norm == "paper", **options)
+    optimizer = CLARS(model.parameters(), 0.5, eta=0.1, weight_decay=1e-3, norms=norms, bias_and_norm=bias_and_norm)
     names = {parameter: name for name, parameter in model.named_parameters()}
     measured, rates = [], []
     with warnings.catch_warnings(record=True) as caught:

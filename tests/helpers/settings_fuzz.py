@@ -93,9 +93,9 @@ def of_methods(dice: random.Random, here: Path) -> Case:
     options: dict[str, Callable[[], str]] = {
         "eta": lambda: dice.choice(("-3", "0.02", "0")),
         "momentum": lambda: dice.choice(("0.9", "0.5", "1", "-0.1")),
-        "norm_mode": lambda: dice.choice(("subset", "per_sample", "authors", "all")),
+        "mode": lambda: dice.choice(("subset", "per_sample", "authors", "all")),
         "norm_samples": lambda: dice.choice(("0", "8", "512")),
-        "vectors": lambda: dice.choice(("eta", "mlperf", "paper", "none")),
+        "bias_and_norm": lambda: dice.choice(("eta", "mlperf", "paper", "none")),
         "decay_in_denominator": lambda: dice.choice(("true", "false")),
         "untracked": lambda: dice.choice(("error", "stand_in", "x")),
         "weight_decay": lambda: dice.choice(("0.1", "-1")),

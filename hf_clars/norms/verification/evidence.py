@@ -59,7 +59,7 @@ class Evidence:
         if measured is None:
             if self.parameters[name].ndim >= 2:
                 return found("wrong", "neither measured nor named in .untracked")
-            return found("named", "a vector that is not measured")
+            return found("named", "a bias or norm weight, which is not measured")
         if measured.shape != (size,):
             return found("wrong", f"{measured.numel()} norms for {size} samples")
         gradient = self.gradient.get(name, 0.0)

@@ -89,7 +89,7 @@ def is_wanted(group: dict[str, Any]) -> bool:
 
 
 def _rules(group: dict[str, Any]) -> tuple[Any, ...]:
-    return group["vectors"], group["layer_adaptation"], group["fused"]
+    return group["bias_and_norm"], group["layer_adaptation"], group["fused"]
 
 
 @functools.cache

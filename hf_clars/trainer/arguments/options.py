@@ -17,7 +17,7 @@ AUTHORS = "authors"  # the `mode` that is no way to measure alone but a method, 
 NOT_TAKEN: dict[str, tuple[str, ...]] = {
     "clars": (),
     "lars": ("mode", "norm_samples", "untracked"),
-    "mnag": ("eta", "vectors", "decay_in_denominator", "mode", "norm_samples", "untracked"),
+    "mnag": ("eta", "bias_and_norm", "decay_in_denominator", "mode", "norm_samples", "untracked"),
 }
 
 
@@ -25,7 +25,7 @@ NOT_TAKEN: dict[str, tuple[str, ...]] = {
 class OptimizerOptions:
     """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`NOT_TAKEN`).
 
-    `vectors=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
+    `bias_and_norm=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
     `decay_in_denominator=None` stands for what the optimizer has by default: True for LARS, and False for CLARS.
     `norm_samples=None` stands for 512 and `untracked=None` for `"stand_in"`; they are refused where nothing uses them.
     """
@@ -33,14 +33,14 @@ class OptimizerOptions:
     eta: float
     momentum: float = 0.9
     weight_decay: float = 0.0
-    vectors: str | None = None
+    bias_and_norm: str | None = None
     decay_in_denominator: bool | None = None
     mode: str = "per_sample"
     norm_samples: int | None = None
     untracked: str | None = None
 
     def override(self, optim: str, optim_args: Mapping[str, str]) -> "OptimizerOptions":
-        """These options with those of `optim_args` in their place, all checked, and `vectors` decided.
+        """These options with those of `optim_args` in their place, all checked, and `bias_and_norm` decided.
 
         Raises:
             UserError: an unknown key, a value that cannot be read, or one out of range.
@@ -54,8 +54,10 @@ class OptimizerOptions:
                 raise UserError(f"optim_args: {key!r} is unknown to optim={optim!r}{hint} It takes {', '.join(known)}")
             values[key] = _read(key, text, known[key])
         options = replace(self, **values)
-        if options.vectors is None:
-            options = replace(options, vectors="authors" if (optim, options.mode) == ("clars", AUTHORS) else "eta")
+        if options.bias_and_norm is None:
+            options = replace(
+                options, bias_and_norm="authors" if (optim, options.mode) == ("clars", AUTHORS) else "eta"
+            )
         if options.decay_in_denominator is None:
             options = replace(options, decay_in_denominator=optim == "lars")
         options.check()
@@ -66,9 +68,9 @@ class OptimizerOptions:
         return self.untracked or "stand_in"
 
     @property
-    def vector_rule(self) -> str:
-        """`vectors`, which `override` has decided."""
-        return self.vectors or "eta"
+    def bias_and_norm_rule(self) -> str:
+        """`bias_and_norm`, which `override` has decided."""
+        return self.bias_and_norm or "eta"
 
     def layerwise_keywords(self) -> dict[str, Any]:
         """What LARS, CLARS and the authors' CLARS take of them, as keywords."""
@@ -76,7 +78,7 @@ class OptimizerOptions:
             "momentum": self.momentum,
             "eta": self.eta,
             "weight_decay": self.weight_decay,
-            "vectors": self.vector_rule,
+            "bias_and_norm": self.bias_and_norm_rule,
             "decay_in_denominator": bool(self.decay_in_denominator),
         }
 
@@ -86,16 +88,16 @@ class OptimizerOptions:
             momentum=self.momentum,
             eta=self.eta,
             weight_decay=self.weight_decay,
-            vectors=self.vector_rule,
+            bias_and_norm=self.bias_and_norm_rule,
         )
         if self.mode not in (*MODES, AUTHORS):
             raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
         if self.norm_samples is not None and self.norm_samples < 1:
             raise UserError(f"norm_samples={self.norm_samples} must be at least 1")
         if self.norm_samples is not None and self.mode != "subset":
-            raise UserError(f"norm_samples={self.norm_samples} is for mode=subset (norm_mode), not {self.mode}")
+            raise UserError(f"norm_samples={self.norm_samples} is for mode=subset, not {self.mode}")
         if self.untracked is not None and self.mode == AUTHORS:
-            raise UserError(f"untracked={self.untracked} is nothing that mode=authors (norm_mode) takes: leave it out")
+            raise UserError(f"untracked={self.untracked} is nothing that mode=authors takes: leave it out")
         check_untracked(self.untracked_rule)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from ...data.order import TAILS
+from ...data.order import LAST_BATCH
 from ...errors import UserError, one_line
 from ...safety.secrets import is_secret, without_secrets
 from ...validation.schema import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of
@@ -46,17 +46,17 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
             Other optimizers need learning_rate, or base_learning_rate. Not with learning_rate.
         eta: η of Eq. 3 and 5; None is the paper's, 1e-2 for CLARS and 1e-3 for LARS.
         momentum: β of Eq. 4; None is 0.9.
-        norm_mode: how CLARS measures, see `PerSampleNorms`; or `"authors"`, the method of the code that the paper's
+        mode: how CLARS measures norms, see `PerSampleNorms`; or `"authors"`, the method of the code that the paper's
             authors released, see `AuthorsCLARS`. None is `"per_sample"`.
-        norm_samples: how many samples `norm_mode="subset"` measures per step; None is 512.
+        norm_samples: how many samples `mode="subset"` measures per step; None is 512.
         untracked: what a parameter whose norms cannot be measured means for CLARS, see `PerSampleNorms`: `"stand_in"`
             (None) gives it a denominator of the same units, `"error"` ends the training.
-        vectors: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that norm_mode, and
+        bias_and_norm: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that mode, and
             `"eta"` otherwise.
         decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`; None is True for LARS, and False for CLARS.
         layer_statistics_steps: every how many optimizer steps the layers' norms, γ_k and M_k are logged; 0 for never.
-        tail: what becomes of the examples that are left when a pass has no whole batch of B any more: `"drop"` leaves
-            them out, others in every epoch; `"carry"` (a `TrainStream` alone) begins the next epoch with them.
+        last_batch: what becomes of the examples that are left when a pass has no whole batch of B any more: `"drop"`
+            leaves them out, others in every epoch; `"carry"` (a `TrainStream` alone) begins the next epoch with them.
         max_skipped_share: share of an epoch's examples that may be skipped because they cannot be used; more end the
             training.
         warmup_epochs: as `warmup_steps`, in epochs.
@@ -95,23 +95,21 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     base_batch_size: Count | None = field(default=None, metadata={"help": "B_base of linear scaling; 128."})
     eta: Positive | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
     momentum: PartOfOne | None = field(default=None, metadata={"help": "β of the Nesterov momentum; 0.9."})
-    norm_mode: str | None = field(
-        default=None, metadata={"help": "per_sample (default), subset, micro_batch or authors."}
-    )
+    mode: str | None = field(default=None, metadata={"help": "per_sample (default), subset, micro_batch or authors."})
     norm_samples: Count | None = field(
-        default=None, metadata={"help": "Samples measured per step with norm_mode subset; 512."}
+        default=None, metadata={"help": "Samples measured per step with mode subset; 512."}
     )
     untracked: str | None = field(
         default=None, metadata={"help": "Parameters that cannot be measured: stand_in (default) or error."}
     )
-    vectors: str | None = field(
+    bias_and_norm: str | None = field(
         default=None, metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
     )
     decay_in_denominator: bool | None = field(
         default=None, metadata={"help": "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."}
     )
     layer_statistics_steps: Whole = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
-    tail: Annotated[str, one_of(TAILS)] = field(
+    last_batch: Annotated[str, one_of(LAST_BATCH)] = field(
         default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
     )
     warmup_epochs: Epochs | None = field(default=None, metadata={"help": "Linear warmup, in epochs."})
@@ -200,9 +198,9 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
             eta=OPTIMIZERS[name] if self.eta is None else self.eta,
             momentum=0.9 if self.momentum is None else self.momentum,
             weight_decay=self.weight_decay,
-            vectors=self.vectors,
+            bias_and_norm=self.bias_and_norm,
             decay_in_denominator=self.decay_in_denominator,
-            mode=self.norm_mode or "per_sample",
+            mode=self.mode or "per_sample",
             norm_samples=self.norm_samples,
             untracked=self.untracked,
         )
@@ -223,10 +221,9 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
         """What is set is taken by the optimizer, with all of `optim_args`."""
         name = self.optim_name
         for option in NOT_TAKEN.get(name, (*NOT_TAKEN["mnag"], "momentum")):
-            field_name = "norm_mode" if option == "mode" else option
-            if (value := getattr(self, field_name)) is not None:
+            if (value := getattr(self, option)) is not None:
                 hint = " (optim_args: momentum=…, where it takes one)" if option == "momentum" else ""
-                raise UserError(f"{field_name}={value!r} is nothing that optim={name!r} takes: leave it out{hint}")
+                raise UserError(f"{option}={value!r} is nothing that optim={name!r} takes: leave it out{hint}")
         if self.layerwise_epochs is not None and name not in ("clars", "lars"):
             raise UserError(f"layerwise_epochs={self.layerwise_epochs} is for clars and lars, not {name}")
         if name == "lamb":
@@ -244,8 +241,8 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
         self.weight_decay = options.weight_decay  # Trainer makes groups of it
         if self.optim_name == "clars" and options.mode == AUTHORS and self.mixed_precision == "fp16":
             raise UserError(
-                "norm_mode='authors' with fp16=True: gradients of its extra passes would underflow without a loss "
-                "scale, and have none. Use bf16=True, or another norm_mode"
+                "mode='authors' with fp16=True: gradients of its extra passes would underflow without a loss "
+                "scale, and have none. Use bf16=True, or another mode"
             )
 
     def _is_layerwise(self) -> bool:

@@ -57,7 +57,8 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
 
     `PerSampleNorms` is attached for the measured steps alone, so that the others cost nothing. A compiled model would
     be compiled anew at each change and stays attached throughout the training. CLARS has one already, which is used
-    instead (unless `vectors="paper"` it measures no biases and norm weights; they are then not in the model's sums).
+    instead (unless `bias_and_norm="paper"` it measures no biases and norm weights; they are then not in the model's
+    sums).
     Several of these callbacks in one Trainer share theirs; each has averages of its own, and says in its records which
     `every` and `smoothing` they are of.
 

@@ -33,7 +33,7 @@ class LayerStatisticsCallback(TrainerCallback):
 
     ‖g‖, the denominator and M_k are those before clipping, without the loss scale. See `LayerRecords` for the file's
     lines and for W&B's scalars and panels. Statistics that a run has no notion of are left out (LARS, mNAG, and CLARS
-    after `layerwise_epochs`: the denominator and M_k; `norm_mode="micro_batch"` and `"authors"`: M_k).
+    after `layerwise_epochs`: the denominator and M_k; `mode="micro_batch"` and `"authors"`: M_k).
     From one record to the next there are `layer_statistics_steps` optimizer steps, an argument of the Trainer; the
     device is waited for at no others. 0 is for no records.
     """
@@ -122,5 +122,5 @@ def _layers(optimizer: LayerwiseOptimizer) -> dict[str, Tensor]:
         name: parameter
         for group in optimizer.param_groups
         for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False)
-        if parameter.grad is not None and (group["layer_adaptation"] or group["vectors"] == "paper")
+        if parameter.grad is not None and (group["layer_adaptation"] or group["bias_and_norm"] == "paper")
     }

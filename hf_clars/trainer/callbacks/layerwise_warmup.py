@@ -14,7 +14,7 @@ class LayerwiseWarmup(TrainerCallback):
     """After the first epochs the optimizer goes on as mNAG (Eq. 2): `γ_k = γ_scale` for all parameters.
 
     Momentum is carried over. Per-sample norms are not measured any more, so that the steps that follow cost nothing
-    extra. (`norm_mode="authors"` keeps its own kind of momentum, and has no extra passes any more.)
+    extra. (`mode="authors"` keeps its own kind of momentum, and has no extra passes any more.)
 
     Args:
         trainer: whose optimizer. Its arguments say E, `layerwise_epochs`: the switch is at step `round(E × steps per

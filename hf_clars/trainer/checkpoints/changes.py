@@ -31,7 +31,7 @@ _NOT_A_FUNCTION_OF_THE_STEP = ("reduce_lr_on_plateau", "greedy")
 _OWN_LINES = ("optim",)  # which others compare
 _OF_OPTIMIZERS = (
     "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eta",
-    "momentum", "vectors", "decay_in_denominator", "norm_mode", "norm_samples", "untracked", "total_batch_size",
+    "momentum", "bias_and_norm", "decay_in_denominator", "mode", "norm_samples", "untracked", "total_batch_size",
 )  # fmt: skip
 _HOW_ALONE = ("foreach", "fused", "capturable", "differentiable")  # of a step, which they do not change
 

@@ -189,7 +189,7 @@ def tell_differences(saved: dict[str, Any], stream: Any, args: Any, settings: Ma
 
 
 def _method(args: Any) -> str:
-    """Whose state an optimizer's is: that of `norm_mode="authors"` means something else than that of CLARS."""
+    """Whose state an optimizer's is: that of `mode="authors"` means something else than that of CLARS."""
     name: str = args.optim_name
     authors = name == "clars" and resolve_options(args, parse_optim_args(args.optim_args)).mode == AUTHORS
-    return f"{name} with norm_mode=authors" if authors else name
+    return f"{name} with mode=authors" if authors else name

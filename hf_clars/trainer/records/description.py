@@ -29,7 +29,7 @@ class Description:
 
     Attributes:
         config: setting → value under the names of the recipe and of `TrainingArguments`; `eta`, `momentum` and
-            `norm_mode` are those in force, `gamma_scale` is the learning rate of the schedule's top, and `commit` and
+            `mode` are those in force, `gamma_scale` is the learning rate of the schedule's top, and `commit` and
             `hardware` say where the run is made. No tokens, no tables of class names.
         name: optimizer, model, B, seed.
         group: that without the seed, and a checksum of all settings that change what is computed, apart from seeds.
@@ -83,7 +83,7 @@ def _in_force(args: Any) -> dict[str, Any]:
     if name != "mnag":
         values["eta"] = options.eta
     if name == "clars":
-        values["norm_mode"] = options.mode
+        values["mode"] = options.mode
     return values
 
 
