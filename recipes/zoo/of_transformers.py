@@ -60,9 +60,9 @@ WIDE = {  # in place of some of these, for a network that is measured as a whole
     "embedding_size": 128, "rotary_dim": 16, "projection_dim": 256,
 }  # fmt: skip
 COMMON = (
-    "causal_lm/gpt2", "causal_lm/llama", "causal_lm/qwen3", "causal_lm/mamba", "masked_lm/bert", "masked_lm/modernbert",
-    "masked_lm/albert", "seq2seq_lm/bart", "seq2seq_lm/t5", "image/vit", "image/dinov2", "image/segformer", "ctc/wav2vec2",
-    "base/clip",
+    "causal_lm/gpt2", "causal_lm/llama", "causal_lm/qwen3", "causal_lm/mamba", "masked_lm/bert", "masked_lm/albert",
+    "masked_lm/modernbert", "seq2seq_lm/bart", "seq2seq_lm/t5", "image/vit", "image/dinov2", "image/segformer",
+    "ctc/wav2vec2", "base/clip",
 )  # fmt: skip
 SHALLOW = {
     **{k: v for k, v in TINY.items() if k.endswith(("layer", "layers", "_id", "_labels"))},
