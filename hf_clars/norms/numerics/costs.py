@@ -11,6 +11,8 @@ products    4·I·O + 200,000             `c_i = d_i x_iᵀ` written, squared an
 unfolding   40·I·P                      the windows of a convolution laid out as a matrix, for products
 grouped     25·I·O                      samples as groups of one convolution, whose kernels are less efficient
 Gram        P²·(I + O)                  `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`
+depthwise   90·P·I·O                    the plain weight gradient with kernels above 3 or dilation, on a CPU
+rows        5·O·R·H·W + 10·O·K·R        it replaces that: products of rows, for R rows of positions
 of pixels   S²·C + P²·O + 10·G·P²·Σk    the same for a convolution: products of pixels, then sums over kernel taps
 ==========  ==========================  ==================================================================
 
@@ -40,6 +42,14 @@ def unfolding(positions: int, inputs: int) -> int:
 
 def grouped(weights: int) -> int:
     return 25 * weights
+
+
+def depthwise(positions: int, inputs: int, outputs: int) -> int:
+    return 90 * positions * inputs * outputs
+
+
+def depthwise_rows(rows: int, columns: int, height: int, outputs: int, taps: int) -> int:
+    return 5 * outputs * rows * columns * height + 10 * outputs * taps * rows
 
 
 def gram_of_pixels(positions: int, pixels: int, channels: int, outputs: int, groups: int, kernel: Sequence[int]) -> int:

@@ -102,6 +102,34 @@ def conv_samples(
     return gradient.view(batch, *shape)
 
 
+def depthwise_samples(
+    x: Tensor,
+    d: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`c_i` of a depthwise convolution in one or two dimensions, `[B, *shape]`, by products of rows of pixels.
+
+    Windows are taken along the last axis only: `products[y, (y', t)] = Σ_x d[y, x] · x[y', s·x + r·t]` for all pairs of
+    rows is one matrix product, and tap (u, t) of the kernel is the sum over y of the entries at `y' = s·y + r·u`.
+    """
+    if len(shape) == 3:  # an image of one row
+        x, d, shape = x.unsqueeze(2), d.unsqueeze(2), (*shape[:2], 1, shape[2])
+        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    batch, channels = x.shape[:2]
+    (rows, columns), (down, across) = d.shape[2:], shape[2:]
+    x, d = F.pad(x, [padding[1], padding[1], padding[0], padding[0]]).contiguous(), d.contiguous()  # also if views: for bmm
+    taps = x.unfold(3, stride[1] * (columns - 1) + 1, dilation[1])[:, :, :, :across, :: stride[1]]
+    right = taps.reshape(batch * channels, -1, columns).mT
+    products = torch.bmm(d.reshape(batch * channels, -1, columns), right)
+    multiplier, height = shape[0] // channels, products.shape[2]
+    size = batch * channels, multiplier, rows, down, across
+    steps = products.stride(0), rows * height, height + stride[0] * across, dilation[0] * across, 1
+    return products.as_strided(size, steps).sum(2, dtype=norm_dtype(d.dtype)).view(batch, shape[0], 1, down, across)
+
+
 def embedding_squares(ids: Tensor, d: Tensor) -> Tensor:
     """Squared norms of an embedding's `c_i`: `ids [B, T]`, `d [B, T, N]` → `[B]`.
 

@@ -28,7 +28,7 @@ class ConvSampler(Sampler):
     """Convolutions of one to three dimensions, any stride, padding, dilation and groups.
 
     Args:
-        form: how to measure: "products", "grouped" or "gram", see `costs.py`.
+        form: how to measure: "products", "grouped", "rows" or "gram", see `costs.py`.
     """
 
     stride: tuple[int, ...]
@@ -112,9 +112,19 @@ class ConvSampler(Sampler):
 
     def samples_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         elements = math.prod(self.shape)
+        if self.form == "rows":
+            rows, columns, height = self._rows(xs[0].shape[2:])
+            elements += self.groups * height * columns + self.shape[0] * rows * height
         if self.form == "products" and not self.pointwise:
             elements += math.prod(self.shape[1:]) * math.prod(self._sizes(xs[0].shape[2:])[0])
         return elements
+
+    def _rows(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Rows and columns of positions, and rows of padded pixels times the taps of a row: what "rows" multiplies."""
+        positions, pixels = self._sizes(size)
+        pad = self.geometry[1]
+        height = pixels[0] + 2 * pad[0] if len(positions) == 2 else 1
+        return (positions[0] if len(positions) == 2 else 1), positions[-1], height * self.kernel[-1]
 
     def alone(self, d: Tensor) -> bool:
         if self.form != "grouped" or self.groups > 1 or self.shape[1] >= _FEW_CHANNELS or d.device.type != "cpu":
@@ -140,7 +150,10 @@ class ConvSampler(Sampler):
         if self.form == "products":
             return products.multiply(*self._matrices(xs, d, batch)).view(batch, *self.shape)
         x, d = self._operands(xs[0], d)
-        each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
+        if self.form == "rows":
+            each = forms.depthwise_samples(x, d, self.shape, *self.geometry).view(-1, *self.shape)
+        else:
+            each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
         return each if x.shape[0] == batch else each.view(batch, -1, *self.shape).sum(1)
 
     def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
@@ -196,6 +209,11 @@ def _for_size(sampler: ConvSampler, size: tuple[int, ...]) -> ConvSampler:
         prices = {"gram": costs.gram_of_pixels(positions, pixels, groups * channels, outputs, groups, kernel)}
     if groups > 1 or not sampler.pointwise:
         prices["grouped"] = costs.grouped(outputs * inputs)
+    if channels == 1 and groups > 1 and len(kernel) < 3 and (max(kernel) > 3 or max(sampler.dilation) > 1):
+        plain = costs.depthwise(positions, inputs, outputs)
+        rows, columns, height = sampler._rows(size)
+        prices = {form: price + plain for form, price in prices.items()}
+        prices["rows"] = costs.depthwise_rows(rows, columns, height, outputs, math.prod(kernel))
     if groups == 1:
         unfolding = 0 if sampler.pointwise else costs.unfolding(positions, inputs)
         prices["products"] = costs.conv_products(inputs, outputs) + unfolding
