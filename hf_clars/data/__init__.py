@@ -2,9 +2,10 @@
 
 from .batches import SKIP_REASONS, ImageCollator
 from .handover import SharedBatches
+from .opening import open_source
 from .order import LAST_BATCH
 from .resident import DecodedImages, ResidentImages, check_resident_augmentation, decode_all, ready_batch
-from .sources import ImageSource, open_source
+from .source import ImageSource
 from .steps import accumulation_steps, nearest_batch_size
 from .stream import TrainStream
 from .transforms import AUGMENTATIONS, decode_image, eval_transform, train_transform
