@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..statistics.variance import GradientMoments, measure_moments
 from ..validation import checks
-from .constants import ratio
+from .bounds import ratio
 
 
 @dataclass(frozen=True)
