@@ -50,31 +50,8 @@ class LayerwiseOptimizer(Optimizer, ABC):
     _uniform = False  # the default of `uniform`
     _can_fuse = True
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        *,
-        momentum: float,
-        eta: float,
-        weight_decay: float,
-        bias_and_norm: str,
-        decay_in_denominator: bool,
-        foreach: bool | None,
-        fused: bool | None,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "eta": eta,
-            "weight_decay": weight_decay,
-            "bias_and_norm": bias_and_norm,
-            "decay_in_denominator": decay_in_denominator,
-            "layer_adaptation": None,
-            "uniform": self._uniform,
-            "foreach": foreach,
-            "fused": fused,
-        }
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        defaults = {**options, "layer_adaptation": None, "uniform": self._uniform}
         # The last step's vector, in a list so that it can be replaced for all its members; and the parameter's place.
         self._gammas: dict[Tensor, tuple[list[Tensor], int]] = {}
         self._divisions: dict[int, fused_step.Division] = {}  # of groups, by number
