@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
 
 from torch.utils.data import BatchSampler, Dataset
 
 from ..errors import UserError
-from ..safety.texts import plain_records
 from .chunks import Chunks, Example
 from .order import Order
+from .reader import WindowReader
 
 _LAYOUT = ("lanes", "piece", "window", "by_example")  # of an `Order`, what processes and their data decide
-_STAND_INS = 8  # chunks that are tried in place of one that cannot be read
-
-logger = logging.getLogger(__name__)
-logger.addFilter(plain_records)
 
 
 class TrainStream(Dataset):
@@ -69,7 +61,7 @@ class TrainStream(Dataset):
         self.total_batch_size, self.last_batch = total_batch_size, last_batch
         self.order = self._first  # until processes are known
         self._unfinished: tuple[int, Order] | None = None
-        self._reader: _Reader | None = None
+        self._reader: WindowReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -146,7 +138,7 @@ class TrainStream(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         if self._reader is None or self._reader.process != os.getpid():  # threads do not survive a fork
-            self._reader = _Reader(self.chunks)
+            self._reader = WindowReader(self.chunks)
         examples = []
         for index in indices:
             epoch, position = divmod(index, len(self))
@@ -176,72 +168,6 @@ class RankBatches(BatchSampler):
         for number in range(len(self)):
             first = start + number * self._world_size * self.batch_size
             yield list(range(first, first + self.batch_size))
-
-
-class _Reader:
-    """Windows in memory, and the next ones under way: of each lane by epoch and number."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        self.process = os.getpid()
-        self._chunks = chunks
-        self._lanes: dict[int, dict[tuple[int, int], Future[list[_Place]]]] = {}
-        self._shared: WeakValueDictionary[int, _Chunk] = WeakValueDictionary()  # chunks that windows have in common
-        self._pool = ThreadPoolExecutor(1)
-
-    def example(self, order: Order, epoch: int, position: int) -> Example:
-        lane, number, place = order.place(position)
-        this, following = (epoch, number), (epoch, number + 1)
-        known = self._lanes.get(lane, {})
-        windows = self._lanes[lane] = {key: known[key] for key in (this, following) if key in known}
-        if this not in windows:
-            windows[this] = self._pool.submit(self._load, order, lane, this)
-        window = windows[this].result()
-        if 2 * place >= len(window) and number + 1 < order.windows(lane) and following not in windows:
-            windows[following] = self._pool.submit(self._load, order, lane, following)
-        chunk, row = window[place]
-        return chunk.example(row)
-
-    def _load(self, order: Order, lane: int, key: tuple[int, int]) -> list[_Place]:
-        window = order.window_at(key[0], lane, key[1])
-        chunks = {number: self._chunk(number) for number in sorted(set(window.chunks.tolist()))}
-        return [(chunks[number], row) for number, row in zip(window.chunks.tolist(), window.rows.tolist(), strict=True)]
-
-    def _chunk(self, number: int) -> _Chunk:
-        chunk = self._shared.get(number)
-        if chunk is None:
-            chunk = self._shared[number] = _Chunk(self._chunks, number)
-        return chunk
-
-
-class _Chunk:
-    """A chunk's examples. Where it cannot be read, those of one after it stand in, marked as such."""
-
-    def __init__(self, chunks: Chunks, number: int) -> None:
-        self._mark: dict[str, str] = {}
-        try:
-            self._examples = chunks.read_patiently(number)
-        except Exception as error:  # a reader's errors are of many kinds, and one chunk does not end a run
-            trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            logger.warning(
-                "cannot read %s: its %d examples are skipped (%s)", chunks.name(number), chunks.sizes[number], trouble
-            )
-            self._examples = _stand_in(chunks, number)
-            self._mark = {"skip": "shard"}
-
-    def example(self, row: int) -> Example:
-        return {**self._examples[row % len(self._examples)], **self._mark}
-
-
-_Place = tuple[_Chunk, int]  # a row of a chunk
-
-
-def _stand_in(chunks: Chunks, number: int) -> Sequence[Example]:
-    for step in range(1, _STAND_INS + 1):
-        other = (number + step) % len(chunks.sizes)
-        if chunks.sizes[other]:
-            with contextlib.suppress(Exception):
-                return chunks.read(other)
-    raise UserError(f"{chunks.name(number)} cannot be read, nor can the {_STAND_INS} chunks after it")
 
 
 def _draw(*numbers: int) -> int:

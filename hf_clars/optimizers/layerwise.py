@@ -45,6 +45,11 @@ class LayerwiseOptimizer(Optimizer, ABC):
     The fused form takes `‖w_k‖` while it writes the weights, for the next step. Weights that were written since are
     noticed and measured again, unless they were written through `.data`, by a collective operation or by a CUDA graph,
     which leave no trace: call `weights_changed()` after that, or one step takes the norms of before.
+
+    Args:
+        params: parameters, named parameters, or parameter groups.
+        options: lr, momentum, eta, weight_decay, bias_and_norm, decay_in_denominator, foreach and fused, see `CLARS`;
+            a subclass gives all of them.
     """
 
     _uniform = False  # the default of `uniform`
