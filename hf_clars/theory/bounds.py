@@ -3,6 +3,8 @@
 The symbols are those of the package's docstring. What all bounds depend on is given by keyword, see `Problem`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
