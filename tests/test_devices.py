@@ -11,7 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_clars import CLARS, LARS, NAG, PerSampleNorms, build_model
-from hf_clars.data.resident import DecodedImages, random_shifts, shifted_and_mirrored
+from hf_clars.data import DecodedImages
+from hf_clars.data.resident import random_shifts, shifted_and_mirrored
 from hf_clars.norms import backward
 from hf_clars.norms.extra_passes import mean_gradient_norms
 from hf_clars.optimizers import AuthorsCLARS, is_adapted, parameter_groups

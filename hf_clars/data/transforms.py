@@ -51,7 +51,7 @@ def decode_image(example_image: dict[str, Any] | None) -> Tensor:
         if path is None:
             raise ValueError("it has neither bytes nor a path")
         home = example_image.get("home")
-        data = read_bytes(path) if home is None else home.read(path)
+        data = read_bytes(path if home is None else home.place(path))
     image = _opened(data)
     decode_jpeg = _torchcodec()
     if image.format == "JPEG" and decode_jpeg is not None:

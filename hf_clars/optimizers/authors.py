@@ -52,7 +52,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
     ) -> None:
         super().__init__(
             params,
-            lr,
+            lr=lr,
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,
