@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_clars.norms import PerSampleNorms
 
+from .helpers.verdicts import assert_right
+
 BATCH = 4
 
 
@@ -20,20 +22,6 @@ class Uses(nn.Module):
         return self.use(x, self.weight)
 
 
-def check(model: nn.Module, x: torch.Tensor, measured: bool) -> None:
-    """Right, or not measured and named so."""
-    model, x = model.double(), x.double()
-    with PerSampleNorms(model) as norms:
-        output = model(x)
-        output.square().sum().backward()
-    norm_of = norms.per_sample()
-    assert set(norms.untracked) == (set() if measured else {"weight"})
-    assert ("weight" in norm_of) == measured
-    for i in range(len(x) if measured else 0):
-        (alone,) = torch.autograd.grad(model(x[i : i + 1]).square().sum(), model.weight)
-        torch.testing.assert_close(norm_of["weight"][i], alone.norm())
-
-
 @pytest.mark.parametrize("experts", [3, BATCH, 2 * BATCH])
 def test_experts_and_heads_first(experts):
     def mixture(x, w):
@@ -44,8 +32,8 @@ def test_experts_and_heads_first(experts):
         heads = x.view(-1, experts, 6).transpose(0, 1)
         return torch.bmm(heads, w.view(experts, 5, 6).mT).transpose(0, 1).reshape(*x.shape[:2], -1)
 
-    check(Uses(mixture, experts, 6, 5), torch.randn(BATCH, 3, 6), measured=True)
-    check(Uses(absorbed, experts * 5, 6), torch.randn(BATCH, 3, experts * 6), measured=True)
+    assert_right(Uses(mixture, experts, 6, 5), torch.randn(BATCH, 3, 6))
+    assert_right(Uses(absorbed, experts * 5, 6), torch.randn(BATCH, 3, experts * 6))
 
 
 @pytest.mark.parametrize("double", [lambda x: torch.cat([x, x.flip(-1)]), lambda x: x.repeat(2, 1)])
@@ -54,14 +42,14 @@ def test_several_views_of_each_sample(double):
         one, other = F.linear(double(x), w).chunk(2)
         return torch.cat([one, other.tanh()], 1)
 
-    check(Uses(views, 3, 7), torch.randn(BATCH, 7), measured=True)
+    assert_right(Uses(views, 3, 7), torch.randn(BATCH, 7))
 
 
 def test_rows_repeated_one_by_one():
     def doubled(x, w):
         return (torch.cat([x, x]) * (w * 1).repeat_interleave(x.shape[0], 0)).view(2, -1, 7).transpose(0, 1)
 
-    check(Uses(doubled, 2, 7), torch.randn(BATCH, 7), measured=True)
+    assert_right(Uses(doubled, 2, 7), torch.randn(BATCH, 7))
 
 
 @pytest.mark.parametrize("per_sample", [1, 2, 3])
@@ -76,8 +64,8 @@ def test_rows_repeated_for_the_samples(per_sample):
         return (x.flatten(0, 1) + (w + windows)).view(len(x), -1)
 
     x = torch.randn(BATCH, per_sample, 5, 6)
-    check(Uses(joined, per_sample, 3, 6), x, measured=True)
-    check(Uses(masked, 1, 5, 6), x, measured=True)
+    assert_right(Uses(joined, per_sample, 3, 6), x)
+    assert_right(Uses(masked, 1, 5, 6), x)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +83,7 @@ def test_rows_repeated_for_the_samples(per_sample):
     ],
 )  # fmt: skip
 def test_operands_that_broadcast(use):
-    check(Uses(use, 2, 5, 5), torch.randn(BATCH, 5, 5), measured=True)
+    assert_right(Uses(use, 2, 5, 5), torch.randn(BATCH, 5, 5))
 
 
 def test_what_torch_refuses_is_refused():
@@ -128,13 +116,13 @@ def test_hooks_in_a_plain_module_are_watched():
         def forward(self, x):
             return self.norm(x)
 
-    check(Hooked().eval(), torch.randn(BATCH, 6), measured=True)
+    assert_right(Hooked().eval(), torch.randn(BATCH, 6))
 
 
 def test_saved_tensor_hooks_of_others():
     model = Uses(F.linear, 3, 6).double()
     with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, torch.Tensor.clone):
-        check(model, torch.randn(BATCH, 6), measured=True)
+        assert_right(model, torch.randn(BATCH, 6))
 
 
 @pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
@@ -169,7 +157,7 @@ def test_a_checkpointed_module_that_is_handed_a_weight():
         def forward(self, x, w):
             return F.linear(x, w).tanh()
 
-    check(Handed(), torch.randn(BATCH, 6), measured=True)
+    assert_right(Handed(), torch.randn(BATCH, 6))
 
 
 def test_an_empty_batch_is_skipped():
