@@ -297,9 +297,16 @@ def traces(model: nn.Module) -> list:
 def test_detach_leaves_no_trace_even_after_an_exception(mode):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.Flatten()))
     before, x = traces(model), torch.randn(2, 3, 8, 8)
-    with pytest.raises(ZeroDivisionError), PerSampleNorms(model, mode) as norms:
-        model(x).sum().backward()
-        raise ZeroDivisionError
+
+    def fail():
+        with PerSampleNorms(model, mode):
+            model(x).sum().backward()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert traces(model) == before
+    norms = PerSampleNorms(model, mode)
     norms.attach()
     norms.detach()
     norms.detach()

@@ -67,32 +67,19 @@ def timm_model(name: str, **options: object):
     return build
 
 
+SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
+BEIT = {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+FAST = [(convolutional, "subset"), (computed, "per_sample"), (gpt2, "per_sample")]
+SLOW = [
+    (convolutional, "per_sample"), (computed, "subset"), (vit, "per_sample"), (bert, "per_sample"), (bert, "subset"),
+    (timm_model("swin_tiny_patch4_window7_224", **SWIN), "per_sample"), (timm_model("nf_resnet26"), "per_sample"),
+    (timm_model("beit_base_patch16_224", **BEIT), "per_sample"), (timm_model("tf_efficientnet_b0"), "per_sample"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("build", "mode"),
-    [
-        (convolutional, "per_sample"),
-        (convolutional, "subset"),
-        pytest.param(vit, "per_sample", marks=pytest.mark.slow),
-        (computed, "per_sample"),
-        pytest.param(computed, "subset", marks=pytest.mark.slow),
-        pytest.param(
-            timm_model(
-                "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=8, depths=(2, 1), num_heads=(1, 2)
-            ),
-            "per_sample",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(timm_model("nf_resnet26"), "per_sample", marks=pytest.mark.slow),
-        pytest.param(
-            timm_model("beit_base_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2),
-            "per_sample",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(timm_model("tf_efficientnet_b0"), "per_sample", marks=pytest.mark.slow),
-        (bert, "per_sample"),
-        pytest.param(bert, "subset", marks=pytest.mark.slow),
-        (gpt2, "per_sample"),
-    ],
+    [*FAST, *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_compiled_models_are_measured_in_one_graph(build, mode):
@@ -134,7 +121,9 @@ class Table(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
-@pytest.mark.parametrize("rows", [(5,), (10,), (1, 7), (5, 7), (10, 7)])
+@pytest.mark.parametrize(
+    "rows", [(5,), (10, 7), *[pytest.param(r, marks=pytest.mark.slow) for r in ((10,), (1, 7), (5, 7))]]
+)
 def test_what_dynamo_hides_is_right_or_not_measured(rows):
     torch.manual_seed(0)
     torch.compiler.reset()

@@ -11,7 +11,6 @@ from hf_clars.formulas import trust_ratio
 from hf_clars.norms import PerSampleNorms
 
 
-
 @pytest.mark.parametrize("size", [100.0, 1e-5])
 def test_float16_gram_norms_keep_their_range(size):
     """A loss scale may lift derivatives to where their squares are no float16 any more."""

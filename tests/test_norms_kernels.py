@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -20,10 +20,9 @@ from torch.utils._pytree import tree_map_only
 from hf_clars.norms import PerSampleNorms, kernels
 from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout, tiling, weight_gradient
 
-from .test_norms_rules import check
+from .helpers.reference import check
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 # Products of halves are exact in float32, in which sums are taken; float32 itself is TF32 on a GPU.
 TOLERANCE = {torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.float32: 5e-3 if DEVICE == "cuda" else 1e-5}
 
@@ -64,7 +63,7 @@ def _launched_as_compiled(monkeypatch):
     def checked(self, device, *tensors):
         kinds = [kind(t) for t in tensors]
         assert self.__dict__.setdefault("kinds", kinds) == kinds
-        assert max(self._grid[1:]) < 1 << 16
+        assert max(self.grid[1:]) < 1 << 16
         call(self, device, *tensors)
 
     monkeypatch.setattr(launch.Launch, "__call__", checked)
@@ -112,23 +111,25 @@ def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> No
     assert error < TOLERANCE[dtype], error
 
 
+def check_both(c: Convolution, samples: int, found: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """What a kernel found: `‖c_i‖²` and `Σ_i c_i`."""
+    for each, expected in zip(found, reference(c, samples), strict=True):
+        agree(each, expected, c.x.dtype)
+
+
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
-@FEW
 @given(convolutions(), st.sampled_from([1, 3, 132]), FORMATS)
 def test_tiles(case, multiprocessors, memory_format):
     c, samples = case
-    weight_gradient._plan.cache_clear()
-    with mock.patch.object(tiling, "_MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
-        squares, total = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
+    weight_gradient.plan_of.cache_clear()
+    with mock.patch.object(tiling, "MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
+        found = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
         again = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
-    assert total.is_contiguous(memory_format=memory_format)
-    expected = reference(c, samples)
-    agree(squares, expected[0], c.x.dtype)
-    agree(total, expected[1], c.x.dtype)
-    assert torch.equal(squares, again[0])
-    assert torch.equal(total, again[1])
+    assert found[1].is_contiguous(memory_format=memory_format)
+    check_both(c, samples, found)
+    assert all(map(torch.equal, found, again))
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(3, 40), (20, 130), (130, 20), (140, 135), (65, 64)])
@@ -138,10 +139,7 @@ def test_tiles_of_all_shapes(channels, outputs, kernel):
     c = Convolution(
         x.to(DEVICE), d.to(DEVICE), (outputs, channels, kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1), 1, ""
     )
-    squares, total = weight_gradient.squares_and_sum(c, 2)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float32)
-    agree(total, expected[1], torch.float32)
+    check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(72, 136), (136, 24), (40, 72)])
@@ -154,10 +152,7 @@ def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilat
     c = Convolution(x, d.contiguous(memory_format=torch.channels_last), shape, *places, 1, "")
     for t in (c.x, c.d):
         assert layout.loads_boxes(layout.Operand(t.shape, t.stride()), t.element_size(), t.device)
-    squares, total = weight_gradient.squares_and_sum(c, 3)
-    expected = reference(c, 3)
-    agree(squares, expected[0], dtype)
-    agree(total, expected[1], dtype)
+    check_both(c, 3, weight_gradient.squares_and_sum(c, 3))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 12, 16, 17])
@@ -169,43 +164,31 @@ def test_few_channels(channels, stride, padding, memory_format):
     d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, stride, padding, dilation))
     c = Convolution(x, d, shape, stride, padding, dilation, 1, "")
     assert (layout.folds(c.geometry) > 0) == (channels <= 16)
-    squares, total = weight_gradient.squares_and_sum(c, 2, memory_format=memory_format)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float16)
-    agree(total, expected[1], torch.float16)
-    assert total.is_contiguous(memory_format=memory_format)
+    found = weight_gradient.squares_and_sum(c, 2, memory_format=memory_format)
+    check_both(c, 2, found)
+    assert found[1].is_contiguous(memory_format=memory_format)
 
 
 def test_every_second_pixel():
     x = torch.randn(2, 16, 9, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
     c = Convolution(x, torch.randn(2, 8, 5, 4, device=DEVICE), (8, 16, 1, 1), (2, 2), (0, 0), (1, 1), 1, "")
-    squares, total = weight_gradient.squares_and_sum(c, 2)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float32)
-    agree(total, expected[1], torch.float32)
+    check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
 
 
 def test_rows_longer_than_a_box():
     x, d = torch.randn(2, 5, 3, 150, device=DEVICE), torch.randn(2, 6, 3, 150, device=DEVICE)
     c = Convolution(x, d, (6, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
-    squares, total = weight_gradient.squares_and_sum(c, 2)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float32)
-    agree(total, expected[1], torch.float32)
+    check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
 
 
-@FEW
 @given(convolutions(is_depthwise=True), FORMATS)
 def test_depthwise(case, memory_format):
     c, samples = case
-    squares, total = depthwise.squares_and_sum(c, samples, memory_format=memory_format)
-    assert total.is_contiguous(memory_format=memory_format)
-    expected = reference(c, samples)
-    agree(squares, expected[0], c.x.dtype)
-    agree(total, expected[1], c.x.dtype)
+    found = depthwise.squares_and_sum(c, samples, memory_format=memory_format)
+    assert found[1].is_contiguous(memory_format=memory_format)
+    check_both(c, samples, found)
 
 
-@FEW
 @given(convolutions(folds=(1,)))
 def test_gram(case):
     c, samples = case
@@ -245,7 +228,7 @@ def test_a_grid_of_many_samples(name):
     x, d = torch.empty(samples, 4, 1, 1, device=DEVICE), torch.empty(samples, 4, 1, 1, device=DEVICE)
     c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
     grids = []
-    with mock.patch.object(launch.Launch, "__call__", lambda self, *_: grids.append(self._grid)):
+    with mock.patch.object(launch.Launch, "__call__", lambda self, *_: grids.append(self.grid)):
         kernels.squares(c, samples)
     assert grids
     assert all(max(grid[1:]) < 1 << 16 for grid in grids)
@@ -270,7 +253,7 @@ class Network(nn.Module):
 @pytest.fixture
 def _served():
     """The kernels serve tensors of this machine, whatever its device."""
-    with mock.patch.object(kernels, "_serves", lambda device, dtype, convolution: dtype != torch.float64):
+    with mock.patch.object(kernels, "serves", lambda device, dtype, convolution: dtype != torch.float64):
         yield
 
 
@@ -323,7 +306,7 @@ def test_which_kernel():
 
 @pytest.mark.usefixtures("_served")
 def test_compiled():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model, x = nn.Conv2d(16, 24, 3, padding=1), torch.randn(3, 16, 7, 7)
     found = []
     for function in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
@@ -353,7 +336,7 @@ def convolutions_of_all_sizes(memory_format: torch.memory_format) -> nn.Module:
 def test_gradients_lie_as_their_weights(request, memory_format, compiled, served):
     if served:
         request.getfixturevalue("_served")
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = convolutions_of_all_sizes(memory_format)
     function = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     with PerSampleNorms(model):
@@ -399,9 +382,9 @@ def test_what_is_bound_once_is_in_the_order_of_the_arguments():
         gram.squares(Convolution(x, d, (16, 16, 3, 3), *place, 1, "gram"))
     assert len(launches) == 7
     for each, tensors in launches:
-        names = each._kernel.arg_names
-        assert names[tensors + len(each._numbers) :] == list(each._constants)
-        assert len(each._grid) == 3
+        names = each.kernel.arg_names
+        assert names[tensors + len(each.numbers) :] == list(each.constants)
+        assert len(each.grid) == 3
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -434,7 +417,7 @@ def test_tf32_as_torch_is_told():
     cuda = torch.device("cuda", 0)
 
     def served(dtype):
-        return [kernels._serves(cuda, dtype, convolution) for convolution in (True, False)]
+        return [kernels.serves(cuda, dtype, convolution) for convolution in (True, False)]
 
     products, convolutions_ = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = products.fp32_precision, convolutions_.fp32_precision

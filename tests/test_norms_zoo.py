@@ -18,7 +18,7 @@ TIMM = {
     },
     "beit_base_patch16_224": {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2},  # reads another's weight
     "convit_tiny": {"img_size": 32, "embed_dim": 16, "depth": 2, "local_up_to_layer": 1},  # gates, in-place division
-    "nf_resnet26": {"depths": (1, 1, 1, 1), "channels": (16, 16, 16, 16), "stem_chs": 8},  # standardised weights, scalar gains
+    "nf_resnet26": {"depths": (1, 1, 1, 1), "channels": (16, 16, 16, 16), "stem_chs": 8},  # standardised weights
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)},  # layer scale
     "edgenext_xx_small": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},  # positions computed for each sample
     "tf_mobilenetv3_small_minimal_100": {},  # convolutions that pad by themselves

@@ -496,8 +496,8 @@ copies = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 
 
 @copies
-@pytest.mark.parametrize("kind", ["clars", "named clars", "lars", "mnag", "authors"])
-def test_a_copy_steps_as_the_original(copied, kind):
+@pytest.mark.parametrize("kind", ["clars", "named clars", "lars", "mnag", "authors", "fused lars", "fused mnag"])
+def test_a_copy_steps_as_the_original(interpreter, copied, kind):
     params = parameters((4, 3), (3,))
     if "clars" in kind:
         named = kind == "named clars"
@@ -505,7 +505,8 @@ def test_a_copy_steps_as_the_original(copied, kind):
         norms = {"weight" if named else params[0]: torch.tensor(3.0)}
         optimizer = CLARS(given, norms=norms, weight_decay=0.01)
     else:
-        optimizer = MAKERS[kind](params)
+        *fused, kind = kind.split()
+        optimizer = MAKERS[kind](params, **({"fused": True} if fused else {}))
     give_gradients(params)
     optimizer.step()
     twin = copied(optimizer)
@@ -569,8 +570,9 @@ def test_a_copy_says_that_the_scaler_stayed_behind(copied):
 
 @pytest.mark.parametrize("announced", [False, True])
 @pytest.mark.parametrize("clear_by", ["model", "optimizer"])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("source", ["function", "method", "object", "mapping"])
-def test_norms_of_any_origin_under_a_grad_scaler(announced, clear_by, source):
+def test_norms_of_any_origin_under_a_grad_scaler(interpreter, announced, clear_by, fused, source):
     """The weights are those of a training without a loss scale."""
     results = []
     for scaled in (False, True):
@@ -584,7 +586,7 @@ def test_norms_of_any_origin_under_a_grad_scaler(announced, clear_by, source):
             "object": measured,
             "mapping": given,
         }[source]
-        optimizer = CLARS(model.parameters(), norms=norms, grad_scaler=scaler if announced else None)
+        optimizer = CLARS(model.parameters(), norms=norms, fused=fused, grad_scaler=scaler if announced else None)
         for seed in range(4):
             generator = torch.Generator().manual_seed(seed)
             x, y = torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
