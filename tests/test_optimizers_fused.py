@@ -4,7 +4,6 @@ import copy
 import functools
 import math
 import os
-import pickle
 import subprocess
 import sys
 from unittest import mock
@@ -28,6 +27,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 weights = functools.partial(parameters, device=DEVICE)
 on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="of the CUDA runtime")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MOST_DTYPES = [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 SHAPES = [(5, 4, 3, 2), (12, 11), (1, 50), (0, 3), (90,), (), (64,)]
 
 
@@ -168,23 +168,20 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_zero_norms_and_what_is_not_finite(recwarn):
     """Ratio 1 where either norm is zero; NaN and infinity show, and only where they are."""
-    zero, _, nan, _, sound = layers = weights(*[(9, 9)] * 5)
-    with torch.no_grad():
-        zero.zero_()
-        nan[3, 3] = math.nan
-    twins = copies(layers)
-    for group in (layers, twins):
-        give_gradients(group)
-        group[1].grad.zero_()
-        group[3].grad[2, 2] = math.inf
-    optimizers = [LARS(layers, 0.5, eta=0.1, fused=True), LARS(twins, 0.5, eta=0.1, fused=False)]
-    for optimizer in optimizers:
+    layers, twins, *optimizers = pair(*[(9, 9)] * 5, eta=0.1)
+    for (zero, silent, nan, infinite, sound), optimizer in zip((layers, twins), optimizers, strict=True):
+        with torch.no_grad():
+            zero.zero_()
+            nan[3, 3] = math.nan
+        give_gradients(optimizer.param_groups[0]["params"])
+        silent.grad.zero_()
+        infinite.grad[2, 2] = math.inf
         optimizer.step()
+        assert sound.isfinite().all()
+        assert optimizer.layer_rates()[zero].item() == pytest.approx(0.05)
     assert_close(layers, twins, equal_nan=True)
-        rates = [optimizer.layer_rates()[p] for optimizer, p in zip(optimizers, (w, t), strict=True)]
-        torch.testing.assert_close(*rates, equal_nan=True)
-    assert sound.isfinite().all()
-    assert optimizers[0].layer_rates()[zero].item() == pytest.approx(0.05)
+    rates = [list(optimizer.layer_rates().values()) for optimizer in optimizers]
+    torch.testing.assert_close(*rates, equal_nan=True)
     assert not any("divide" in str(warning.message) for warning in recwarn)
 
 
@@ -226,7 +223,7 @@ def test_offsets_beyond_32_bits():
 # --- norms folded into the update of the step before ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", MOST_DTYPES)
 @pytest.mark.parametrize("method", [CLARS, LARS])
 def test_folded_norms_have_the_bits_of_fresh_ones(launches, dtype, method):
     layers = weights(*SHAPES, dtype=dtype)
@@ -436,6 +433,14 @@ def channels_last(t):
     return t.to(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("of_weight", "of_gradient", "is_taken"),
+    [
+        (channels_last, channels_last, True), (transposed, transposed, True),
+        (behind_an_odd_offset, behind_an_odd_offset, True), (as_it_is, behind_an_odd_offset, True),
+        (as_it_is, transposed, False), (with_gaps, as_it_is, False), (torch.Tensor.double, torch.Tensor.double, False),
+    ],
+)  # fmt: skip
 def test_memory_formats(monkeypatch, launches, of_weight, of_gradient, is_taken):
     """Taken as they lie, or left to foreach; beside a layer that always is taken."""
     w, other = weights((6, 5, 4, 3), (9, 9))
@@ -557,7 +562,7 @@ def test_a_learning_rate_on_the_host_is_read_there():
 # --- checkpoints, copies, loss scales --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", MOST_DTYPES)
 @pytest.mark.parametrize(("first", "then"), [(True, True), (True, False), (False, True)])
 def test_resumed_is_uninterrupted(tmp_path, dtype, first, then):
     """Bit for bit where nothing but the interruption differs; and from one form to the other."""
