@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-import warnings
 from contextlib import contextmanager
 
 import peft
@@ -11,7 +10,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_clars import CLARS, PerSampleNorms
@@ -98,45 +96,6 @@ class Logits(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x).logits
-
-
-class Standardised(nn.Module):
-    """A checkpointed segment that is handed a tensor computed from a parameter."""
-
-    def __init__(self, reentrant: bool | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 3))
-        self.head = nn.Linear(4, 2)
-        self.reentrant = reentrant
-
-    def segment(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return self.head(F.linear(x, weight).tanh())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight - self.weight.mean(1, keepdim=True)
-        if self.reentrant is None:
-            return self.segment(x, weight)
-        return checkpoint(self.segment, x, weight, use_reentrant=self.reentrant)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_checkpointed_function_is_not_disturbed(reentrant):
-    """What a function that is no module does with parameters is done again unwatched; modules it calls are measured."""
-    torch.manual_seed(0)
-    plain = Standardised(None)
-    other = copy.deepcopy(plain)
-    other.reentrant = reentrant
-    x = torch.randn(5, 3).requires_grad_()
-    expected = measured(plain, x)
-    with PerSampleNorms(other) as norms:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the weight cannot be measured
-            (other(x).square().mean() * 10).backward()
-            norms.denominators()
-        del expected["weight"]
-        torch.testing.assert_close(norms.per_sample(), expected)
-        assert set(norms.untracked) == {"weight"}
-    torch.testing.assert_close([p.grad for p in other.parameters()], [p.grad for p in plain.parameters()])
 
 
 @pytest.mark.slow

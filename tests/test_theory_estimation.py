@@ -174,7 +174,10 @@ def test_variance_constants_against_a_loop_over_samples():
     moments = theory.gradient_moments(model, batches, F.cross_entropy)
     constants = theory.variance_constants(model, batches, F.cross_entropy)
     assert constants.M == 0
+    model[0].weight.grad = torch.ones_like(model[0].weight)
     factors = gradient_variance(model, batches, F.cross_entropy)
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert factors.keys() == {"0.weight", "2.weight"}
     assert constants.M_k == pytest.approx({n: factor - 1 for n, factor in factors.items()})
     for name, weight in (("0.weight", model[0].weight), ("2.weight", model[2].weight)):
         each = torch.stack(
