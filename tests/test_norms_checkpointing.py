@@ -4,8 +4,10 @@ import functools
 import warnings
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import (
@@ -349,59 +351,49 @@ def _entered(regions, code):
     return (lambda: regions.entered(True))()
 
 
-def _language_model(name):
-    transformers = pytest.importorskip("transformers")
-    sizes = {
-        "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96},
-        "LlamaForCausalLM": {"hidden_size": 16, "intermediate_size": 32, "attention_dropout": 0.1},
-        "BertForMaskedLM": {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 96},
-        "T5ForConditionalGeneration": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2},
-    }
+LANGUAGE = {
+    "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96},
+    "LlamaForCausalLM": {
+        "hidden_size": 16, "intermediate_size": 32, "attention_dropout": 0.1, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "BertForMaskedLM": {
+        "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "T5ForConditionalGeneration": {
+        "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "decoder_start_token_id": 0,
+    },
+}  # fmt: skip
+VISION = {
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64, "window_size": 4, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 2),
+    },
+}  # fmt: skip
+
+
+def made(name):
+    if name in VISION:
+        return timm.create_model(name, num_classes=5, drop_path_rate=0.2, **VISION[name])
     kind = getattr(transformers, name)
-    layers = {} if name[0] in "GT" else {"num_hidden_layers": 2, "num_attention_heads": 2}
-    start = {"decoder_start_token_id": 0} if name[0] == "T" else {}
-    config = kind.config_class(vocab_size=61, **sizes[name], **layers, **start)
+    config = kind.config_class(vocab_size=61, **LANGUAGE[name])
     config.use_cache = False
     return kind(config)
 
 
-def _network(name):
-    timm = pytest.importorskip("timm")
-    sizes = {
-        "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2},
-        "swin_tiny_patch4_window7_224": {
-            "img_size": 64,
-            "window_size": 4,
-            "embed_dim": 12,
-            "depths": (2, 2),
-            "num_heads": (2, 2),
-        },
-    }
-    return timm.create_model(name, num_classes=5, drop_path_rate=0.2, **sizes[name])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize(
-    "name",
-    [
-        "GPT2LMHeadModel",
-        "LlamaForCausalLM",
-        "BertForMaskedLM",
-        "T5ForConditionalGeneration",
-        "vit_tiny_patch16_224",
-        "swin_tiny_patch4_window7_224",
-    ],
+    ("name", "reentrant"),
+    [*[(name, reentrant) for name in LANGUAGE for reentrant in (False, True)], *[(name, False) for name in VISION]],
 )
 def test_networks(name, reentrant):
     """With their own dropout. What crosses a border of reentrant checkpointing is T5's table of relative positions."""
-    language = "For" in name or "LM" in name
-    if reentrant and not language:
-        pytest.skip("timm chooses by itself")
+    language = name in LANGUAGE
 
     def step(checkpointed, measured):
         torch.manual_seed(0)
-        model = (_language_model(name) if language else _network(name)).double().train()
+        model = made(name).double().train()
         if checkpointed and language:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
         elif checkpointed:

@@ -132,13 +132,36 @@ def test_tiles(case, multiprocessors, memory_format):
     assert all(map(torch.equal, found, again))
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(3, 40), (20, 130), (130, 20), (140, 135), (65, 64)])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_tiles_of_all_shapes(channels, outputs, kernel):
-    x, d = torch.randn(2, channels, 9, 7), torch.randn(2, outputs, 9, 7)
-    c = Convolution(
-        x.to(DEVICE), d.to(DEVICE), (outputs, channels, kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1), 1, ""
-    )
+def made(
+    size, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, *, dtype=torch.float32, name="",
+    memory_format=torch.contiguous_format,
+) -> Convolution:  # fmt: skip
+    x = torch.randn(size).to(DEVICE, dtype, memory_format=memory_format)
+    d = torch.randn_like(F.conv2d(x, torch.zeros(weight).to(x), None, stride, padding, dilation, groups))
+    d = d.contiguous(memory_format=memory_format)
+    return Convolution(x, d, weight, stride, padding, dilation, groups, name)
+
+
+LAST = {"memory_format": torch.channels_last}
+SHAPES = {
+    **{
+        f"{channels} to {outputs}, {kernel}": (
+            (2, channels, 9, 7),
+            (outputs, channels, kernel, kernel),
+            (1, 1),
+            padding,
+        )
+        for channels, outputs in ((3, 40), (20, 130), (130, 20), (140, 135), (65, 64))
+        for kernel, padding in ((1, (0, 0)), (3, (1, 1)))
+    },
+    "every second pixel": ((2, 16, 9, 8), (8, 16, 1, 1), (2, 2), (0, 0)),
+    "rows longer than a box": ((2, 5, 3, 150), (6, 5, 3, 3), (1, 1), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tiles_of_all_shapes(name):
+    c = made(*SHAPES[name], **(LAST if name == "every second pixel" else {}))
     check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
 
 
@@ -146,10 +169,8 @@ def test_tiles_of_all_shapes(channels, outputs, kernel):
 @pytest.mark.parametrize(("kernel", "padding", "dilation"), [(1, 0, 1), (3, 1, 1), (3, 0, 2), (2, 2, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilation, dtype):
-    x = torch.randn(3, channels, 9, 7).to(DEVICE, dtype, memory_format=torch.channels_last)
-    shape, places = (outputs, channels, kernel, kernel), ((1, 1), (padding,) * 2, (dilation,) * 2)
-    d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, *places))
-    c = Convolution(x, d.contiguous(memory_format=torch.channels_last), shape, *places, 1, "")
+    places = (1, 1), (padding,) * 2, (dilation,) * 2
+    c = made((3, channels, 9, 7), (outputs, channels, kernel, kernel), *places, dtype=dtype, **LAST)
     for t in (c.x, c.d):
         assert layout.loads_boxes(layout.Operand(t.shape, t.stride()), t.element_size(), t.device)
     check_both(c, 3, weight_gradient.squares_and_sum(c, 3))
@@ -159,26 +180,12 @@ def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilat
 @pytest.mark.parametrize(("stride", "padding"), [((2, 2), (3, 2)), ((1, 1), (0, 0)), ((1, 3), (0, 1))])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_few_channels(channels, stride, padding, memory_format):
-    x = torch.randn(4, channels, 13, 11, device=DEVICE, dtype=torch.float16).contiguous(memory_format=memory_format)
-    shape, dilation = (40, channels, 5, 3), (2, 1)
-    d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, stride, padding, dilation))
-    c = Convolution(x, d, shape, stride, padding, dilation, 1, "")
+    form = {"dtype": torch.float16, "memory_format": memory_format}
+    c = made((4, channels, 13, 11), (40, channels, 5, 3), stride, padding, (2, 1), **form)
     assert (layout.folds(c.geometry) > 0) == (channels <= 16)
     found = weight_gradient.squares_and_sum(c, 2, memory_format=memory_format)
     check_both(c, 2, found)
     assert found[1].is_contiguous(memory_format=memory_format)
-
-
-def test_every_second_pixel():
-    x = torch.randn(2, 16, 9, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
-    c = Convolution(x, torch.randn(2, 8, 5, 4, device=DEVICE), (8, 16, 1, 1), (2, 2), (0, 0), (1, 1), 1, "")
-    check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
-
-
-def test_rows_longer_than_a_box():
-    x, d = torch.randn(2, 5, 3, 150, device=DEVICE), torch.randn(2, 6, 3, 150, device=DEVICE)
-    c = Convolution(x, d, (6, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
-    check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
 
 
 @given(convolutions(is_depthwise=True), FORMATS)
@@ -198,9 +205,8 @@ def test_gram(case):
 
 
 def test_the_gradient_has_the_type_that_is_asked_for():
-    x, d = torch.randn(3, 4, 5, 5, device=DEVICE), torch.randn(3, 4, 5, 5, device=DEVICE)
     for groups, name in ((1, "tiles"), (4, "depthwise")):
-        c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
+        c = made((3, 4, 5, 5), (4, 4 // groups, 1, 1), groups=groups, name=name)
         wide, narrow = (kernels.squares_and_sum(c, 3, dtype)[1] for dtype in (torch.float32, torch.float16))
         assert torch.equal(narrow, wide.half())
 
@@ -368,18 +374,20 @@ class AsFaked(TorchDispatchMode):
 
 def test_what_is_bound_once_is_in_the_order_of_the_arguments():
     """A compiled kernel takes its arguments by position alone."""
-    x, d = torch.randn(2, 16, 5, 5, device=DEVICE), torch.randn(2, 16, 5, 5, device=DEVICE)
-    place = ((1, 1), (1, 1), (1, 1))
+
+    def of(channels, weight, groups=1):
+        return made((2, channels, 5, 5), weight, padding=(1, 1), groups=groups)
+
     launches = []
 
     def noted(self, device, *tensors):
         launches.append((self, len(tensors)))
 
     with mock.patch.object(launch.Launch, "__call__", noted):
-        weight_gradient.squares_and_sum(Convolution(x, d, (16, 16, 3, 3), *place, 1, "tiles"), 2)
-        weight_gradient.squares_and_sum(Convolution(x[:, :3], d, (16, 3, 3, 3), *place, 1, "tiles"), 2)
-        depthwise.squares_and_sum(Convolution(x, d, (16, 1, 3, 3), *place, 16, "depthwise"), 2)
-        gram.squares(Convolution(x, d, (16, 16, 3, 3), *place, 1, "gram"))
+        weight_gradient.squares_and_sum(of(16, (16, 16, 3, 3)), 2)
+        weight_gradient.squares_and_sum(of(3, (16, 3, 3, 3)), 2)
+        depthwise.squares_and_sum(of(16, (16, 1, 3, 3), 16), 2)
+        gram.squares(of(16, (16, 16, 3, 3)))
     assert len(launches) == 7
     for each, tensors in launches:
         names = each.kernel.arg_names

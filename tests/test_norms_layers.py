@@ -135,7 +135,7 @@ def test_padding_by_name():
 
 
 def compared(layer: nn.Module, x: torch.Tensor, change=lambda: None) -> dict[str, torch.Tensor]:
-    """The norms. Output, norms and gradients of a pass, of another after `change`, are those of watching what the layer calls."""
+    """Output, norms and gradients of a pass after `change` are those of watching what the layer calls; the norms."""
     model, found = nn.Sequential(nn.Identity(), layer), []
     with PerSampleNorms(model, bias_and_norm=False) as norms:
         model(x).square().sum().backward()
