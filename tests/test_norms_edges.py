@@ -78,14 +78,19 @@ def test_a_partly_measured_parameter_does_not_count():
     assert "layer.weight" not in norms.sums()
 
 
-def test_copies_and_pickles_can_be_measured_themselves():
-    model = nn.Sequential(nn.Linear(3, 2))
-    with PerSampleNorms(model):
+def test_copies_and_pickles_are_not_measured_and_can_be_measured_themselves():
+    model, x = nn.Sequential(nn.Linear(3, 2)), torch.randn(4, 3)
+    with PerSampleNorms(model) as norms:
         twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for twin in twins:
+            twin(x).sum().backward()
+            assert twin[0].weight.grad is not None
+        assert norms.sums() == {}
+        assert model[0].weight.grad is None
     for twin in twins:
         with PerSampleNorms(twin) as norms:
             assert norms.untracked == {}
-            twin(torch.randn(4, 3)).sum().backward()
+            twin(x).sum().backward()
             assert norms.sums().keys() == {"0.weight", "0.bias"}
 
 

@@ -28,10 +28,15 @@ def zero_each(model):
 
 @pytest.mark.parametrize(
     ("clear", "when"),
-    [(lambda model: model.zero_grad(set_to_none=False), "begin"), (zero_each, "begin"), (zero_each, "middle")],
+    [
+        (nn.Module.zero_grad, "begin"),
+        (lambda model: model.zero_grad(set_to_none=False), "begin"),
+        (zero_each, "begin"),
+        (zero_each, "middle"),
+    ],
 )
 @pytest.mark.parametrize("passes", [1, 2, 3])
-def test_gradients_that_are_zeroed_in_place_begin_anew(clear, when, passes):
+def test_gradients_that_are_cleared_begin_anew(clear, when, passes):
     model, x = network(), torch.randn(4, 3).double()
     with PerSampleNorms(model) as norms:
         for _ in range(passes):

@@ -4,7 +4,6 @@ import copy
 from functools import partial
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -77,8 +76,7 @@ def test_a_model_trains_as_the_reference_does():
             optimizer.step()
             optimizer.zero_grad()
             reference.clars_step(2.0, contributed)
-    for w, expected in zip(layers, reference.w, strict=True):
-        torch.testing.assert_close(w.detach(), expected, rtol=1e-9, atol=1e-12)
+    assert_close(layers, reference.w, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -169,18 +167,11 @@ def test_equal_samples_make_clars_lars(bias_and_norm, in_denominator):
     x, y = torch.randn(1, 2, 6, 6).double().expand(8, -1, -1, -1), torch.zeros(8, dtype=torch.long)
     first = network()
     second = copy.deepcopy(first)
-    options = {
-        "eta": 0.01,
-        "weight_decay": 1e-3,
-        "bias_and_norm": bias_and_norm,
-        "decay_in_denominator": in_denominator,
-    }
-    clars = CLARS(first.parameters(), 0.5, norms=PerSampleNorms(first), **options)
-    lars = LARS(second.parameters(), 0.5, **options)
-    train(first, clars, x, y)
-    train(second, lars, x, y)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    rules = {"bias_and_norm": bias_and_norm, "decay_in_denominator": in_denominator}
+    options = {"eta": 0.01, "weight_decay": 1e-3, **rules}
+    train(first, CLARS(first.parameters(), 0.5, norms=PerSampleNorms(first), **options), x, y)
+    train(second, LARS(second.parameters(), 0.5, **options), x, y)
+    assert_close(first.parameters(), second.parameters(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("scale", "micro_batches"), [(1024.0, 1), (1.0, 8), (1.0, 32)])
@@ -194,9 +185,8 @@ def test_loss_scale_and_micro_batches_change_nothing(scale, micro_batches):
         model = copy.deepcopy(start)
         options = {"eta": 0.01, "momentum": 0.9, "bias_and_norm": "paper"}
         train(model, CLARS(model.parameters(), 5.0, norms=PerSampleNorms(model), **options), x, y, s, m)
-        results.append([p.detach() for p in model.parameters()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+        results.append(list(model.parameters()))
+    assert_close(*results, rtol=1e-8, atol=1e-12)
 
 
 def test_vectors_follow_their_rule():
@@ -223,17 +213,15 @@ def test_decay_in_denominator_is_you_et_al():
 
 
 def test_zero_norms():
-    zero, silent, alive = parameters((2, 2), (2, 2), (2, 2))
+    zero, silent = parameters((2, 2), (2, 2))
     with torch.no_grad():
         zero.zero_()
     before = silent.detach().clone()
-    zero.grad, silent.grad, alive.grad = torch.ones_like(zero), torch.zeros_like(silent), None
+    zero.grad, silent.grad = torch.ones_like(zero), torch.zeros_like(silent)
     norms = {zero: torch.tensor(5.0), silent: torch.tensor(0.0)}
-    untouched = alive.detach().clone()
-    CLARS([zero, silent, alive], 0.5, momentum=0.9, eta=0.1, norms=norms).step()
+    CLARS([zero, silent], 0.5, momentum=0.9, eta=0.1, norms=norms).step()
     torch.testing.assert_close(zero.detach(), torch.full_like(zero, -0.5 * 0.1 * 1.9))  # ratio 1
     torch.testing.assert_close(silent.detach(), before)
-    torch.testing.assert_close(alive.detach(), untouched)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -259,21 +247,6 @@ def test_a_state_that_lacks_an_option_is_refused():
     del state["param_groups"][0]["bias_and_norm"]
     with pytest.raises(UserError, match="the state of LARS lacks bias_and_norm: it is of another version"):
         optimizer.load_state_dict(state)
-
-
-def test_closure_and_tensor_learning_rate():
-    model = network()
-    x, y = torch.randn(8, 2, 6, 6).double(), torch.randint(0, 4, (8,))
-    optimizer = CLARS(model.parameters(), torch.tensor(0.5), norms=PerSampleNorms(model))
-
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    losses = [optimizer.step(closure).item() for _ in range(20)]
-    assert losses[-1] < losses[0]
 
 
 def test_norms_may_be_a_mapping_a_function_or_named():
@@ -347,11 +320,3 @@ def test_parameter_groups_by_module_type_and_dimension():
     assert (weights_group["weight_decay"], bias_and_norm["weight_decay"]) == (0.1, 0.0)
     assert parameter_groups(Net(), 0.1, "authors")[1]["weight_decay"] == 0.1
     assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
-
-
-def test_all_densenet_norms_are_vectors():
-    """The authors' substring "bn" misses every one of them in timm's names."""
-    model = timm.create_model("densenet121")
-    norms = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    assert len(norms) == 121
-    assert norms <= {n for n, _ in parameter_groups(model, 0.1)[1]["params"]}

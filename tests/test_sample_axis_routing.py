@@ -13,68 +13,15 @@ from torch import Tensor, nn
 from hf_clars.norms import PerSampleNorms
 from hf_clars.norms.placing import tag_index
 from hf_clars.norms.sample_axis.axis import SampleAxis, seen_through
-from hf_clars.norms.sample_axis.call import Call
-from hf_clars.norms.sample_axis.table import RULES, place_after
-from hf_clars.norms.sample_axis.tags import INDEX, PLACE
+from hf_clars.norms.sample_axis.tags import INDEX
 
 from .helpers.verdicts import assert_right, verdict
-
-B, INNER = 2, 3
-
-
-def numbered(*shape: int, dim: int) -> Tensor:
-    """Every entry is the number of its sample, in dimension `dim` with `INNER` entries in a row for each."""
-    shape_ = [1] * len(shape)
-    shape_[dim] = shape[dim]
-    of = (torch.arange(shape[dim]) // INNER % B).double().reshape(shape_).expand(shape).contiguous()
-    setattr(of, PLACE, SampleAxis(dim, INNER, B))
-    return of
 
 
 def expected(out: Tensor, axis: SampleAxis) -> Tensor:
     shape = [1] * out.ndim
     shape[axis.dim] = out.shape[axis.dim]
     return (torch.arange(out.shape[axis.dim]) // axis.inner % axis.batch).double().reshape(shape).expand(out.shape)
-
-
-MOVES = {
-    "view_as_complex": (torch.view_as_complex, (12, 5, 2)), "view_as_real": (torch.view_as_real, (12, 5)),
-    "masked_fill": (lambda x: x.masked_fill(torch.zeros(x.shape, dtype=torch.bool), 0.0), (5, 12, 2)),
-    "fftshift": (lambda x: torch.fft.fftshift(x, dim=1), (12, 4, 2)),
-    "split": (lambda x: x.split([6, 6], 0), (12, 4)), "roll": (lambda x: x.roll(1, 1), (12, 4)),
-    "flip": (lambda x: x.flip(1), (12, 4)), "repeat_interleave": (lambda x: x.repeat_interleave(2, 0), (12, 4)),
-    "expand": (lambda x: x[None].expand(4, 12, 5), (12, 5)), "stack": (lambda x: torch.stack([x, x], 1), (12, 5)),
-    "unfold": (lambda x: x.unfold(1, 2, 1), (12, 5)), "unflatten": (lambda x: x.unflatten(0, (2, 6)), (12, 5)),
-}  # fmt: skip
-
-
-class Watched(torch.overrides.TorchFunctionMode):
-    """Marks results by the table alone."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if any(getattr(t, PLACE, None) is not None for t in tensors):
-            outs = out if isinstance(out, (tuple, list)) else (out,)
-            for number, each in enumerate(outs):
-                if isinstance(each, Tensor):
-                    call = Call(func, args, kwargs or {}, tensors, each, number, outs)
-                    setattr(each, PLACE, place_after(call, RULES.get(func)))
-        return out
-
-
-@pytest.mark.parametrize("name", MOVES)
-def test_samples_are_where_the_table_says(name):
-    function, shape = MOVES[name]
-    x = numbered(*shape, dim=shape.index(12))
-    x = torch.complex(x, x).as_subclass(Tensor) if name == "view_as_real" else x
-    setattr(x, PLACE, SampleAxis(shape.index(12), INNER, B))
-    with Watched():
-        out = function(x)
-    for each in out if isinstance(out, (tuple, list)) else (out,):
-        axis = getattr(each, PLACE)
-        assert type(axis) is SampleAxis, axis
-        assert torch.equal(each.real, expected(each, axis))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 4), (3, 4, 2), (2, 2, 3)])
