@@ -308,7 +308,7 @@ def test_what_is_refused(make, params, options, error, message):
 
 @every
 def test_duplicates_within_a_group_are_pointed_out(make):
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="duplicate"):
         make([ONE, ONE])
 
 

@@ -443,7 +443,7 @@ def test_memory_formats(monkeypatch, launches, of_weight, of_gradient, is_taken)
     """Taken as they lie, or left to foreach; beside a layer that always is taken."""
     w, other = weights((6, 5, 4, 3), (9, 9))
     layers = [nn.Parameter(of_weight(w.detach())), other]
-    twins = [nn.Parameter(w.detach().to(layers[0].dtype)), *copies([other])]
+    twins = [*copies([w], layers[0].dtype), *copies([other])]
     ours = LARS(layers, 0.5, eta=0.1, weight_decay=1e-2, fused=True)
     plain = LARS(twins, 0.5, eta=0.1, weight_decay=1e-2, fused=False)
     steps, step_of = [], bucket.Bucket.step
@@ -470,14 +470,11 @@ def test_memory_formats(monkeypatch, launches, of_weight, of_gradient, is_taken)
 
 def test_alignment_that_changes_is_measured_for(launches):
     """Sums in another order have other bits, so a norm folded for one alignment is none for another."""
-    layers = weights((12, 11))
-    optimizer = LARS(layers, 0.5, eta=0.1, fused=True)
+    (w,) = weights((12, 11))
+    optimizer = LARS([w], 0.5, eta=0.1, fused=True)
     for odd in (False, False, True, True, False):
-        give_gradients(layers)
-        if odd:
-            room = torch.empty(12 * 11 + 1, device=DEVICE)
-            room[1:].copy_(layers[0].grad.flatten())
-            layers[0].grad = room[1:].view(12, 11)
+        give_gradients([w])
+        w.grad = behind_an_odd_offset(w.grad) if odd else w.grad
         optimizer.step()
     assert weight_sums(launches) == 3
 
