@@ -18,7 +18,7 @@ from hf_clars.errors import UserError
 from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS, LARS, NAG, AuthorsCLARS
 
-from .helpers.parameters import give_gradients, parameters, snapshot, unchanged
+from .helpers.parameters import assert_close, copies, give_gradients, parameters, snapshot, step_all, unchanged
 
 
 def clars(params, *args, **options):
@@ -133,8 +133,7 @@ def test_shapes_and_dtypes(make, dtype):
     before = snapshot(params)
     optimizer = make(params, lr=10.0)
     for step in range(2):
-        give_gradients(params, step)
-        optimizer.step()
+        step_all([optimizer], step)
     for p, b in zip(params, before, strict=True):
         assert p.dtype == dtype
         assert p.isfinite().all()
@@ -149,11 +148,10 @@ def test_a_tensor_learning_rate_is_the_number(make):
         params = parameters((4, 3), (3,))
         optimizer = make(params, lr=lr)
         for step in range(3):
-            give_gradients(params, step)
-            optimizer.step()
+            step_all([optimizer], step)
         results.append(params)
     for other in results[1:]:
-        torch.testing.assert_close([p.detach() for p in other], [p.detach() for p in results[0]])
+        assert_close(other, results[0])
 
 
 # --- rest --------------------------------------------------------------------------------------------------------
@@ -225,8 +223,7 @@ def test_empty_groups(make):
     optimizer = make([{"params": []}, {"params": params, "lr": 0.1}, {"params": []}], lr=0.3)
     before = snapshot(params)
     optimizer.step()
-    give_gradients(params)
-    optimizer.step()
+    step_all([optimizer])
     optimizer.zero_grad()
     assert not unchanged(params, before)
     optimizer.load_state_dict(optimizer.state_dict())
@@ -379,8 +376,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(make, options, missing):
     one = parameters((4, 3), (3,))
     optimizer = make([{"params": one[:1]}, {"params": one[1:], "lr": 0.5}], **copy.deepcopy(options))
     for step in range(3):
-        give_gradients(one, step)
-        optimizer.step()
+        step_all([optimizer], step)
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
     buffer.seek(0)
@@ -388,14 +384,12 @@ def test_a_loaded_state_goes_on_bit_for_bit(make, options, missing):
     for group in state["param_groups"]:
         for name in missing:
             del group[name]
-    other = [nn.Parameter(p.detach().clone()) for p in one]
+    other = copies(one)
     twin = make([{"params": other[:1]}, {"params": other[1:]}], lr=0.9)
     twin.load_state_dict(state)
     assert repr(twin) == repr(optimizer)
     for step in range(3, 5):
-        for params, o in ((one, optimizer), (other, twin)):
-            give_gradients(params, step)
-            o.step()
+        step_all((optimizer, twin), step)
     assert unchanged(one, other)
 
 
@@ -419,8 +413,7 @@ def test_named_and_unnamed_states(make, saved_named, loaded_named):
 def test_the_dtype_of_loaded_state_is_the_parameters(make):
     saved, loaded = parameters((3, 2)), parameters((3, 2), dtype=torch.bfloat16)
     first, second = make(saved), make(loaded)
-    give_gradients(saved)
-    first.step()
+    step_all([first])
     second.load_state_dict(first.state_dict())
     assert second.state[loaded[0]]["momentum_buffer"].dtype == torch.bfloat16
     give_gradients(loaded)
@@ -492,10 +485,10 @@ COPIES = {
     "torch.save": saved_whole,
     "twice": lambda optimizer: copy.deepcopy(copy.deepcopy(optimizer)),
 }
-copies = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+every_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 
 
-@copies
+@every_copy
 @pytest.mark.parametrize("kind", ["clars", "named clars", "lars", "mnag", "authors", "fused lars", "fused mnag"])
 def test_a_copy_steps_as_the_original(interpreter, copied, kind):
     params = parameters((4, 3), (3,))
@@ -507,24 +500,22 @@ def test_a_copy_steps_as_the_original(interpreter, copied, kind):
     else:
         *fused, kind = kind.split()
         optimizer = MAKERS[kind](params, **({"fused": True} if fused else {}))
-    give_gradients(params)
-    optimizer.step()
+    step_all([optimizer])
     twin = copied(optimizer)
     public = [{name for name in vars(o) if not name.startswith("_")} for o in (optimizer, twin)]
     assert public[0] == public[1]
     others = [p for group in twin.param_groups for p in group["params"]]
     assert not {id(p) for p in others} & {id(p) for p in params}
-    for o, members_ in ((optimizer, params), (twin, others)):
-        give_gradients(members_, 7)
-        o.step()
-        assert set(o.layer_rates()) == set(members_)
+    step_all((optimizer, twin), 7)
+    for o, members in ((optimizer, params), (twin, others)):
+        assert set(o.layer_rates()) == set(members)
     assert unchanged(params, others)
     late = parameters((2, 2))
     twin.add_param_group({"params": [("late", late[0])] if kind == "named clars" else late})
     twin.load_state_dict(twin.state_dict())
 
 
-@copies
+@every_copy
 @pytest.mark.parametrize("kind", ["measured", "function"])
 def test_a_copy_says_that_norms_stayed_behind(copied, kind):
     model = measured_model()
@@ -551,7 +542,7 @@ def test_a_copy_of_model_and_optimizer_goes_on_when_it_is_given_norms():
     assert unchanged(list(model.parameters()), list(twin.parameters()))
 
 
-@copies
+@every_copy
 def test_a_copy_says_that_the_scaler_stayed_behind(copied):
     params = parameters((2, 2))
     scaler = torch.amp.GradScaler("cpu")

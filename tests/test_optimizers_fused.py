@@ -21,7 +21,7 @@ from hf_clars.errors import UserError
 from hf_clars.optimizers import CLARS, LARS, NAG, AuthorsCLARS, fused
 from hf_clars.optimizers.fused import bucket, kernels
 
-from .helpers.parameters import assert_close, copies, give_gradients, parameters
+from .helpers.parameters import assert_close, copies, give_gradients, parameters, step_all
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 weights = functools.partial(parameters, device=DEVICE)
@@ -91,16 +91,6 @@ def pair(*shapes, method=LARS, dtype=torch.float32, **options):
     layers = weights(*shapes, dtype=dtype)
     twins = copies(layers)
     return layers, twins, method(layers, 0.5, fused=True, **options), method(twins, 0.5, fused=False, **options)
-
-
-def step_all(optimizers, seed: int, without=()) -> None:
-    """With the same gradients; layers of these numbers have none."""
-    for optimizer in optimizers:
-        params = optimizer.param_groups[0]["params"]
-        give_gradients(params, seed)
-        for k in without:
-            params[k].grad = None
-        optimizer.step()
 
 
 # --- what it computes --------------------------------------------------------------------------------------------

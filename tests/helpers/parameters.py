@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ def give_gradients(params: Iterable[Tensor], seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for p in params:
         p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+
+
+def step_all(optimizers: Iterable[torch.optim.Optimizer], seed: int = 1, without: Collection[int] = ()) -> None:
+    """Each with the same gradients; parameters of the numbers `without` have none."""
+    for optimizer in optimizers:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        give_gradients(params, seed)
+        for k in without:
+            params[k].grad = None
+        optimizer.step()
 
 
 def copies(params: Iterable[Tensor], dtype: torch.dtype | None = None) -> list[nn.Parameter]:
