@@ -20,12 +20,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 # Of these the compiler's view is named: what they change in place has another name in memory.
 NAMED = {"a view of a copy is doubled", "a copy seen through a view, doubled"}
-# Chosen to be quick and of all kinds; the others are slow tests.
-QUICK = {
+# Chosen to be quick and of all kinds; all of them, in two sizes, are slow tests.
+QUICK = (
     "iteration", "F.pad in front", "old weight_norm", "mul_ of a copy", "a view of a copy is doubled",
     "tied embedding, transposed", "attention, three inputs, positions first, with weights", "rsub of samples",
     "floordiv of a weight", "gru cell",
-}  # fmt: skip
+)  # fmt: skip
 
 
 DYNAMIC = [None, pytest.param(True, marks=pytest.mark.slow)]
@@ -63,19 +63,23 @@ def as_double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def judge(model: nn.Module, x: Tensor, named: bool = False, mode: str = "per_sample", **options: object) -> None:
+def judge(
+    model: nn.Module, x: Tensor, named: bool = False, mode: str = "per_sample", sizes: int = 2, **options: object
+) -> None:
+    """With two sizes there are two micro-batches, of which the second is smaller."""
     torch.compiler.reset()
-    model, xs = model.double(), [as_double(x)]
-    if mode == "per_sample":  # micro-batches, the second one of another size
-        xs.append(xs[0].flip(0)[:3])
+    model, x = model.double(), as_double(x)
+    xs = [x, x.flip(0)[:3]][: sizes if mode == "per_sample" else 1]
     eager = Seen(model, model, xs, mode)
     options = {"backend": "aot_eager", "fullgraph": True} | options
     compare(eager, Seen(model, torch.compile(model, **options), xs, mode), named)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TABLE])
-def test_measured_as_in_eager(name):
-    judge(*TABLE[name](), named=name in NAMED)
+@pytest.mark.parametrize(
+    ("name", "sizes"), [*[(n, 1) for n in QUICK], *[pytest.param(n, 2, marks=pytest.mark.slow) for n in TABLE]]
+)
+def test_measured_as_in_eager(name, sizes):
+    judge(*TABLE[name](), named=name in NAMED, sizes=sizes)
 
 
 @pytest.mark.slow
