@@ -22,8 +22,9 @@ from .helpers.parameters import assert_close, copies, give_gradients, parameters
 
 
 def clars(params, *args, **options):
-    """With norms of whatever has a gradient, parameters that are added later included."""
-    norms = lambda: {p: p.grad.norm() * 3 for g in made.param_groups for p in g["params"] if p.grad is not None}  # noqa: E731
+    def norms():
+        return {p: p.grad.norm() * 3 for group in made.param_groups for p in group["params"] if p.grad is not None}
+
     made = CLARS(params, *args, norms=norms, **options)
     return made
 
