@@ -379,7 +379,8 @@ def test_networks(name, reentrant):
         torch.manual_seed(0)
         model = made(name).double().train()
         if checkpointed and language:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            older = getattr(model, "gradient_checkpointing_enable", None)
+            getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": reentrant})
         elif checkpointed:
             model.set_grad_checkpointing()
         ids = torch.randint(1, 61, (BATCH, 96))

@@ -275,12 +275,12 @@ def test_default_learning_rates():
 ONE = parameters((1, 1))[0]
 TWO = parameters((1, 1))[0]
 REFUSED = {  # by torch, or in our words
-    "a tensor for a list": (ONE, {}, TypeError, ""),
-    "nothing": ([], {}, ValueError, ""),
-    "no leaf": ([ONE * 2], {}, ValueError, ""),
-    "in two groups": ([{"params": ONE}, {"params": ONE}], {}, ValueError, ""),
-    "names of some": ([("weight", ONE), TWO], {}, ValueError, ""),
-    "groups without": ([{"params": [ONE]}, {"params": [("w", TWO)]}], {}, ValueError, ""),
+    "a tensor for a list": (ONE, {}, TypeError, "."),
+    "nothing": ([], {}, ValueError, "."),
+    "no leaf": ([ONE * 2], {}, ValueError, "."),
+    "in two groups": ([{"params": ONE}, {"params": ONE}], {}, ValueError, "."),
+    "names of some": ([("weight", ONE), TWO], {}, ValueError, "."),
+    "groups without": ([{"params": [ONE]}, {"params": [("w", TWO)]}], {}, ValueError, "."),
     "two learning rates": ([ONE], {"lr": torch.tensor([0.1, 0.2])}, UserError, "Tensor lr must be 1-element"),
     "no learning rate": ([ONE], {"lr": torch.tensor([])}, UserError, "Tensor lr must be 1-element"),
     "of a group": ([{"params": [ONE], "lr": torch.tensor([1.0, 2.0])}], {}, UserError, "Tensor lr must be 1-element"),
