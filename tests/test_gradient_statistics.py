@@ -30,6 +30,7 @@ from hf_clars.trainer.seams import calling_trainer
 
 from .helpers import processes
 from .helpers.models import Classifier, dataset
+from .helpers.slow import slow_but
 from .helpers.wandb_files import offline_runs
 from .test_tracking import run_script
 
@@ -173,15 +174,10 @@ def assert_first_is_expected(folder, model: nn.Module, bias_and_norm: bool = Tru
 
 
 FAST = {("adamw_torch", 16, 1e-3), ("sgd", 4, 0.0), ("lars", 4, 1.0)}
+CASES = itertools.product(("adamw_torch", "sgd", "lars"), (16, 4), (0.0, 1e-3, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("optim", "size", "max_grad_norm"),
-    [
-        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
-        for case in itertools.product(("adamw_torch", "sgd", "lars"), (16, 4), (0.0, 1e-3, 1.0))
-    ],
-)
+@pytest.mark.parametrize(("optim", "size", "max_grad_norm"), slow_but(FAST, CASES))
 def test_numbers_are_those_of_a_loop_of_batch_1(tmp_path, optim, size, max_grad_norm):
     options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
     trainer = train(tmp_path, optim=optim, max_grad_norm=max_grad_norm, **options)

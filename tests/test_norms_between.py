@@ -11,6 +11,7 @@ from torch import nn
 from hf_clars.norms import PerSampleNorms
 
 from .helpers.chains import ALL, FEATURES, FIRST, SECOND, VIEWS, cases, draw
+from .helpers.slow import slow_but
 from .helpers.verdicts import verdict
 
 BATCH, LENGTH, WIDTH = 4, 6, 8
@@ -187,7 +188,7 @@ def test_a_pass_of_another_size_begins_anew():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, of its compiler
-@pytest.mark.parametrize("part", ["both", *[pytest.param(part, marks=pytest.mark.slow) for part in ("enc", "dec")]])
+@pytest.mark.parametrize("part", slow_but(["both"], ["both", "enc", "dec"]))
 def test_parts_that_are_compiled_alone(part):
     """Of those the graph has one node, whatever they do."""
 

@@ -9,6 +9,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from hf_clars.norms import PerSampleNorms
 
+from .helpers.slow import slow_but
+
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own look
 
 
@@ -69,8 +71,8 @@ def timm_model(name: str, **options: object):
 
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
 BEIT = {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
-FAST = [(convolutional, "subset"), (computed, "per_sample"), (gpt2, "per_sample")]
-SLOW = [
+CASES = [
+    (convolutional, "subset"), (computed, "per_sample"), (gpt2, "per_sample"),
     (convolutional, "per_sample"), (computed, "subset"), (vit, "per_sample"), (bert, "per_sample"), (bert, "subset"),
     (timm_model("swin_tiny_patch4_window7_224", **SWIN), "per_sample"), (timm_model("nf_resnet26"), "per_sample"),
     (timm_model("beit_base_patch16_224", **BEIT), "per_sample"), (timm_model("tf_efficientnet_b0"), "per_sample"),
@@ -78,9 +80,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize(
-    ("build", "mode"),
-    [*FAST, *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]],
-    ids=lambda value: getattr(value, "__name__", value),
+    ("build", "mode"), slow_but(CASES[:3], CASES), ids=lambda value: getattr(value, "__name__", value)
 )
 def test_compiled_models_are_measured_in_one_graph(build, mode):
     torch.manual_seed(0)
@@ -120,10 +120,11 @@ class Table(nn.Module):
         return self.head(x * self.mlp(self.grid).flatten(0, -2).mean(0).sigmoid())
 
 
+ROWS = [((5,),), ((10, 7),), ((10,),), ((1, 7),), ((5, 7),)]
+
+
 @pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
-@pytest.mark.parametrize(
-    "rows", [(5,), (10, 7), *[pytest.param(r, marks=pytest.mark.slow) for r in ((10,), (1, 7), (5, 7))]]
-)
+@pytest.mark.parametrize("rows", slow_but(ROWS[:2], ROWS))
 def test_what_dynamo_hides_is_right_or_not_measured(rows):
     torch.manual_seed(0)
     torch.compiler.reset()

@@ -10,6 +10,7 @@ from hf_clars.norms import PerSampleNorms
 
 from .helpers.compiled_table import TABLE, Model
 from .helpers.function_table import FUNCTIONS, Function
+from .helpers.slow import slow_but
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning",
@@ -28,7 +29,7 @@ QUICK = (
 )  # fmt: skip
 
 
-DYNAMIC = [None, pytest.param(True, marks=pytest.mark.slow)]
+DYNAMIC = slow_but([None], [None, True])
 
 
 class Seen:
@@ -76,7 +77,7 @@ def judge(
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [*[(n, 1) for n in QUICK], *[pytest.param(n, 2, marks=pytest.mark.slow) for n in TABLE]]
+    ("name", "sizes"), slow_but(lambda case: case[1] == 1, [*[(n, 1) for n in QUICK], *[(n, 2) for n in TABLE]])
 )
 def test_measured_as_in_eager(name, sizes):
     judge(*TABLE[name](), named=name in NAMED, sizes=sizes)
@@ -91,7 +92,7 @@ def test_measured_as_in_eager_in_other_ways(name, options):
     judge(*TABLE[name](), **options)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "setitem" else pytest.mark.slow) for n in FUNCTIONS])
+@pytest.mark.parametrize("name", slow_but(["setitem"], FUNCTIONS))
 def test_functions_are_measured_as_in_eager(name):
     torch.manual_seed(0)
     model, x = Function(name, beside=True), torch.randn(3, *FUNCTIONS[name][1], dtype=torch.float64)
@@ -129,10 +130,10 @@ def test_a_graph_may_break():
     judge(Model(broken, first=nn.Linear(6, 6), second=nn.Linear(6, 6)), torch.randn(4, 3, 6), fullgraph=False)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("chunked qkv", marks=pytest.mark.slow), "attention, three inputs, positions first, with weights"],
-)
+PARTS = ["attention, three inputs, positions first, with weights", "chunked qkv"]
+
+
+@pytest.mark.parametrize("name", slow_but(PARTS[:1], PARTS))
 def test_a_part_may_be_compiled(name):
     model, x = TABLE[name]()
     model = nn.Sequential(nn.Linear(6, 6), model, nn.Linear(6, 4)).double()

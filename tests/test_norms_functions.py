@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .helpers.function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED, Function
+from .helpers.slow import slow_but
 from .helpers.verdicts import Verdict, functional, verdict
 
 # Torch's own word on losses whose operands broadcast, as they do here on purpose.
@@ -37,7 +38,7 @@ def test_right_or_named(name):
 
 
 @pytest.mark.parametrize("where", ["beside", "outside"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in UNWATCHED else pytest.mark.slow) for n in FUNCTIONS])
+@pytest.mark.parametrize("name", slow_but(UNWATCHED, FUNCTIONS))
 def test_beside_a_use_that_is_measured(name, where):
     expect(name, where, BATCHES[1:])
 

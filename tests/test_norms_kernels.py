@@ -21,6 +21,7 @@ from hf_clars.norms import PerSampleNorms, kernels
 from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout, tiling, weight_gradient
 
 from .helpers.reference import check
+from .helpers.slow import slow_but
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Products of halves are exact in float32, in which sums are taken; float32 itself is TF32 on a GPU.
@@ -159,14 +160,19 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+QUICK = {"3 to 40, 3", "140 to 135, 1", "every second pixel", "rows longer than a box"}
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, SHAPES))
 def test_tiles_of_all_shapes(name):
     c = made(*SHAPES[name], **(LAST if name == "every second pixel" else {}))
     check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(72, 136), (136, 24), (40, 72)])
-@pytest.mark.parametrize(("kernel", "padding", "dilation"), [(1, 0, 1), (3, 1, 1), (3, 0, 2), (2, 2, 2)])
+@pytest.mark.parametrize(("channels", "outputs"), slow_but([(40, 72)], [(72, 136), (136, 24), (40, 72)]))
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation"), slow_but([(2, 2, 2), (3, 1, 1)], [(1, 0, 1), (3, 1, 1), (3, 0, 2), (2, 2, 2)])
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilation, dtype):
     places = (1, 1), (padding,) * 2, (dilation,) * 2
@@ -176,7 +182,7 @@ def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilat
     check_both(c, 3, weight_gradient.squares_and_sum(c, 3))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 12, 16, 17])
+@pytest.mark.parametrize("channels", slow_but([3, 17], [1, 2, 3, 4, 5, 12, 16, 17]))
 @pytest.mark.parametrize(("stride", "padding"), [((2, 2), (3, 2)), ((1, 1), (0, 0)), ((1, 3), (0, 1))])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_few_channels(channels, stride, padding, memory_format):

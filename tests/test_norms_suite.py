@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .helpers.layer_table import BT, ONE, TABLE, TB, Row
 from .helpers.layouts import LAYOUTS, Behind, Loop
+from .helpers.slow import slow_but
 from .helpers.verdicts import Verdict, verdict
 
 LOOP = "one position after the other"
@@ -66,15 +67,13 @@ def must_be_right(name: str, layout: str) -> bool:
     return TABLE[name].right and layout != LOOP and LAYOUTS[layout].right
 
 
-def is_quick(name: str, layout: str) -> bool:
+def is_quick(pair: tuple[str, str]) -> bool:
     """Some layers in every layout, and every layer in one."""
+    name, layout = pair
     return name in OFTEN or layout == ("plain" if TABLE[name].wants == BT else "transpose")
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [pytest.param(*pair, id=" - ".join(pair), marks=() if is_quick(*pair) else pytest.mark.slow) for pair in pairs()],
-)
+@pytest.mark.parametrize(("name", "layout"), slow_but(is_quick, pairs()))
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 # What torch says of masks of two types, and of layouts in which inference would be slower.
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask", "ignore:enable_nested_tensor is True")

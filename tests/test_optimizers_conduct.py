@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 
@@ -19,6 +20,7 @@ from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS, LARS, NAG, AuthorsCLARS
 
 from .helpers.parameters import assert_close, copies, give_gradients, parameters, snapshot, step_all, unchanged
+from .helpers.slow import slow_but
 
 
 def clars(params, *args, **options):
@@ -76,14 +78,15 @@ SCHEDULES = {
 }
 
 
+def is_quick(case) -> bool:
+    variant, foreach, schedule = case
+    return schedule == "none" or (variant == "tensor lr" and foreach)
+
+
 @every
 @pytest.mark.parametrize(
-    ("variant", "foreach", "schedule"),
-    [
-        pytest.param(v, f, s, marks=() if s == "none" or (v == "tensor lr" and f) else pytest.mark.slow)
-        for v in VARIANTS for f in (False, True) for s in SCHEDULES
-    ],
-)  # fmt: skip
+    ("variant", "foreach", "schedule"), slow_but(is_quick, itertools.product(VARIANTS, (False, True), SCHEDULES))
+)
 def test_the_loss_falls(make, variant, foreach, schedule):
     weight, bias = parameters((10, 5), (10,))
     x = torch.randn(5, generator=torch.Generator().manual_seed(2))
