@@ -427,6 +427,7 @@ Trainer(Classifier(), args, train_dataset=dataset(64), callbacks=[GradientStatis
 """
 
 
+@pytest.mark.slow
 def test_wandb(tmp_path):
     run_script(SCRIPT, tmp_path)
     (written,) = offline_runs(tmp_path)
