@@ -40,6 +40,7 @@ class Authors(AuthorsCLARS):
         super()._update()
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the fused form is taken
 MAKERS = {"clars": clars, "lars": LARS, "mnag": NAG, "authors": Authors}
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -325,9 +326,9 @@ def test_what_is_printed(make):
 @pytest.mark.parametrize("make", [LARS, NAG])
 @pytest.mark.parametrize("fused", [False, True])
 def test_sparse_gradients_are_refused(interpreter, make, fused):
-    table = nn.Embedding(5, 3, sparse=True)
+    table = nn.Embedding(5, 3, sparse=True, device=DEVICE)
     optimizer = make(table.parameters(), 1.0, fused=fused)
-    table(torch.tensor([1, 2])).sum().backward()
+    table(torch.tensor([1, 2], device=DEVICE)).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
 
@@ -495,11 +496,11 @@ every_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @every_copy
 @pytest.mark.parametrize("kind", ["clars", "named clars", "lars", "mnag", "authors", "fused lars", "fused mnag"])
 def test_a_copy_steps_as_the_original(interpreter, copied, kind):
-    params = parameters((4, 3), (3,))
+    params = parameters((4, 3), (3,), device=DEVICE)
     if "clars" in kind:
         named = kind == "named clars"
         given = [("weight", params[0]), ("bias", params[1])] if named else params
-        norms = {"weight" if named else params[0]: torch.tensor(3.0)}
+        norms = {"weight" if named else params[0]: torch.tensor(3.0, device=DEVICE)}
         optimizer = CLARS(given, norms=norms, weight_decay=0.01)
     else:
         *fused, kind = kind.split()
@@ -514,7 +515,7 @@ def test_a_copy_steps_as_the_original(interpreter, copied, kind):
     for o, members in ((optimizer, params), (twin, others)):
         assert set(o.layer_rates()) == set(members)
     assert unchanged(params, others)
-    late = parameters((2, 2))
+    late = parameters((2, 2), device=DEVICE)
     twin.add_param_group({"params": [("late", late[0])] if kind == "named clars" else late})
     twin.load_state_dict(twin.state_dict())
 
@@ -573,9 +574,9 @@ def test_norms_of_any_origin_under_a_grad_scaler(interpreter, announced, clear_b
     """The weights are those of a training without a loss scale."""
     results = []
     for scaled in (False, True):
-        model = measured_model()
+        model = measured_model().to(DEVICE)
         measured = PerSampleNorms(model)
-        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        scaler = torch.amp.GradScaler(DEVICE, enabled=scaled)
         given = {}
         norms = {
             "function": lambda model=model: {p: p.grad.norm() * 3 for p in model.parameters()},
@@ -587,7 +588,7 @@ def test_norms_of_any_origin_under_a_grad_scaler(interpreter, announced, clear_b
         for seed in range(4):
             generator = torch.Generator().manual_seed(seed)
             x, y = torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
-            loss = F.cross_entropy(model(x), y) * (math.inf if scaled and seed == 2 else 1)
+            loss = F.cross_entropy(model(x.to(DEVICE)), y.to(DEVICE)) * (math.inf if scaled and seed == 2 else 1)
             if not scaled and seed == 2:
                 continue
             scaler.scale(loss).backward()
