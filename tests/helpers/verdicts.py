@@ -106,13 +106,12 @@ def _truth(
     norms = {n: torch.zeros(batch, dtype=g.dtype) for n, g in whole.items()}
     rest = {n: g.clone() for n, g in whole.items()}
     taken = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    losses = loss(model, *xs) / max(batch, 1) if together else None
     for i in range(batch):
-        if losses is None:
-            found = _run(copy.deepcopy(model), tuple(x[i : i + 1] for x in xs), loss, batch).gradients
-        else:
-            each = torch.autograd.grad(losses[i], list(taken.values()), allow_unused=True, retain_graph=True)
+        if together:
+            each = torch.autograd.grad(loss(model, *xs)[i] / batch, list(taken.values()), allow_unused=True)
             found = {n: g for n, g in zip(taken, each, strict=True) if g is not None}
+        else:
+            found = _run(copy.deepcopy(model), tuple(x[i : i + 1] for x in xs), loss, batch).gradients
         for n, g in found.items():
             norms[n][i] = g.norm()
             rest[n] -= g
