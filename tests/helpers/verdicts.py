@@ -105,6 +105,7 @@ def _truth(
     batch = xs[0].shape[0]
     norms = {n: torch.zeros(batch, dtype=g.dtype) for n, g in whole.items()}
     rest = {n: g.clone() for n, g in whole.items()}
+    model = copy.deepcopy(model)
     taken = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for i in range(batch):
         if together:
