@@ -1,5 +1,6 @@
 """The CUDA kernels against each sample's gradient in float64; without a GPU, in Triton's interpreter."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -23,6 +24,7 @@ from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout,
 from .helpers.reference import check
 from .helpers.slow import slow_but
 
+FEWER = settings(max_examples=settings.default.max_examples // 2)  # the interpreter is slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Products of halves are exact in float32, in which sums are taken; float32 itself is TF32 on a GPU.
 TOLERANCE = {torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.float32: 5e-3 if DEVICE == "cuda" else 1e-5}
@@ -121,6 +123,7 @@ def check_both(c: Convolution, samples: int, found: tuple[torch.Tensor, torch.Te
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
+@FEWER
 @given(convolutions(), st.sampled_from([1, 3, 132]), FORMATS)
 def test_tiles(case, multiprocessors, memory_format):
     c, samples = case
@@ -184,7 +187,9 @@ def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilat
 
 @pytest.mark.parametrize("channels", slow_but([3, 17], [1, 2, 3, 4, 5, 12, 16, 17]))
 @pytest.mark.parametrize(("stride", "padding"), [((2, 2), (3, 2)), ((1, 1), (0, 0)), ((1, 3), (0, 1))])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "memory_format", slow_but([torch.channels_last], [torch.contiguous_format, torch.channels_last])
+)
 def test_few_channels(channels, stride, padding, memory_format):
     form = {"dtype": torch.float16, "memory_format": memory_format}
     c = made((4, channels, 13, 11), (40, channels, 5, 3), stride, padding, (2, 1), **form)
@@ -194,6 +199,7 @@ def test_few_channels(channels, stride, padding, memory_format):
     assert found[1].is_contiguous(memory_format=memory_format)
 
 
+@FEWER
 @given(convolutions(is_depthwise=True), FORMATS)
 def test_depthwise(case, memory_format):
     c, samples = case
@@ -202,6 +208,7 @@ def test_depthwise(case, memory_format):
     check_both(c, samples, found)
 
 
+@FEWER
 @given(convolutions(folds=(1,)))
 def test_gram(case):
     c, samples = case
@@ -343,8 +350,10 @@ def convolutions_of_all_sizes(memory_format: torch.memory_format) -> nn.Module:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize(
+    ("compiled", "served"),
+    slow_but([(False, False), (False, True), (True, True)], itertools.product((False, True), (False, True))),
+)
 def test_gradients_lie_as_their_weights(request, memory_format, compiled, served):
     if served:
         request.getfixturevalue("_served")
@@ -401,7 +410,7 @@ def test_what_is_bound_once_is_in_the_order_of_the_arguments():
         assert len(each.grid) == 3
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", slow_but([90], [80, 90]))
 def test_kernels_compile(capability, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     found = subprocess.run(
