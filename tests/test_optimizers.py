@@ -241,6 +241,24 @@ def test_mixed_dtypes_in_one_group(dtype):
             assert move.item() == pytest.approx(0.1 * 1.9, rel=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
+def test_a_rule_of_ones_own_is_never_left_to_kernels_that_do_not_know_it():
+    class Capped(LARS):
+        def _adapted_rates(self, group, weight_norms, denominators):
+            return super()._adapted_rates(group, weight_norms, denominators).clamp(max=0.1)
+
+    class Renamed(LARS):
+        """As LARS."""
+
+    layer = torch.nn.Parameter(torch.ones(3, 3))
+    Renamed([layer], 1.0, fused=True)
+    with pytest.raises(UserError, match="fused"):
+        Capped([layer], 1.0, fused=True)
+    layer.grad = torch.full_like(layer, 1e-6)
+    capped = Capped([layer], 1.0, eta=1.0)
+    capped.step()
+    assert capped.layer_rates()[layer] == 0.1
+
+
 def test_a_state_that_lacks_an_option_is_refused():
     optimizer = LARS(parameters((3, 3)), 1.0, bias_and_norm="mlperf")
     state = optimizer.state_dict()

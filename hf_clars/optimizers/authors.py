@@ -39,8 +39,6 @@ class AuthorsCLARS(LayerwiseOptimizer):
         UserError: a hyper-parameter is negative, NaN or unknown.
     """
 
-    _can_fuse = False
-
     def __init__(
         self,
         params: Iterable[Any],

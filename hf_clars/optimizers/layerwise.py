@@ -48,7 +48,12 @@ class LayerwiseOptimizer(Optimizer, ABC):
     """
 
     _uniform = False  # the default of `uniform`
-    _can_fuse = True
+    _can_fuse = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = LayerwiseOptimizer._adapted_rates, LayerwiseOptimizer._apply  # which is what the kernels compute
+        cls._can_fuse = (cls._adapted_rates, cls._apply) == own
 
     def __init__(
         self,

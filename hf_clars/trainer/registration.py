@@ -83,8 +83,8 @@ def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def own_groups(cls: Any, keywords: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Keywords of LARS and mNAG with groups by module type, which Trainer takes in the place of its own by name."""
-    if not (isinstance(cls, type) and issubclass(cls, (LARS, NAG))):
+    """Keywords of an optimizer of ours with groups by module type, which Trainer takes in place of its own by name."""
+    if not (isinstance(cls, type) and issubclass(cls, LayerwiseOptimizer)):
         return keywords
     return {
         **keywords,
