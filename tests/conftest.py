@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B says so
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,16 @@ if not torch.cuda.is_available():
 
 
 torch.set_num_threads(1)  # these tensors are tiny; threads that wait for each other are slower than one
+
+# Of Hypothesis' examples, the same each time: few in the fast suite, the rest where slow tests run.
+settings.register_profile(
+    "few", max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("many", settings.get_profile("few"), max_examples=100)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("few" if config.getoption("markexpr") == "not slow" else "many")
 
 
 @pytest.fixture(autouse=True)

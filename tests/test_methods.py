@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from hf_clars.optimizers import AuthorsCLARS
 from hf_clars.trainer.authors_norms import AuthorsNorms, samples_to_keep
 
 from .helpers.models import Classifier, dataset
+from .helpers.parameters import parameters
 from .helpers.reference import NumpyAuthors
-from .test_optimizers import weights as layers_of
 from .test_trainer import Unsized, arguments, seeded, weights
+
+layers_of = partial(parameters, dtype=torch.float64)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,13 +17,13 @@ from .tracked import TrackedParameter
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
 # between being formed and being summed; on an accelerator what fills it.
-_BUDGET = {"cpu": 2 << 20}
+BUDGET = {"cpu": 2 << 20}
 _BUDGET_ELSEWHERE = 256 << 20
 
 
 def chunks(batch: int, bytes_per_sample: int, device: torch.device) -> list[slice]:
     """The samples, cut into runs of at most the device's budget, and of at least one sample."""
-    size = max(1, _BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, bytes_per_sample))
+    size = max(1, BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, bytes_per_sample))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 

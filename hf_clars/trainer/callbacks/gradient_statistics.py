@@ -199,20 +199,33 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
             self._stop = None
 
     def _measure(self) -> None:
-        """Leave `Σ_i ‖c_i‖²` and `‖g‖²` of every parameter on the device. Collective, and waits for nothing."""
         assert self._norms is not None
         assert self._trainer is not None
-        measured = self._norms.gradient_statistics()
-        parameters = dict(self._norms.model.named_parameters(remove_duplicate=False))
-        gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
-        if not gradients:
-            return
-        squares = torch.stack([measured[name][1] for name in gradients])
-        samples: int | Tensor = reduce(_larger, [measured[name][2] for name in gradients])
-        scale = loss_scale(self._trainer.accelerator.scaler, squares.device)
-        norms = _norms(list(gradients.values())).to(squares)
-        names = {name: parameters[name].ndim >= 2 for name in gradients}
-        self._pending = names, samples, torch.stack((squares / scale**2, (norms / scale).square()))
+        self._pending = squares_of(self._norms, self._trainer.accelerator.scaler)
+
+
+def squares_of(norms: PerSampleNorms, scaler: Any = None) -> tuple[dict[str, bool], int | Tensor, Tensor] | None:
+    """What `noise_statistics` needs of a gradient, left on its device. Collective, and waits for nothing.
+
+    Args:
+        norms: that have measured the gradient at hand.
+        scaler: the GradScaler that has scaled its loss, if one has.
+
+    Returns:
+        Names of the parameters with a gradient, and whether each is a layer; the number of samples; `Σ_i ‖c_i‖²` and
+        `‖g‖²` of each parameter, `[2, K]`. None if there is no gradient.
+    """
+    measured = norms.gradient_statistics()
+    parameters = dict(norms.model.named_parameters(remove_duplicate=False))
+    gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
+    if not gradients:
+        return None
+    squares = torch.stack([measured[name][1] for name in gradients])
+    samples: int | Tensor = reduce(_larger, [measured[name][2] for name in gradients])
+    scale = loss_scale(scaler, squares.device)
+    lengths = _norms(list(gradients.values())).to(squares)
+    names = {name: parameters[name].ndim >= 2 for name in gradients}
+    return names, samples, torch.stack((squares / scale**2, (lengths / scale).square()))
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
