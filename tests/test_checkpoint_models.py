@@ -1,8 +1,6 @@
 """What a checkpoint has of a model comes back, whatever architecture it is; what does not is an error."""
 
-import json
 import shutil
-import zlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from torch import nn
 from hf_clars import ClarsTrainer, TrainingFailedError, UserError, build_model
 
 from .helpers.models import Classifier, dataset
-from .test_trainer import arguments
+from .helpers.training import arguments, seal
 
 TEXT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {**{k: v for k, v in TEXT.items() if k != "vocab_size"}, "image_size": 8, "patch_size": 4}
@@ -154,22 +152,15 @@ def test_a_checkpoint_with_the_names_of_the_hub(tmp_path, name):
     assert set(load_file(tmp_path / "checkpoint-2" / "model.safetensors")) <= own
     at_two = type(whole.model).from_pretrained(tmp_path / "checkpoint-2")
     at_two.save_pretrained(tmp_path / "checkpoint-2")
-    sign(tmp_path / "checkpoint-2")
+    seal(tmp_path / "checkpoint-2")
     resumed = trained(tmp_path, built(name, 2), str(tmp_path / "checkpoint-2"))
     assert_same(whole.model, resumed.model)
-
-
-def sign(checkpoint: Path) -> None:
-    """Make the manifest that of the files as they are."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"] = {n: [len(b := (checkpoint / n).read_bytes()), zlib.crc32(b)] for n in manifest["files"]}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def changed(checkpoint: Path, drop: str = "", **more: torch.Tensor) -> None:
     weights = {n: w for n, w in load_file(checkpoint / "model.safetensors").items() if n != drop}
     save_file({**weights, **more}, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    sign(checkpoint)
+    seal(checkpoint)
 
 
 class Deeper(Classifier):
@@ -346,7 +337,7 @@ def test_adapters(tmp_path):
     weights = load_file(file)
     lost = next(iter(weights))
     save_file({n: w for n, w in weights.items() if n != lost}, file, metadata={"format": "pt"})
-    sign(tmp_path / "checkpoint-2")
+    seal(tmp_path / "checkpoint-2")
     with pytest.raises(
         UserError, match=r"checkpoint-2 is of another model: it lacks .*q_proj\.lora_A\.default\.weight$"
     ):

@@ -34,8 +34,8 @@ from hf_clars.trainer.callbacks.own_norms import OwnNorms
 from hf_clars.trainer.seams import calling_trainer
 
 from .helpers.models import Classifier, dataset
+from .helpers.processes import run_script
 from .helpers.wandb_files import offline_runs
-from .test_tracking import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
