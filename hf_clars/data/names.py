@@ -74,7 +74,7 @@ def find_column(name: str, what: str, given: str | None, usual: tuple[str, ...],
     columns = list(existing)
     if given is not None:
         if given not in columns:
-            raise UserError(f"{name} has no column {given!r} ({what}): it has {', '.join(columns)}")
+            raise UserError(f"{what}_column={given!r}: {name} has no such column; it has {', '.join(columns)}")
         return given
     for column in usual:
         if column in columns:

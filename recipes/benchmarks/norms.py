@@ -34,7 +34,7 @@ import command_line
 import torch
 from norms_methods import METHODS, Norms, Step, Tools, exact_norms
 from norms_models import MODELS, check_sizes, freeze_batch_norm, make, mean_loss, mixes_samples
-from timing import in_a_row, interleaved, keep_freed_memory, ratio, waited_for
+from timing import in_a_row, interleaved, keep_freed_memory, peak_bytes, ratio, waited_for
 from torch import Tensor, nn
 
 MIB = 2**20
@@ -91,20 +91,7 @@ class Trial:
 
     def peak(self) -> int:
         """Bytes of a step's peak above what was allocated before it."""
-        if self.x.is_cuda:
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            self.step()
-            return torch.cuda.max_memory_allocated() - before
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            self.step()
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        total = peak = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            total += event.nbytes()
-            peak = max(peak, total)
-        return peak
+        return peak_bytes(self.step, self.x.device)[0]
 
 
 def compare(

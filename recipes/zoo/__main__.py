@@ -31,12 +31,14 @@ import platform
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 import transformers
 from architecture import Setting
+from examine import examine
 from of_timm import timm_cases
 from of_transformers import transformers_cases
 from report import line, summary, verdict
@@ -86,7 +88,7 @@ def main() -> int:
     start, results = time.monotonic(), []
     print(f"hf_clars of {measured['hf_clars']}, sources {measured['sources']}")
     print(f"{'architecture':52} {'time':>8}  ≥ 2-d     1-d       largest error of a norm; exceptions")
-    for result in survey(cases, setting, options.jobs, options.time_limit):
+    for result in survey(cases, partial(examine, setting=setting), options.jobs, options.time_limit):
         results.append(result)
         print(line(result), flush=True)
         if options.json:  # each time, so that an interrupted survey leaves what it has

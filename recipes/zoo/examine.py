@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from architecture import Case, Inputs, Setting, call, count_parameters, wants_float32
+from architecture import Case, Inputs, Setting, call, count_parameters, functional, one_line, wants_float32
 from checkpointing import checkpoint_activations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -191,11 +191,6 @@ def randomize(model: nn.Module, inputs: Inputs) -> None:
             norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var)).add_(1e-3)
 
 
-def functional(outputs: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """f_i of each sample: random linear plus square."""
-    return sum(((o * w + 0.5 * o.square()).flatten(1).mean(1)) for o, w in zip(outputs, weights, strict=True))
-
-
 def _error(measured: Tensor, truth: Tensor, floor: float) -> float:
     if measured.shape != truth.shape:
         return float("inf")
@@ -215,8 +210,3 @@ def _worst(errors: dict[str, float]) -> tuple[float, str]:
 def _shapes(inputs: Inputs) -> str:
     values = inputs.values() if isinstance(inputs, dict) else inputs
     return " ".join("×".join(map(str, v.shape)) for v in values)
-
-
-def one_line(error: BaseException) -> str:
-    message = (str(error).strip() or "?").splitlines()[0]
-    return f"{type(error).__name__}: {message[:150]}"

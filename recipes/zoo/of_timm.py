@@ -20,19 +20,20 @@ SHRINK = ({"depth": 2}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {"de
 OVERRIDES = {"mobilenetv5_300m*": {"channel_multiplier": 0.25}}  # pattern → arguments of create_model
 
 
-def timm_cases() -> list[Case]:
+def timm_cases(families: bool = False) -> list[Case]:
+    """Of each family (module file and prefix of a name) the smallest; unless `families`, of each set of layers, too."""
     sizes = json.loads(SIZES_FILE.read_text()) if SIZES_FILE.exists() else {}
     names = timm.list_models()
     new = [n for n in names if n not in sizes]
     sizes.update((n, _size_of(n)) for n in new)
     if new:
         SIZES_FILE.write_text("{\n" + ",\n".join(f"{json.dumps(n)}: {json.dumps(sizes[n])}" for n in names) + "\n}\n")
-    families: dict[tuple[str, str], str] = {}
+    smallest: dict[tuple[str, str], str] = {}
     for name in sorted(names, key=lambda n: sizes[n][0]):
         module = timm_registry._model_to_module[name]
-        for family in (re.split(r"[_\d]", name)[0], sizes[name][1]):
-            families.setdefault((module, family), name)
-    return [Case(f"timm/{name}", partial(build_timm, name)) for name in sorted(set(families.values()))]
+        for family in (re.split(r"[_\d]", name)[0], *(() if families else (sizes[name][1],))):
+            smallest.setdefault((module, family), name)
+    return [Case(f"timm/{name}", partial(build_timm, name)) for name in sorted(set(smallest.values()))]
 
 
 def _size_of(name: str) -> tuple[int, str]:
@@ -49,7 +50,7 @@ def build_timm(name: str, setting: Setting) -> tuple[nn.Module, Inputs]:
         options = {}
     full = count_parameters(on_meta(lambda: timm.create_model(name, **options)))
     shrunk = [{**options, **fewer} for fewer in SHRINK if _accepts(name, {**options, **fewer}, below=full)]
-    for choice in [*shrunk[:1], options]:
+    for choice in [options] if setting.whole else [*shrunk[:1], options]:
         try:
             return _smallest_images(name, choice, setting)
         except Exception as e:
@@ -64,7 +65,8 @@ def _smallest_images(name: str, options: dict[str, Any], setting: Setting) -> tu
     default = meta.default_cfg["input_size"][-1]
     sized = _accepts(name, {**options, "img_size": default})
     model = None if sized else timm.create_model(name, **options).eval()
-    for side in (default,) if setting.checkpointing else (*IMAGE_SIZES, default):
+    sides = (default,) if setting.checkpointing else (*(s for s in IMAGE_SIZES if s >= setting.side), default)
+    for side in sides:
         images = torch.randn(setting.batch, 3, side, side)
         try:
             if sized:

@@ -53,6 +53,17 @@ TINY = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "num_labels": 10,
     "use_cache": False,
 }  # fmt: skip
+WIDE = {  # in place of some of these, for a network that is measured as a whole
+    "hidden_size": 256, "head_dim": 64, "intermediate_size": 1024, "max_position_embeddings": 256, "d_model": 256,
+    "n_embd": 256, "n_inner": 1024, "n_positions": 256, "dim": 256, "hidden_dim": 1024, "embed_dim": 256, "d_kv": 64,
+    "d_ff": 1024, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024, "ffn_dim": 1024, "emb_dim": 256, "image_size": 96,
+    "embedding_size": 128, "rotary_dim": 16, "projection_dim": 256,
+}  # fmt: skip
+COMMON = (
+    "causal_lm/gpt2", "causal_lm/llama", "causal_lm/qwen3", "causal_lm/mamba", "masked_lm/bert", "masked_lm/albert",
+    "masked_lm/modernbert", "seq2seq_lm/bart", "seq2seq_lm/t5", "image/vit", "image/dinov2", "image/segformer",
+    "ctc/wav2vec2", "base/clip",
+)  # fmt: skip
 SHALLOW = {
     **{k: v for k, v in TINY.items() if k.endswith(("layer", "layers", "_id", "_labels"))},
     **{k: TINY[k] for k in ("vocab_size", "image_size", "use_cache")},
@@ -70,10 +81,13 @@ CONFIGURED: dict[str, dict[str, Any]] = {  # model type → the tiny configurati
 }  # fmt: skip
 
 
-def transformers_cases() -> list[Case]:
+def transformers_cases(common: bool = False) -> list[Case]:
+    """Of every model type, or of those that are trained most."""
     cases = []
     for task, mapping in MAPPINGS.items():
         for model_type in sorted(mapping):
+            if common and f"{task}/{model_type}" not in COMMON:
+                continue
             for attention in ("eager", "sdpa") if f"{task}/{model_type}" in SDPA else ("eager",):
                 name = f"transformers/{task}/{model_type}" + ("+sdpa" if attention == "sdpa" else "")
                 cases.append(Case(name, partial(build_transformers, task, model_type, attention)))
@@ -84,10 +98,11 @@ def build_transformers(task: str, model_type: str, attention: str, setting: Sett
     config_class = configuration_auto.CONFIG_MAPPING[model_type]
     errors: list[Exception] = []
     # Some configurations contradict themselves when all sizes change; multi-head latent attention wants equal heads.
-    for sizes in (TINY, {**TINY, "num_key_value_heads": 4}, SHALLOW):
+    sizes = {**TINY, **WIDE} if setting.whole else TINY
+    for choice in (sizes, {**sizes, "num_key_value_heads": 4}, SHALLOW):
         try:
             ready = CONFIGURED.get(model_type)
-            config = config_class(**ready) if ready else _tiny(config_class, sizes)
+            config = config_class(**ready) if ready else _tiny(config_class, choice)
             classes = TASKS[task]._model_mapping[config_class]
             config.architectures = [(classes[0] if isinstance(classes, tuple) else classes).__name__]
             if task == "causal_lm" and hasattr(config, "is_decoder"):

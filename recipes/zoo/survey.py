@@ -4,22 +4,23 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from architecture import Case, Setting
-from examine import examine, one_line
+from architecture import Case, one_line
+
+Look = Callable[[Case], dict[str, Any]]
 
 
-def survey(cases: list[Case], setting: Setting, jobs: int, time_limit: float) -> Iterator[dict[str, Any]]:
-    """Each case in a forked process of its own, `jobs` at a time; yields what each has to say, as they finish."""
+def survey(cases: list[Case], look: Look, jobs: int, time_limit: float) -> Iterator[dict[str, Any]]:
+    """Each case in a forked process of its own, `jobs` at a time; yields what `look` found, as they finish."""
     fork = multiprocessing.get_context("fork")
     waiting, running = list(reversed(cases)), {}
     while waiting or running:
         while waiting and len(running) < jobs:
             case = waiting.pop()
             ours, theirs = fork.Pipe(duplex=False)
-            process = fork.Process(target=_work, args=(theirs, case, setting))
+            process = fork.Process(target=_work, args=(theirs, case, look))
             process.start()
             theirs.close()
             running[ours] = case, process, time.monotonic()
@@ -42,11 +43,11 @@ def survey(cases: list[Case], setting: Setting, jobs: int, time_limit: float) ->
             yield {"name": case.name, "seconds": round(time.monotonic() - start, 1), **result}
 
 
-def _work(connection: Any, case: Case, setting: Setting) -> None:
+def _work(connection: Any, case: Case, look: Look) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     try:
-        connection.send(examine(case, setting))
+        connection.send(look(case))
     except Exception as error:
         connection.send({"failed": one_line(error)})

@@ -88,5 +88,11 @@ def in_a_fork(case: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Imported once, so that no fork does it again.
+    import hf_clars.comparison.command
+    import hf_clars.experiments.command
+    import hf_clars.image_classification.recipe
+    import hf_clars.theory.command  # noqa: F401
+
     for line in sys.stdin:
         print(json.dumps(in_a_fork(json.loads(line))), flush=True)
