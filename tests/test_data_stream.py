@@ -237,7 +237,7 @@ class Failing(Numbered):
             raise ConnectionError("reset by peer")
         return super().read(number)
 
-    def _may_pass(self, number, error):
+    def may_pass(self, number, error):
         return isinstance(error, ConnectionError)
 
 
@@ -248,7 +248,7 @@ def test_nothing_can_be_read(monkeypatch):
         train[0]
 
 
-def test_what_may_pass_is_tried_again_and_what_is_gone_is_skipped(monkeypatch, caplog):
+def test_whatmay_pass_is_tried_again_and_what_is_gone_is_skipped(monkeypatch, caplog):
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
     train = TrainStream(Failing(4, 4, 4, 4), total_batch_size=16, seed=0)

@@ -134,7 +134,8 @@ def test_a_run_is_a_training(tmp_path, fashion_mnist, capsys):
     methods["diverges"] = {"optim": "sgd", "learning_rate": 1e30}
     settings = {k: v for k, v in TINY.items() if k != "learning_rate"}
     settings |= {"dataset": str(fashion_mnist), "layer_statistics_steps": 2}
-    file = sweep_file(tmp_path, parameters={"method": {"choices": methods}}, settings=settings)
+    parameters = {"method": {"choices": methods}, "seed": {"value": 0}}
+    file = sweep_file(tmp_path, parameters=parameters, settings=settings)
     asked = command("sweep", file, tmp_path, "--jobs", "2")
     assert main(asked) == 0
     printed = capsys.readouterr().out.splitlines()

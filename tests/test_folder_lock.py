@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,9 @@ def hold(folder: str, held, forked: bool = False) -> None:
     os.setpgid(0, 0)
     with alone_in(Path(folder)):
         if forked and os.fork() == 0:
-            time.sleep(60)  # as a data worker that has not noticed yet
+            signal.pause()  # as a data worker that has not noticed yet
         held.set()
-        time.sleep(60)
+        signal.pause()
 
 
 @pytest.fixture

@@ -56,12 +56,13 @@ class Chunks(ABC):
             try:
                 return self.read(number)
             except Exception as error:
-                if attempt == _ATTEMPTS - 1 or not self._may_pass(number, error):
+                if attempt == _ATTEMPTS - 1 or not self.may_pass(number, error):
                     raise
                 time.sleep(_FIRST_WAIT * 2**attempt)
         raise AssertionError
 
-    def _may_pass(self, number: int, error: Exception) -> bool:
+    def may_pass(self, number: int, error: Exception) -> bool:
+        """Whether chunk `number`, which could not be read, may be readable at another attempt. By default it is not."""
         return False
 
 
@@ -108,7 +109,7 @@ class ParquetChunks(Chunks):
         file, group = self._where[number]
         return f"row group {group} of {self.files[file]}"
 
-    def _may_pass(self, number: int, error: Exception) -> bool:
+    def may_pass(self, number: int, error: Exception) -> bool:
         if not is_remote(self.files[self._where[number][0]]) or isinstance(error, (FileNotFoundError, PermissionError)):
             return False
         self._metadata.pop(self._where[number][0], None)

@@ -85,7 +85,7 @@ class TarChunks(Chunks):
         part = self._parts[number]
         return f"{part.file} from byte {part.ranges[0][0]} on"
 
-    def _may_pass(self, number: int, error: Exception) -> bool:
+    def may_pass(self, number: int, error: Exception) -> bool:
         return is_remote(self._parts[number].file) and not isinstance(error, (FileNotFoundError, PermissionError))
 
     def _scan(self, file: str) -> list[_Part]:

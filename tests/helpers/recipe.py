@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from .scripts import ROOT
 from .training import assert_equal, log_of, without_times
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 TINY = {
     "model_name": "resnet10t", "model_kwargs": {"channels": [4, 4, 4, 4], "stem_width": 4}, "image_size": 16,

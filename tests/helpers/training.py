@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ class StopAfter(TrainerCallback):
 
 
 class Call(TrainerCallback):
-    """Calls `action(step)` at an event, from the given step on if there is one, and only then."""
+    """Calls `action()` whenever an event comes, or only when it comes at the given step."""
 
-    def __init__(self, event: str, action, step: int | None = None) -> None:
+    def __init__(self, event: str, action: Callable[[], Any], step: int | None = None) -> None:
         def call(args, state, control, **kwargs):
             if step is None or state.global_step == step:
                 action()
