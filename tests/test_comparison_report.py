@@ -371,6 +371,7 @@ def test_without_out_nothing_is_written(tmp_path, compare, capsys):
         ("--target nan", "--target must be finite, got nan"),
         ("--group-by depth", "--group-by depth: no run has that setting; those that differ are optim, seed"),
         ("--group-by ,", "--group-by ',': name settings, as in --group-by optim,total_batch_size"),
+        ("--where eta=1", "--where eta: no run has that setting; those that differ are optim, seed"),
         ("--where optim", "--where optim: write KEY=VALUE or KEY=VALUE,VALUE"),
         ("--where optim=sgd", "--where optim=sgd: no run is left; optim is clars, lars, mnag"),
         ("--layers clars-0", "--layers chooses runs for the pictures: say where to write them with --out"),

@@ -240,7 +240,7 @@ def test_tensorboards_files(trainings):
     assert points(run, "eval/accuracy", "images")[0] == [64, 128]
     assert (run.name, run.config["optim"], run.config["seed"], run.state) == ("mine", "clars", 7, "finished")
     assert run.history["seconds"].is_monotonic_increasing
-    assert run.history["seconds"][0] < 30
+    assert run.history["seconds"][0] < 3600  # since the training began, not since 1970
     for place in (trainings / "clars" / "runs", next(events.iterdir())):
         assert only(place).history.equals(run.history)
 

@@ -272,8 +272,6 @@ def test_runs_without_the_metric_are_named():
     assert [line.partition(": left out, it has no ")[::2] for line in left_out] == [
         ("outputs/clars-7", "eval/accuracy"), ("outputs/clars-8", "finite value of eval/accuracy"),
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"--metric eval/f1: no run has it; there is eval/accuracy, train/loss"):
-        the_metric(runs, "eval/f1")
     assert the_metric(runs, "eval_accuracy") == "eval/accuracy"
     with pytest.raises(UserError, match="no run has a finite value"):
         analyse([run("clars", 8, [math.nan])], Question())
@@ -344,8 +342,6 @@ def test_default_groups():
     some = [run(seed=0, warmup_epochs=1), run(seed=0), run(optim=None, seed=0)]
     assert names(some) == ["clars, warmup_epochs=1", "clars", "optim=–"]
     assert "seed" in varying(settings_of(runs))
-    with pytest.raises(UserError, match=r"--group-by optimm: no run has that setting; those that differ are eta"):
-        grouping(runs, ["optimm"])
 
 
 def test_the_same_setting_written_by_different_tools_is_the_same():
@@ -382,7 +378,3 @@ def test_what_differs_within_a_group_begins_with_what_runs_say_differently():
 
 def test_where():
     assert [r.name for r in where(RUNS, {"optim": ["clars"], "seed": ["0", "2.0"]})] == ["clars-0", "clars-2"]
-    with pytest.raises(UserError, match="--where eta: no run has that setting; those that differ are optim, seed"):
-        where(RUNS, {"eta": ["1"]})
-    with pytest.raises(UserError, match="--where optim=sgd: no run is left; optim is clars, lars, mnag"):
-        where(RUNS, {"optim": ["sgd"]})

@@ -22,8 +22,8 @@ from hf_clars.experiments.tuning import contestants, search
 from hf_clars.runtime.provenance import commit
 from hf_clars.trainer.checkpoints.folder_lock import alone_in
 
-from .helpers.scripts import run_python, without
-from .helpers.sweeps import METHODS, ROOT, STAND_IN, TINY, command, results_in, sweep_file
+from .helpers.scripts import ROOT, run_python, without
+from .helpers.sweeps import METHODS, STAND_IN, TINY, command, results_in, sweep_file
 from .helpers.wandb_files import offline_runs
 
 RESULTS = ROOT / "recipes" / "results"

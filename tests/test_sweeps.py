@@ -19,8 +19,8 @@ from hf_clars.experiments import Run, read_sweep
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.trainer import ClarsTrainingArguments
 
-from .helpers.scripts import without
-from .helpers.sweeps import METHODS, ROOT, TINY, command, sweep_file
+from .helpers.scripts import ROOT, without
+from .helpers.sweeps import METHODS, TINY, command, sweep_file
 from .helpers.wandb_files import offline_runs
 
 SWEEPS = ROOT / "recipes" / "sweeps"
