@@ -111,14 +111,13 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_were_not(tmp_path, fashion_mnis
         "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 16, "augmentation": "random_crop",
         "data_on_device": True, "bf16": True, "optim": "clars", "mode": mode, "train_examples": 256,
         "eval_examples": 32, "eval_split": "test", "total_batch_size": 64, "per_device_train_batch_size": 16,
-        "norm_samples": 16, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch",
+        "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch",
         "logging_strategy": "steps", "logging_steps": 1, "layer_statistics_steps": 1,
     }  # fmt: skip
+    options |= {"norm_samples": 16} if mode == "subset" else {}
     flags = config(tmp_path, fashion_mnist, **options)
-    run = tmp_path / "run"
-
     assert train(flags) == 0
     whole = result(tmp_path)
     assert len([row for row in whole[1] if "loss" in row]) == 8
-    assert train([*flags, "--resume_from_checkpoint", str(run / "checkpoint-3")]) == 0
+    assert train([*flags, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-3")]) == 0
     assert_same(result(tmp_path), whole)
