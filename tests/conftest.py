@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _imported() -> None:
+    """What is imported stays: collecting garbage, as trainings do, need not look at all of it again and again."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[None]:
     """Triton's interpreter, if there is no GPU, with any NumPy.
@@ -58,6 +65,31 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real data sets are not on this machine")
     return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A data set of three classes in Parquet: 72 images to train on, 30 to evaluate on."""
+    from .helpers.recipe import write_splits
+
+    return write_splits(tmp_path_factory.mktemp("images"), {"train": 72, "validation": 30})
+
+
+@pytest.fixture(params=["torchcodec", "Pillow"])
+def decoder(request, monkeypatch) -> None:
+    """With the optional decoder of JPEGs and without it."""
+    from hf_clars.data import transforms
+
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec")
+    else:
+        monkeypatch.setattr(transforms, "torchcodec", lambda: None)
+
+
+@pytest.fixture
+def datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    """A cache of the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,9 @@ from hf_clars.trainer.seams import calling_trainer
 
 from .helpers import processes
 from .helpers.models import Classifier, dataset
+from .helpers.processes import run_script
 from .helpers.slow import slow_but
 from .helpers.wandb_files import offline_runs
-from .test_tracking import run_script
 
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
 

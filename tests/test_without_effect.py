@@ -12,7 +12,7 @@ from hf_clars.image_classification.arguments import RecipeArguments, refuse_unus
 from hf_clars.trainer.arguments.without_effect import without_effect
 
 from .helpers.models import dataset
-from .test_trainer import arguments, seeded
+from .helpers.training import arguments, seeded
 
 # What would be ignored, the setting that is named, and what beside it gives it an effect.
 PAIRS = [

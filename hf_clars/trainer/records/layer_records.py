@@ -72,7 +72,7 @@ class LayerRecords:
     def end(self, args: Any, state: Any) -> None:
         """Training is over: W&B gets its panels."""
         run = _wandb_run(args) if state.is_world_process_zero else None
-        if run is not None and (records := _thinned(read_records(Path(args.output_dir) / self._file_name))):
+        if run is not None and (records := thinned(read_records(Path(args.output_dir) / self._file_name))):
             run.log({**self._panels(records), "train/global_step": state.global_step})
 
     def _log_to_wandb(self, run: Any, record: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class LayerRecords:
         return panels
 
 
-def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """At most `_MOST_DRAWN` of them, as many steps apart, the last one among them."""
     every = -(-len(records) // _MOST_DRAWN) or 1
     return records[::-1][::every][::-1]
