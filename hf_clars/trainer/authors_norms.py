@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..errors import UserError
 from ..norms.extra_passes import mean_gradient_norms
 from ..optimizers import AuthorsCLARS, is_adapted
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 PASSES, IMAGES = 64, 8  # theirs: so many passes of so many images
 
@@ -113,7 +108,7 @@ class AuthorsNorms(TrainerCallback):
         return loss
 
 
-class KeptSamples(_Base):
+class KeptSamples(Trainer):
     """A mix-in for `Trainer`: shows each micro-batch to `AuthorsNorms`."""
 
     authors_norms: AuthorsNorms

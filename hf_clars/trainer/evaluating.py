@@ -5,26 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import Trainer
 
 from ..norms.extra_passes import buffers_restored
 from ..norms.restored import modes_restored
 from ..norms.watch import watches_of
 from .records.clock import TrainingClock
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
-
-class Evaluations(_Base):
+class Evaluations(Trainer):
     """A mix-in for `Trainer`: `evaluate` and `predict` may be called from anywhere, by whom ever.
 
     They take the buffers of the first process on every one, as a checkpoint does. A training in whose course they are

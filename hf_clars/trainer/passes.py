@@ -14,28 +14,24 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils._pytree import tree_leaves
+from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 _LOOKED_AT = 1024  # values of each tensor of a micro-batch, to tell whether it is the same
 
 logger = logging.getLogger(__name__)
 
 
-class CountedPasses(_Base):
+class CountedPasses(Trainer):
     """A mix-in for `Trainer`: training on a stream without a length goes on exactly where it was.
 
     A resumed training reads the unfinished pass from its beginning, without training, and compares the last micro-batch

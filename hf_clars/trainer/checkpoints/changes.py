@@ -9,22 +9,18 @@ import json
 import logging
 from collections.abc import Mapping, Set
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
 
 from ...errors import UserError
 from ...safety.secrets import without_secrets
 from ..arguments.derived import plain
 from ..records.description import is_housekeeping
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 Groups = list[dict[str, Any]]
 _NOT_A_FUNCTION_OF_THE_STEP = ("reduce_lr_on_plateau", "greedy")
@@ -38,7 +34,7 @@ _HOW_ALONE = ("foreach", "fused", "capturable", "differentiable")  # of a step, 
 logger = logging.getLogger(__name__)
 
 
-class OptionsOfNow(_Base):
+class OptionsOfNow(Trainer):
     """A mix-in for `Trainer`: an optimizer and a schedule that go on keep what they reached, and take the new options.
 
     That is so on resume, and in a second `train()` whose arguments are others than those of the first.

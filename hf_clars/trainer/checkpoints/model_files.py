@@ -8,11 +8,11 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
 from ...errors import UserError
@@ -23,13 +23,8 @@ from . import folders
 from .model_names import differences, named
 from .shared_tensors import stored_once
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
-
-class ModelFiles(_Base):
+class ModelFiles(Trainer):
     """A mix-in for `Trainer`, which loads what it finds, with a warning for the rest.
 
     - transformers saves some architectures under the names and in the parts that their files on the Hub have (ViT's

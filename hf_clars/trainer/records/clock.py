@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
+from transformers import Trainer
 
 
 class TrainingClock:
@@ -42,7 +39,7 @@ class TrainingClock:
                 self.start(self._past)
 
 
-class LoggedProgress(_Base):
+class LoggedProgress(Trainer):
     """A mix-in for `Trainer`: rows of its log have `images_seen` and `seconds`, some `images_per_second`, too."""
 
     clock: TrainingClock
