@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +29,8 @@ from hf_clars import (
     formulas,
 )
 from hf_clars.statistics.noise_scale import noise_statistics
-from hf_clars.trainer.callbacks.own_norms import OwnNorms
+from hf_clars.trainer.callbacks.gradient_statistics import MeasuredGradient
+from hf_clars.trainer.measuring import OwnNorms
 from hf_clars.trainer.seams import calling_trainer
 
 from .helpers.models import Classifier, dataset
@@ -398,21 +398,18 @@ def main(folder: str, size: str, accumulation: str) -> None:
 
 
 def sharded_step(folder: str) -> None:
-    """One measured step of FSDP2, which accelerate wants a GPU for, on a stand-in for the Trainer."""
+    """One measured gradient of FSDP2, which accelerate wants a GPU for."""
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     model = classifier()
     for layer in (model.conv, model.head, model):
         fully_shard(layer, mesh=init_device_mesh("cpu", (world,)))
-    callback = GradientStatisticsCallback(every=1)
-    callback._trainer = SimpleNamespace(accelerator=SimpleNamespace(scaler=None))
-    callback._norms = PerSampleNorms(model)
+    norms = PerSampleNorms(model)
     for i, part in enumerate([DATA[rank::world][:4], DATA[rank::world][4:]]):
         model.set_requires_gradient_sync(i == 1)
         images = torch.stack([e["pixel_values"] for e in part])
         (model(images, torch.tensor([e["labels"] for e in part]))["loss"] / 2).backward()
-    callback._measure()
-    names, samples, squares = callback._pending
+    names, samples, squares = MeasuredGradient.of(norms, None)
     whole, layers = noise_statistics(squares, samples, names, {}, 0)
     if rank == 0:
         Path(folder).mkdir()

@@ -16,12 +16,11 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
 from ...errors import UserError
+from ...norms.restored import randomness_restored
 from ...runtime.processes import once
 from ...safety.links import is_within, own_folders
-from ..evaluating import same_randomness_afterwards
 from . import folders
-from .model_names import differences, named
-from .shared_tensors import stored_once
+from .model_tensors import differences, named, stored_once
 
 
 class ModelFiles(Trainer):
@@ -148,7 +147,7 @@ def _is_peft(model: nn.Module) -> bool:
 def _load_converted(model: PreTrainedModel, checkpoint: Path) -> tuple[list[str], list[str]]:
     """Load a checkpoint through `from_pretrained`, which knows the names of the Hub; returns what does not fit."""
     dtype = functools.reduce(torch.promote_types, {p.dtype for p in model.parameters()})  # loses no bit
-    with same_randomness_afterwards():
+    with randomness_restored():
         result: Any = type(model).from_pretrained(
             checkpoint, config=copy.deepcopy(model.config), dtype=dtype, output_loading_info=True, local_files_only=True
         )
