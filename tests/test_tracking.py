@@ -264,11 +264,10 @@ def test_every_row_has_images_and_seconds_and_who_evaluates_gets_metrics_alone(t
 
 
 def test_the_clock_stands_still_in_evaluations(tmp_path, monkeypatch):
-    from hf_clars.trainer.records import clock
 
     now = [0.0]
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
-    watch = clock.TrainingClock()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    watch = progress.TrainingClock()
     assert watch.seconds == 0
     with watch.paused():
         now[0] = 5

@@ -15,7 +15,7 @@ from ..norms.agreement import is_distributed
 from ..norms.extra_passes import buffers_restored
 from ..norms.restored import modes_restored, randomness_restored
 from ..norms.watch import watches_of
-from .records.clock import TrainingClock
+from .records.progress import TrainingClock
 
 
 class Evaluations(Trainer):

@@ -36,8 +36,7 @@ from .checkpoints.reading import CheckedReading, readable
 from .checkpoints.resuming import ResumePoint, saved_values, tell_differences
 from .evaluating import Evaluations, share_buffers
 from .measuring import MeasureWhileTraining, norms_of
-from .records.clock import LoggedProgress, TrainingClock
-from .records.progress import StepProgressCallback
+from .records.progress import LoggedProgress, StepProgressCallback, TrainingClock
 from .records.run_record import RunRecord
 from .records.tracking import keep_wandb_offline_without_login
 from .signals import listening
@@ -116,11 +115,9 @@ class ClarsTrainer(
             say_without_effect(args)
         self.clock = TrainingClock()
         self.training_lasts = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.record, self.health, self.authors_norms = (
-            RunRecord(self, about or {}),
-            StepHealth(self),
-            AuthorsNorms(self),
-        )
+        self.record = RunRecord(self, about or {})
+        self.health = StepHealth(self)
+        self.authors_norms = AuthorsNorms(self)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)

@@ -93,8 +93,8 @@ class RunRecord(TrainerCallback):
         self._write(state)
         try:
             self._trainer.save_state()  # the whole log; a checkpoint's ends with the step before its evaluation
-        except OSError as error:
-            logger.warning("the log of this training cannot be written: %s", error.strerror or error)
+        except OSError as trouble:
+            logger.warning("the log of this training cannot be written: %s", trouble.strerror or trouble)
         run = tracking.live_run() if self._has_wandb() else None
         if run is None:
             return
