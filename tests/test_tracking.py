@@ -14,6 +14,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from hf_clars import ClarsTrainer, TrainingFailedError
+from hf_clars.trainer.records import progress
 from hf_clars.trainer.records.description import GROUP_LENGTH, TAG_LENGTH, describe
 from hf_clars.trainer.records.layer_records import LayerRecords, _thinned, read_records
 
@@ -264,7 +265,6 @@ def test_every_row_has_images_and_seconds_and_who_evaluates_gets_metrics_alone(t
 
 
 def test_the_clock_stands_still_in_evaluations(tmp_path, monkeypatch):
-
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     watch = progress.TrainingClock()
