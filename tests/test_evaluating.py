@@ -130,7 +130,7 @@ def test_afterwards_the_model_evaluates_as_trainer_leaves_it(tmp_path):
 def test_evaluations_take_no_time_of_the_training(tmp_path, monkeypatch):
     """Neither `seconds` nor `images_per_second` has it, whoever asks."""
     now = [0.0]
-    monkeypatch.setattr("hf_clars.trainer.records.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("hf_clars.trainer.records.progress.time.monotonic", lambda: now[0])
 
     class Slow(Noticing):
         def forward(self, pixel_values, labels=None):

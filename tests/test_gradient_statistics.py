@@ -24,8 +24,8 @@ from hf_clars import (
     formulas,
 )
 from hf_clars.statistics.noise_scale import noise_statistics
-from hf_clars.trainer.callbacks.gradient_statistics import squares_of
-from hf_clars.trainer.callbacks.own_norms import OwnNorms
+from hf_clars.trainer.callbacks.gradient_statistics import MeasuredGradient
+from hf_clars.trainer.measuring import OwnNorms
 from hf_clars.trainer.seams import calling_trainer
 
 from .helpers import processes
@@ -393,7 +393,7 @@ def in_two(rank: int, folder: Path) -> None:
             model.set_requires_gradient_sync(i == 1)
             images = torch.stack([e["pixel_values"] for e in part])
             (model(images, torch.tensor([e["labels"] for e in part]))["loss"] / 2).backward()
-        names, samples, squares = squares_of(norms)
+        names, samples, squares = MeasuredGradient.of(norms, None)
     whole, layers = noise_statistics(squares, samples, names, {}, 0)
     if rank == 0:
         (folder / "sharded").mkdir()

@@ -19,7 +19,7 @@ from transformers.trainer_utils import HPSearchBackend
 
 from hf_clars import CLARS, ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, PerSampleNorms, UserError
 from hf_clars.norms.accumulator import COUNT
-from hf_clars.trainer.callbacks.own_norms import OwnNorms
+from hf_clars.trainer.measuring import OwnNorms
 
 from .helpers.models import Classifier, dataset
 from .helpers.training import assert_equal

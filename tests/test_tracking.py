@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 
 from hf_clars import ClarsTrainer, TrainingFailedError
-from hf_clars.trainer.records import clock
+from hf_clars.trainer.records import progress
 from hf_clars.trainer.records.description import GROUP_LENGTH, TAG_LENGTH, describe
 from hf_clars.trainer.records.layer_records import LayerRecords, read_records, thinned
 
@@ -226,8 +226,8 @@ def test_every_row_has_images_and_seconds_and_who_evaluates_gets_metrics_alone(t
 
 def test_the_clock_stands_still_in_evaluations(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
-    watch = clock.TrainingClock()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    watch = progress.TrainingClock()
     assert watch.seconds == 0
     with watch.paused():
         now[0] = 5
@@ -326,7 +326,7 @@ def test_a_description_has_the_settings_in_force(tmp_path):
 def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
     args, state = SimpleNamespace(output_dir=str(tmp_path), report_to=[]), TrainerState(is_world_process_zero=True)
     records = LayerRecords("records.jsonl", {"gamma": "γ_k"})
-    records.begin(args, state)
+    records.on_train_begin(args, state, TrainerControl())
     tracemalloc.start()
     for step in range(1, 3001):
         state.global_step, state.epoch = step, step / 10
@@ -336,7 +336,7 @@ def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
     assert held < 200_000  # 60,000 numbers are some megabytes
     assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 3001)]
     state.global_step = 1000
-    LayerRecords("records.jsonl", {}).begin(args, state)  # resumed
+    LayerRecords("records.jsonl", {}).on_train_begin(args, state, TrainerControl())  # resumed
     assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 1001)]
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from transformers import TrainerCallback
 
 from ...errors import UserError
+from ...safety.files import write_whole
 from .tracking import live_run
 
 logger = logging.getLogger(__name__)
@@ -24,8 +23,8 @@ _LONGEST_LINE = 2**24
 Layers = Mapping[str, Mapping[str, float]]
 
 
-class LayerRecords:
-    """Writes records to `output_dir/<file_name>` and to W&B, from the main process. It keeps none in memory.
+class LayerRecords(TrainerCallback):
+    """Writes records of layers to `output_dir/<file_name>` and to W&B, from the main process. It keeps none in memory.
 
     A line of the file is `{"step": …, "epoch": …, …, "layers": {name: {statistic: value}}}`. In W&B the values are
     scalars `layers/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
@@ -40,18 +39,15 @@ class LayerRecords:
         self._file_name = file_name
         self._drawn = drawn
 
-    def begin(self, args: Any, state: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A run begins, or goes on after `state.global_step`: what was written of later steps is dropped."""
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / self._file_name
         earlier = read_records(path) if state.global_step else []
         kept = [r for r in earlier if r["step"] <= state.global_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.new")
         try:
-            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(beside, path)
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         except OSError as error:
             logger.warning("%s cannot be written: %s", path, error.strerror or error)
 
@@ -69,7 +65,7 @@ class LayerRecords:
         if (run := _wandb_run(args)) is not None:
             self._log_to_wandb(run, record)
 
-    def end(self, args: Any, state: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over: W&B gets its panels."""
         run = _wandb_run(args) if state.is_world_process_zero else None
         if run is not None and (records := thinned(read_records(Path(args.output_dir) / self._file_name))):
@@ -166,12 +162,6 @@ def _record(line: bytes) -> dict[str, Any]:
         line = line[max(0, line.rfind(b'{"step"')) :]
         Record.model_validate_json(line)
     return json.loads(line)
-
-
-def to_host(values: Sequence[Tensor]) -> list[float]:
-    """0-dim tensors of whatever device and dtype as numbers, with one wait for the device."""
-    device = values[0].device
-    return torch.stack([v.to(device, non_blocking=True) for v in values]).to("cpu", torch.float64).tolist()
 
 
 def _wandb_run(args: Any) -> Any:
