@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..data import TrainStream
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
-from ..optimizers import CLARS, parameter_groups
+from ..optimizers import CLARS, LayerwiseOptimizer, parameter_groups
 from ..runtime.output import forgiving
 from ..runtime.processes import once, what_was_lost
 from .arguments.options import refuse_data_parallel
