@@ -40,7 +40,7 @@ SCHEDULES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "formula"), SCHEDULES, ids=str)
+@pytest.mark.parametrize(("options", "formula"), SCHEDULES, ids=[str(options) for options, _ in SCHEDULES])
 def test_rates_are_those_of_the_formula(tmp_path, options, formula):
     expected = [formula(t) for t in range(20)]
     assert rates(tmp_path, **options) == pytest.approx(expected, rel=1e-5, abs=2e-7)  # transformers' ends at 1e-7
