@@ -416,7 +416,7 @@ SCRIPT = """
 import os
 os.environ["WANDB_MODE"] = "offline"
 from transformers import Trainer, TrainingArguments
-from hf_clars import GradientStatisticsCallback
+from hf_clars import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback
 from tests.helpers.models import Classifier, dataset
 
 args = TrainingArguments(
@@ -433,8 +433,18 @@ def test_wandb(tmp_path):
     (written,) = offline_runs(tmp_path)
     keys = {key for row in written.history for key in row}
     assert {"train/loss", "train/gradient_variance_factor"} <= keys
-    assert {f"layers/gradient_variance_factor/{name}" for name in ("conv.weight", "head.weight")} <= keys
-    assert "layer panels/M_k" in {key.partition("_table")[0] for key in keys}
+    assert {f"gradients/gradient_variance_factor/{name}" for name in ("conv.weight", "head.weight")} <= keys
+    assert "gradient panels/M_k" in {key.partition("_table")[0] for key in keys}
+
+
+@pytest.mark.slow
+def test_wandb_beside_the_layer_statistics_of_clars(tmp_path):
+    ours = SCRIPT.replace("TrainingArguments(", "ClarsTrainingArguments(layer_statistics_steps=1, output_dir=")
+    run_script(ours.replace("Trainer(Classifier", "ClarsTrainer(Classifier"), tmp_path)
+    (written,) = offline_runs(tmp_path)
+    keys = {key.partition("_table")[0] for row in written.history for key in row}
+    assert {"layers/variance_factor/head.weight", "gradients/gradient_variance_factor/head.weight"} <= keys
+    assert {"layer panels/M_k", "gradient panels/M_k"} <= keys
 
 
 def test_tensorboard(tmp_path, monkeypatch):

@@ -325,7 +325,7 @@ def test_a_description_has_the_settings_in_force(tmp_path):
 
 def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
     args, state = SimpleNamespace(output_dir=str(tmp_path), report_to=[]), TrainerState(is_world_process_zero=True)
-    records = LayerRecords("records.jsonl", {"gamma": "γ_k"})
+    records = LayerRecords("records.jsonl", {"gamma": "γ_k"}, "layer")
     records.on_train_begin(args, state, TrainerControl())
     tracemalloc.start()
     for step in range(1, 3001):
@@ -336,7 +336,7 @@ def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
     assert held < 200_000  # 60,000 numbers are some megabytes
     assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 3001)]
     state.global_step = 1000
-    LayerRecords("records.jsonl", {}).on_train_begin(args, state, TrainerControl())  # resumed
+    LayerRecords("records.jsonl", {}, "layer").on_train_begin(args, state, TrainerControl())  # resumed
     assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 1001)]
 
 

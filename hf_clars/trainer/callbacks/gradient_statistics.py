@@ -74,7 +74,7 @@ class GradientStatisticsCallback(MeasuredSteps, ExportableState):
     """
 
     def __init__(self, every: int = 10, smoothing: float = 0.9) -> None:
-        super().__init__(FILE_NAME, DRAWN)
+        super().__init__(FILE_NAME, DRAWN, "gradient")
         self.every = int(checks.count("every", every))
         self.smoothing = checks.number("smoothing", smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
         self.averages: Averages = {}

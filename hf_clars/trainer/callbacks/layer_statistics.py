@@ -37,7 +37,7 @@ class LayerStatisticsCallback(MeasuredSteps):
     """
 
     def __init__(self) -> None:
-        super().__init__(FILE_NAME, STATISTICS)
+        super().__init__(FILE_NAME, STATISTICS, "layer")
         self._optimizer: LayerwiseOptimizer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

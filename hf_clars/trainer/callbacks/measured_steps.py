@@ -16,8 +16,8 @@ class MeasuredSteps(LayerRecords, ABC):
     Whatever `measure` leaves in `pending` is there until the next step begins.
     """
 
-    def __init__(self, file_name: str, drawn: Mapping[str, str]) -> None:
-        super().__init__(file_name, drawn)
+    def __init__(self, file_name: str, drawn: Mapping[str, str], group: str) -> None:
+        super().__init__(file_name, drawn, group)
         self.trainer: Any = None
         self.pending: Any = None
         self._is_due = False

@@ -29,7 +29,7 @@ class GradientVarianceCallback(LayerRecords):
     """
 
     def __init__(self, trainer: Any, batches: Iterable[dict[str, Tensor]], mode: str) -> None:
-        super().__init__(FILE_NAME, {"variance_factor": "M_k over all data"})
+        super().__init__(FILE_NAME, {"variance_factor": "M_k over all data"}, "variance")
         self._trainer, self._batches, self._mode = trainer, batches, mode
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

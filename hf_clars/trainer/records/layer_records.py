@@ -27,17 +27,19 @@ class LayerRecords(TrainerCallback):
     """Writes records of layers to `output_dir/<file_name>` and to W&B, from the main process. It keeps none in memory.
 
     A line of the file is `{"step": …, "epoch": …, …, "layers": {name: {statistic: value}}}`. In W&B the values are
-    scalars `layers/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
-    panel, `layer panels/<symbol>`, with a line per layer, of at most 500 records.
+    scalars `<group>s/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
+    panel, `<group> panels/<symbol>`, with a line per layer, of at most 500 records.
 
     Args:
         file_name: of the file in `output_dir`.
         drawn: statistic → symbol, of those that W&B gets.
+        group: what W&B's keys begin with. Callbacks of one training must not share it.
     """
 
-    def __init__(self, file_name: str, drawn: Mapping[str, str]) -> None:
+    def __init__(self, file_name: str, drawn: Mapping[str, str], group: str) -> None:
         self._file_name = file_name
         self._drawn = drawn
+        self._group = group
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A run begins, or goes on after `state.global_step`: what was written of later steps is dropped."""
@@ -73,9 +75,9 @@ class LayerRecords(TrainerCallback):
 
     def _log_to_wandb(self, run: Any, record: dict[str, Any]) -> None:
         for statistic in self._drawn:
-            run.define_metric(f"layers/{statistic}/*", step_metric="train/global_step", hidden=True)
+            run.define_metric(f"{self._group}s/{statistic}/*", step_metric="train/global_step", hidden=True)
         scalars = {
-            f"layers/{statistic}/{name}": value
+            f"{self._group}s/{statistic}/{name}": value
             for name, entry in record["layers"].items()
             for statistic, value in entry.items()
             if statistic in self._drawn
@@ -91,7 +93,7 @@ class LayerRecords(TrainerCallback):
             names = [n for n, entry in records[-1]["layers"].items() if statistic in entry]
             if names:
                 lines = [[r["layers"].get(n, {}).get(statistic) for r in records] for n in names]
-                panels[f"layer panels/{symbol}"] = wandb.plot.line_series(
+                panels[f"{self._group} panels/{symbol}"] = wandb.plot.line_series(
                     xs=steps, ys=lines, keys=names, title=f"{symbol} per layer", xname="optimizer step"
                 )
         return panels
