@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # a test that wants W&B says so
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,10 +16,26 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)  # these tensors are tiny; threads that wait for each other are slower than one
 
+# Of Hypothesis' examples, the same each time: few in the fast suite, the rest where slow tests run.
+settings.register_profile(
+    "few", max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("many", settings.get_profile("few"), max_examples=100)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("few" if config.getoption("markexpr") == "not slow" else "many")
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported() -> None:
+    """What is imported stays: collecting garbage, as trainings do, need not look at all of it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +65,31 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real data sets are not on this machine")
     return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A data set of three classes in Parquet: 72 images to train on, 30 to evaluate on."""
+    from .helpers.recipe import write_splits
+
+    return write_splits(tmp_path_factory.mktemp("images"), {"train": 72, "validation": 30})
+
+
+@pytest.fixture(params=["torchcodec", "Pillow"])
+def decoder(request, monkeypatch) -> None:
+    """With the optional decoder of JPEGs and without it."""
+    from hf_clars.data import transforms
+
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec")
+    else:
+        monkeypatch.setattr(transforms, "torchcodec", lambda: None)
+
+
+@pytest.fixture
+def datasets_cache(tmp_path_factory, monkeypatch) -> None:
+    """A cache of the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import copy
 import dataclasses
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,16 +18,13 @@ from hf_clars.norms.watch import watches_of
 from hf_clars.trainer.arguments.derived import derived
 from hf_clars.trainer.arguments.derived import given as was_given
 
-from .helpers.models import Classifier, dataset
-from .test_resume import Pictures, collate
-from .test_resume_options import Groups
-from .test_trainer import seeded, weights
-
-PLAIN = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+from .helpers.models import dataset
+from .helpers.streams import Pictures, collate
+from .helpers.training import Groups, arguments, assert_equal, logged, seeded
 
 
-def made(**options) -> ClarsTrainingArguments:
-    return ClarsTrainingArguments(**{**PLAIN, "output_dir": "nowhere", "per_device_train_batch_size": 8, **options})
+def made(output_dir="nowhere", **options) -> ClarsTrainingArguments:
+    return arguments(output_dir, **{"learning_rate": None, **options})
 
 
 def replaced(args: ClarsTrainingArguments, **changes) -> ClarsTrainingArguments:
@@ -157,22 +154,22 @@ def test_numbers_that_follow_are_numbers():
 # --- in a Trainer ----------------------------------------------------------------------------------------------------
 
 
-def trainer_of(folder, *callbacks, **options) -> ClarsTrainer:
-    given = {"model_init": options.pop("model_init")} if "model_init" in options else {"model": seeded()}
+def trainer_of(folder, *callbacks, anew: bool = False, **options) -> ClarsTrainer:
+    """Anew: each training has a model of its own."""
     defaults = {"total_batch_size": 16, "max_steps": 2, "lr_scheduler_type": "constant"}
-    args = dataclasses.replace(made(**{**defaults, **options}), output_dir=str(folder))
+    given = {"model_init": lambda: seeded()} if anew else {"model": seeded()}
+    args = made(folder, **{**defaults, **options})
     return ClarsTrainer(args=args, train_dataset=dataset(128), callbacks=[*callbacks], **given)
 
 
 def images(trainer: ClarsTrainer) -> list[int]:
-    return [row["images_seen"] for row in trainer.state.log_history if "loss" in row]
+    return [seen for _, loss, seen in logged(trainer, "loss", "images_seen") if loss is not None]
 
 
 @pytest.mark.parametrize("anew", [True, False])
 def test_a_second_training_takes_what_was_set_in_between(tmp_path, anew):
     groups = Groups()
-    options = {"model_init": lambda: seeded()} if anew else {}
-    trainer = trainer_of(tmp_path, groups, momentum=0.5, **options)
+    trainer = trainer_of(tmp_path, groups, anew=anew, momentum=0.5)
     trainer.train()
     assert images(trainer) == [16, 32]
     assert groups.seen[0]["lr"] == pytest.approx(0.1 * 16 / 128)
@@ -187,32 +184,24 @@ def test_a_second_training_takes_what_was_set_in_between(tmp_path, anew):
     assert not watches_of(trainer.model)
 
 
-def test_a_second_training_keeps_the_momentum(tmp_path):
-    """As one whose arguments are the same."""
-    trainers = [trainer_of(tmp_path, learning_rate=1.0) for _ in range(2)]
-    for trainer, rate in zip(trainers, (1.0, 2.0), strict=True):
-        trainer.train()
-        trainer.args.learning_rate = rate
-        for group in trainer.optimizer.param_groups:
-            assert group["params"]
-    states = [[s["momentum_buffer"].clone() for s in t.optimizer.optimizer.state.values()] for t in trainers]
-    for trainer in trainers:
-        trainer.create_optimizer()
-    kept = [
-        [s["momentum_buffer"] for s in getattr(t.optimizer, "optimizer", t.optimizer).state.values()] for t in trainers
-    ]
-    for before, after in zip(states, kept, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+@pytest.mark.parametrize("rate", [1.0, 2.0])  # as before, and another
+def test_a_second_training_keeps_the_momentum(tmp_path, rate):
+    trainer = trainer_of(tmp_path, learning_rate=1.0)
+    trainer.train()
+    before = [state["momentum_buffer"].clone() for state in trainer.optimizer.optimizer.state.values()]
+    trainer.args.learning_rate = rate
+    trainer.create_optimizer()
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    assert_equal(before, [state["momentum_buffer"] for state in optimizer.state.values()])
+    assert before
 
 
-def test_a_search_sets_what_it_likes(tmp_path):
+def test_a_search_sets_what_it_likes(tmp_path, monkeypatch):
+    """What `hyperparameter_search` does for each trial."""
+    monkeypatch.setattr("wandb.run", SimpleNamespace(id="trial"))
     groups = Groups()
-    trainer = trainer_of(tmp_path, groups, model_init=lambda: seeded())
-    trainer.hp_search_backend, trainer.hp_name, trainer._get_output_dir = (
-        HPSearchBackend.WANDB,
-        None,
-        lambda _: str(tmp_path),
-    )
+    trainer = trainer_of(tmp_path, groups, anew=True)
+    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.WANDB, None
     for trial, size, rate in [
         ({"total_batch_size": 32}, 32, 0.1 * 32 / 128),
         ({"per_device_train_batch_size": 4}, 32, 0.1 * 32 / 128),
@@ -228,57 +217,9 @@ def test_a_search_sets_what_it_likes(tmp_path):
 
 
 def test_a_stream_of_another_batch_size_is_refused_in_a_trial(tmp_path):
-    args = made(output_dir=str(tmp_path), total_batch_size=16, remove_unused_columns=False, max_steps=2)
+    args = made(tmp_path, total_batch_size=16, remove_unused_columns=False, max_steps=2)
     stream = TrainStream(Pictures(), total_batch_size=16, seed=0)
     trainer = ClarsTrainer(seeded(), args, train_dataset=stream, data_collator=collate)
     trainer.args.total_batch_size = 32
     with pytest.raises(UserError, match="total_batch_size is 32 in the arguments and 16 in the TrainStream"):
         trainer.train()
-
-
-class Growing(Classifier):
-    """With running statistics, on a device that holds four samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = torch.nn.BatchNorm2d(8)
-
-    def forward(self, pixel_values, labels=None):
-        if self.training and len(pixel_values) > 4:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return super().forward(pixel_values, labels)
-
-
-def test_a_second_search_for_a_batch_size_begins_with_the_statistics_of_the_first_training(tmp_path):
-    """It used to take those from before the first training."""
-    torch.manual_seed(1)
-    args = made(
-        output_dir=str(tmp_path),
-        total_batch_size=16,
-        auto_find_batch_size=True,
-        max_steps=2,
-        lr_scheduler_type="constant",
-    )
-    trainer = ClarsTrainer(Growing(), args, train_dataset=dataset(64))
-    counts = []
-    for _ in range(2):
-        trainer.train()
-        counts.append(int(trainer.model.norm.num_batches_tracked))
-        assert trainer.args.total_batch_size == 16
-    assert counts == [8, 16]
-
-
-def test_two_trainings_of_models_of_their_own_leave_none_watched(tmp_path):
-    models = []
-
-    def model_init():
-        models.append(seeded())
-        return models[-1]
-
-    trainer = trainer_of(tmp_path, model_init=model_init)
-    trainer.train()
-    first = weights(trainer)
-    trainer.train()
-    assert all(torch.equal(a, b) for a, b in zip(first, weights(trainer), strict=True))
-    assert not any(watches_of(model) for model in models)
-    assert all("forward" not in vars(module) for model in models for module in model.modules())

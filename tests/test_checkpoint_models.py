@@ -1,8 +1,7 @@
 """What a checkpoint has of a model comes back, whatever architecture it is; what does not is an error."""
 
-import json
 import shutil
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from torch import nn
 from hf_clars import ClarsTrainer, TrainingFailedError, UserError, build_model
 
 from .helpers.models import Classifier, dataset
-from .test_trainer import arguments
+from .helpers.training import arguments, seal
 
 TEXT = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {**{k: v for k, v in TEXT.items() if k != "vocab_size"}, "image_size": 8, "patch_size": 4}
@@ -73,24 +72,21 @@ MODELS = {
 
 
 def examples(model: nn.Module) -> list[dict]:
+    """16 of what the model takes: tokens, pixels, or both."""
+    config, kind = getattr(model, "config", None), type(model).__name__
+    size = getattr(config, "image_size", 32 if "Timm" in kind or "Detr" in kind else 16)
     generator = torch.Generator().manual_seed(0)
     made = []
     for i in range(16):
-        size = 32 if "Timm" in type(model).__name__ or "Detr" in type(model).__name__ else 16
-        size = getattr(getattr(model, "config", None), "image_size", size)
-        example = {}
         pixels = torch.randn(3, size, size, generator=generator)
         tokens = torch.randint(3, 32, (6,), generator=generator)
         if isinstance(model, t.CLIPModel):
-            example = {"pixel_values": pixels[:, :8, :8], "input_ids": tokens, "return_loss": True}
-        elif isinstance(model, t.DetrForObjectDetection):
-            example = {"pixel_values": pixels, "labels": torch.tensor(i % 3)}
-        elif hasattr(model, "config") and hasattr(model.config, "vocab_size"):
-            whole = "ForSequenceClassification" in type(model).__name__
-            example = {"input_ids": tokens, "labels": torch.tensor(i % 3) if whole else tokens}
+            made.append({"pixel_values": pixels[:, :8, :8], "input_ids": tokens, "return_loss": True})
+        elif hasattr(config, "vocab_size"):
+            labels = torch.tensor(i % 3) if "ForSequenceClassification" in kind else tokens
+            made.append({"input_ids": tokens, "labels": labels})
         else:
-            example = {"pixel_values": pixels, "labels": torch.tensor(i % 3)}
-        made.append(example)
+            made.append({"pixel_values": pixels, "labels": torch.tensor(i % 3)})
     return made
 
 
@@ -104,18 +100,19 @@ def loss_of_boxes(outputs, labels, **kwargs) -> torch.Tensor:
     return outputs.logits.square().mean() + (outputs.pred_boxes - 0.5).square().mean()
 
 
-def trained(folder: Path, model: nn.Module, resume: str | None = None, **options) -> ClarsTrainer:
-    options = {
-        "max_steps": 4,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "learning_rate": 0.1,
-        "optim": "lars",
-        **options,
-    }
-    args = arguments(folder, total_batch_size=8, remove_unused_columns=False, **options)
-    loss = loss_of_boxes if isinstance(model, t.DetrForObjectDetection) else None
-    trainer = ClarsTrainer(model, args, train_dataset=examples(model), data_collator=collate, compute_loss_func=loss)
+def trained(
+    folder: Path, model: nn.Module, resume: str | None = None, callbacks: Sequence = (), **options
+) -> ClarsTrainer:
+    """Four steps, with a checkpoint after every other one."""
+    steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.1, "optim": "lars"}
+    args = arguments(folder, total_batch_size=8, remove_unused_columns=False, **{**steps, **options})
+    small = isinstance(model, Classifier)
+    data = dataset(16) if small else examples(model)
+    trainer = ClarsTrainer(
+        model, args, train_dataset=data, eval_dataset=data[:8], data_collator=None if small else collate,
+        compute_loss_func=loss_of_boxes if isinstance(model, t.DetrForObjectDetection) else None,
+        callbacks=list(callbacks),
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -154,22 +151,15 @@ def test_a_checkpoint_with_the_names_of_the_hub(tmp_path, name):
     assert set(load_file(tmp_path / "checkpoint-2" / "model.safetensors")) <= own
     at_two = type(whole.model).from_pretrained(tmp_path / "checkpoint-2")
     at_two.save_pretrained(tmp_path / "checkpoint-2")
-    sign(tmp_path / "checkpoint-2")
+    seal(tmp_path / "checkpoint-2")
     resumed = trained(tmp_path, built(name, 2), str(tmp_path / "checkpoint-2"))
     assert_same(whole.model, resumed.model)
-
-
-def sign(checkpoint: Path) -> None:
-    """Make the manifest that of the files as they are."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"] = {n: [len(b := (checkpoint / n).read_bytes()), zlib.crc32(b)] for n in manifest["files"]}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def changed(checkpoint: Path, drop: str = "", **more: torch.Tensor) -> None:
     weights = {n: w for n, w in load_file(checkpoint / "model.safetensors").items() if n != drop}
     save_file({**weights, **more}, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    sign(checkpoint)
+    seal(checkpoint)
 
 
 class Deeper(Classifier):
@@ -178,24 +168,16 @@ class Deeper(Classifier):
         self.extra = nn.Linear(2, 2)
 
 
-def small(folder: Path, model: nn.Module, resume: str | None = None, **options) -> ClarsTrainer:
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.1, **options}
-    args = arguments(folder, total_batch_size=8, **options)
-    trainer = ClarsTrainer(model, args, train_dataset=dataset(16), eval_dataset=dataset(8))
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
 def test_keys_that_do_not_fit_are_an_error_that_names_them(tmp_path):
-    small(tmp_path, Classifier())
+    trained(tmp_path, Classifier())
     with pytest.raises(UserError, match=r"checkpoint-4 is of another model: it lacks extra\.bias, extra\.weight$"):
-        small(tmp_path, Deeper(), "true")
+        trained(tmp_path, Deeper(), "true")
     changed(tmp_path / "checkpoint-4", other=torch.zeros(2))
     with pytest.raises(UserError, match=r"of another model: it has other, which the model has not$"):
-        small(tmp_path, Classifier(), "true")
+        trained(tmp_path, Classifier(), "true")
     changed(tmp_path / "checkpoint-4", drop="head.bias")
     with pytest.raises(UserError, match=r"it lacks head\.bias and it has other, which the model has not$"):
-        small(tmp_path, Classifier(), "true")
+        trained(tmp_path, Classifier(), "true")
 
 
 def test_so_are_those_of_a_transformers_model(tmp_path):
@@ -234,24 +216,14 @@ class Break(t.TrainerCallback):
     ],
 )
 def test_the_best_model_is_loaded_or_an_error(tmp_path, what, message):
-    args = arguments(tmp_path, total_batch_size=8, max_steps=4, save_strategy="steps", save_steps=2, **BEST)
-    trainer = ClarsTrainer(
-        Classifier(), args, train_dataset=dataset(16), eval_dataset=dataset(8), callbacks=[Break(what)]
-    )
     with pytest.raises(UserError, match=message):
-        trainer.train()
+        trained(tmp_path, Classifier(), callbacks=[Break(what)], **BEST)
 
 
 def test_the_best_model_of_transformers(tmp_path):
-    model = built("vit", 1)
-    args = arguments(
-        tmp_path, total_batch_size=8, max_steps=4, save_strategy="steps", save_steps=2, remove_unused_columns=False,
-        optim="lars", learning_rate=9.0, **BEST,
-    )  # fmt: skip
-    data = examples(model)
-    trainer = ClarsTrainer(model, args, train_dataset=data, eval_dataset=data, data_collator=collate)
-    trainer.train()
-    assert_same(type(model).from_pretrained(trainer.state.best_model_checkpoint), trainer.model)
+    trainer = trained(tmp_path, built("vit", 1), learning_rate=9.0, **BEST)
+    best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint)
+    assert_same(best, trainer.model)
 
 
 class ForSequenceClassificationOfItsOwn(t.BertForSequenceClassification):
@@ -284,14 +256,14 @@ class Tied(Classifier):
         return super().forward(x.view(-1, 1, 4, 4), labels)
 
 
-@pytest.mark.parametrize("optim", ["clars", "lars"])
+@pytest.mark.parametrize("optim", ["clars", pytest.param("lars", marks=pytest.mark.slow)])
 def test_tied_weights_outside_transformers(tmp_path, optim):
     torch.manual_seed(1)
-    whole = small(tmp_path, Tied(), optim=optim)
+    whole = trained(tmp_path, Tied(), optim=optim)
     stored = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     assert len({"first.weight", "second.weight"} & set(stored)) == 1
     torch.manual_seed(2)
-    resumed = small(tmp_path, Tied(), str(tmp_path / "checkpoint-2"), optim=optim)
+    resumed = trained(tmp_path, Tied(), str(tmp_path / "checkpoint-2"), optim=optim)
     assert_same(whole.model, resumed.model)
     assert resumed.model.first.weight is resumed.model.second.weight
     assert resumed.model.part.data_ptr() == resumed.model.first.weight.data_ptr()
@@ -308,9 +280,9 @@ class Untied(Tied):
 
 
 def test_a_model_that_does_not_tie_them_is_another(tmp_path):
-    small(tmp_path, Tied())
+    trained(tmp_path, Tied())
     with pytest.raises(UserError, match=r"it lacks (second|first)\.weight$"):
-        small(tmp_path, Untied(), "true")
+        trained(tmp_path, Untied(), "true")
 
 
 class WithNotes(Classifier):
@@ -323,7 +295,7 @@ class WithNotes(Classifier):
 
 def test_a_model_that_cannot_be_saved_ends_at_the_first_checkpoint(tmp_path):
     with pytest.raises(TrainingFailedError, match=r"checkpoint of step 2 could not be written: .*save_strategy=no"):
-        small(tmp_path, WithNotes())
+        trained(tmp_path, WithNotes())
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -346,7 +318,7 @@ def test_adapters(tmp_path):
     weights = load_file(file)
     lost = next(iter(weights))
     save_file({n: w for n, w in weights.items() if n != lost}, file, metadata={"format": "pt"})
-    sign(tmp_path / "checkpoint-2")
+    seal(tmp_path / "checkpoint-2")
     with pytest.raises(
         UserError, match=r"checkpoint-2 is of another model: it lacks .*q_proj\.lora_A\.default\.weight$"
     ):

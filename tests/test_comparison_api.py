@@ -3,23 +3,24 @@
 import json
 import os
 import pty
-import subprocess
-import sys
 
 import pytest
 
 from hf_clars import UserError
 from hf_clars.comparison.sources.wandb_api import parse_filters
 
-from .helpers.comparison import environment
-from .helpers.processes import free_port
+from .helpers.processes import free_port, run_script
 from .helpers.wandb_server import KEY, Run, serving
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from hf_clars import UserError
 from hf_clars.comparison.sources import read_sources
 
+if "TERMINAL" in os.environ:  # where `wandb.Api` would ask for a key
+    for number in (0, 2):
+        os.dup2(os.open(os.environ["TERMINAL"], os.O_RDWR), number)
+    sys.stdin = os.fdopen(0)
 for source in sys.argv[1:]:
     try:
         runs, unreadable = read_sources([source])
@@ -57,6 +58,16 @@ SOURCES = {
 }
 
 
+def read(home, *sources: str, base_url: str, key: str = KEY, **more: str) -> list:
+    environment = {
+        "WANDB_MODE": "online",
+        "WANDB_BASE_URL": base_url,
+        **({"WANDB_API_KEY": key} if key else {}),
+        **more,
+    }
+    return [json.loads(line) for line in run_script(SCRIPT, home, *sources, environment=environment).splitlines()]
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """What each of `SOURCES` gave, and what the server was asked for."""
@@ -66,17 +77,8 @@ def answers(tmp_path_factory):
     return dict(zip(SOURCES, printed, strict=True)), server.asked
 
 
-def read(home, *sources: str, base_url: str, key: str = KEY) -> list:
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *sources], cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        env=environment(home, WANDB_MODE="online", WANDB_BASE_URL=base_url, **({"WANDB_API_KEY": key} if key else {})),
-        timeout=200, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
 def test_all_runs_of_all_pages(answers):
+    """Of runs and of histories, whose pages at W&B are 1,000 steps long."""
     (runs, unreadable), asked = answers[0]["all"], answers[1]
     assert unreadable == []
     assert [run["source"] for run in runs] == [f"wandb:me/p/{i}" for i in ("a", "b", "c", "d", "long")]
@@ -86,72 +88,54 @@ def test_all_runs_of_all_pages(answers):
     assert first["name"] == "name of a"
     assert first["config"] == {"optim": "clars", "seed": 0, "total_batch_size": 32}
     assert runs[2]["config"] == {"optim": "lars", "seed": 0, "nested.power": 2}
-    assert [(row["step"], row["images"], row["train/loss"]) for row in first["history"]] == [
-        (1, 32, 1.0), (2, 64, 0.5), (3, 96, pytest.approx(1 / 3)),
+    assert [(row["step"], row["images"], row["train/loss"], row["seconds"]) for row in first["history"]] == [
+        (1, 32, 1.0, 0.0), (2, 64, 0.5, 3.0), (3, 96, pytest.approx(1 / 3), 6.0),
     ]  # fmt: skip
     assert first["history"][2]["eval/accuracy"] == 0.5
-    assert [row["seconds"] for row in first["history"]] == [0.0, 3.0, 6.0]
     assert first["layers"] == {"gamma": {"head.weight": {"2": 0.5}}}
-
-
-def test_a_long_history_comes_whole(answers):
-    """In pages, of which W&B's own are 1,000 steps long."""
-    runs, _ = answers[0]["all"]
     assert [row["step"] for row in runs[-1]["history"]] == list(range(1, 1501))
-    pages = [v["minStep"] for name, v in answers[1] if name == "HistoryPage" and v["run"] == "long"]
+    pages = [v["minStep"] for name, v in asked if name == "HistoryPage" and v["run"] == "long"]
     assert pages[:2] == [0, 1000]
 
 
-def test_the_default_entity_and_one_run(answers):
-    assert answers[0]["default entity"] == answers[0]["all"]
-    assert [run["source"] for run in answers[0]["one"][0]] == ["wandb:me/p/c"]
-
-
-def test_filters_reach_the_server(answers):
-    assert [run["source"] for run in answers[0]["filters"][0]] == ["wandb:me/p/b"]
-    assert [run["source"] for run in answers[0]["tags"][0]] == ["wandb:me/p/c"]
-    sent = [json.loads(v["filters"]) for name, v in answers[1] if name == "Runs"]
+def test_sources_that_are_parts_of_it(answers):
+    said, asked = answers
+    assert said["default entity"] == said["all"]
+    for name, run in (("one", "c"), ("filters", "b"), ("tags", "c")):
+        assert [run["source"] for run in said[name][0]] == [f"wandb:me/p/{run}"]
+    sent = [json.loads(v["filters"]) for name, v in asked if name == "Runs"]
     assert {"config.optim": "clars", "config.seed": 1, "state": "finished"} in sent
     assert {"$and": [{"tags": {"$in": ["x"]}}, {"config.optim": {"$in": ["lars"]}}]} in sent
 
 
-def test_no_run_and_no_project(answers):
-    assert answers[0]["none"].startswith("no run in wandb:me/p?group=other")
-    assert answers[0]["unknown"] == "wandb:me/nothing: Could not find project nothing"
-
-
-def test_a_run_that_cannot_be_read_is_named(answers):
-    runs, (line,) = answers[0]["broken"]
+def test_what_is_not_there_or_cannot_be_read_is_named(answers):
+    said, _ = answers
+    assert said["none"].startswith("no run in wandb:me/p?group=other")
+    assert said["unknown"].startswith("wandb:me/nothing: ")
+    runs, (line,) = said["broken"]
     assert [run["source"] for run in runs] == ["wandb:me/broken/good"]
     assert line.startswith("wandb:me/broken/bad: ")
     assert "is not to be had" in line
 
 
-def test_a_wrong_key(tmp_path):
+def test_a_wrong_key_and_a_server_that_is_not_there(tmp_path):
     with serving({"me/p": RUNS}) as server:
         (line,) = read(tmp_path, "wandb:me/p", base_url=server.address, key="1" * 40)
-    assert line.startswith("wandb:me/p: Failed to verify credentials")
+    assert line.startswith("wandb:me/p: ")
     assert "1" * 40 not in line
-
-
-def test_a_server_that_is_not_there(tmp_path):
     (line,) = read(tmp_path, "wandb:me/p", base_url=f"http://127.0.0.1:{free_port()}")
     assert "cannot be reached (ConnectionError)" in line
 
 
 def test_nobody_is_asked_for_a_key(tmp_path):
-    """On a terminal, where `wandb.Api` would ask."""
     inner, outer = pty.openpty()
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", SCRIPT, "wandb:me/p"],
-            cwd=tmp_path, stdin=outer, stdout=subprocess.PIPE, stderr=outer,
-            env=environment(tmp_path, WANDB_MODE="online", WANDB_BASE_URL="http://127.0.0.1:9"), timeout=60, check=True,
-        )  # fmt: skip
+        terminal = {"TERMINAL": os.ttyname(outer)}
+        (line,) = read(tmp_path, "wandb:me/p", base_url="http://127.0.0.1:9", key="", **terminal)
     finally:
         os.close(outer)
         os.close(inner)
-    assert json.loads(result.stdout) == "wandb:me/p needs a login: `wandb login`, or WANDB_API_KEY"
+    assert line == "wandb:me/p needs a login: `wandb login`, or WANDB_API_KEY"
 
 
 COMPARE = """
@@ -175,19 +159,14 @@ def test_a_report_that_is_refused_and_then_taken(tmp_path):
     other = [Run("left", {"optim": "clars", "seed": 2}, [{"train/loss": 1.0, "train/global_step": 1}])]
     with serving({"me/p": runs[:3] + other, "me/q": runs[3:]}) as server:
         server.refusals = 1
-        result = subprocess.run(
-            [sys.executable, "-c", COMPARE, "wandb:me/p", "wandb:me/q", "--target=0.6", "--wandb-report"],
-            cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=200, check=False,
-            env=environment(tmp_path, WANDB_MODE="online", WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY),
-        )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "error: W&B did not take the report: " in result.stderr
-    assert "permission denied" in result.stderr
-    first, second, _ = result.stdout.split("STATUS")
+        environment = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
+        words = ["wandb:me/p", "wandb:me/q", "--target=0.6", "--wandb-report"]
+        printed = run_script(COMPARE, tmp_path, *words, environment=environment)
+    first, second, _ = printed.split("STATUS")
     assert "clars reaches eval/accuracy" in first
+    assert second.startswith(" 2")  # it was refused
     address = second.splitlines()[-1]
     assert address == f"{server.address}/me/p/reports/eval-accuracy:-2-groups-compared--Vmlldzox"
-    assert second.startswith(" 2")
     given = [variables for name, variables in server.asked if name == "upsertView"][-1]
     assert (given["entityName"], given["projectName"], given["type"]) == ("me", "p", "runs")
     assert given["description"].startswith("clars reaches eval/accuracy ≥ 0.6 first")
@@ -195,10 +174,8 @@ def test_a_report_that_is_refused_and_then_taken(tmp_path):
     assert "| clars | 2 | 0 |" in blocks["markdown-block"]["content"]
     grid = blocks["panel-grid"]["metadata"]
     panels = [panel["config"] for panel in grid["panelBankSectionConfig"]["panels"]]
-    assert [panel["xAxis"] for panel in panels] == [
-        "train/global_step", "train/epoch", "eval/images_seen", "eval/seconds"
-    ]  # fmt: skip
-    assert all(panel["metrics"] == ["eval/accuracy"] for panel in panels)
+    axes = ["train/global_step", "train/epoch", "eval/images_seen", "eval/seconds"]
+    assert [(panel["xAxis"], panel["metrics"]) for panel in panels] == [(axis, ["eval/accuracy"]) for axis in axes]
     found = [(one["name"], one["project"]["name"], one["filters"]["filters"][0]["value"]) for one in grid["runSets"]]
     assert found == [
         ("clars", "p", [ids["clars", 0], ids["clars", 1]]), ("lars", "p", ["c"]), ("lars", "q", [ids["lars", 1]])
@@ -206,26 +183,25 @@ def test_a_report_that_is_refused_and_then_taken(tmp_path):
     assert all(one["grouping"] == [{"section": "config", "name": "optim.value"}] for one in grid["runSets"])
 
 
-def test_filters_of_a_query():
-    assert parse_filters("") == {}
-    assert parse_filters("group=a&group=b") == {"group": {"$in": ["a", "b"]}}
-    assert parse_filters("name=the+run&config.lr=1e-2&config.model=resnet&summary.eval/accuracy=0.5") == {
-        "displayName": "the run", "config.lr": 0.01, "config.model": "resnet", "summary_metrics.eval/accuracy": 0.5,
-    }  # fmt: skip
-    assert parse_filters("config.seed=0&config.seed=1") == {"config.seed": {"$in": [0, 1]}}
-    assert parse_filters('filters={"$or":[{"state":"finished"}]}') == {"$or": [{"state": "finished"}]}
-
-
 @pytest.mark.parametrize(
-    ("query", "message"),
+    ("query", "filters"),
     [
+        ("", {}),
+        ("group=a&group=b", {"group": {"$in": ["a", "b"]}}),
+        ("name=the+run&config.lr=1e-2&config.model=resnet&summary.eval/accuracy=0.5",
+         {"displayName": "the run", "config.lr": 0.01, "config.model": "resnet", "summary_metrics.eval/accuracy": 0.5}),
+        ("config.seed=0&config.seed=1", {"config.seed": {"$in": [0, 1]}}),
+        ('filters={"$or":[{"state":"finished"}]}', {"$or": [{"state": "finished"}]}),
         ("optim=lars", r"no filter 'optim': there are group, state, .*config\.KEY"),
         ("config.=1", "no filter 'config.'"),
         ("state", "filters are key=value&key=value, not 'state'"),
         ("filters=[1]", "no JSON object"),
         ("filters={", "no JSON object"),
     ],
-)
-def test_filters_that_mean_nothing(query, message):
-    with pytest.raises(UserError, match=message):
-        parse_filters(query)
+)  # fmt: skip
+def test_filters_of_a_query(query, filters):
+    if isinstance(filters, dict):
+        assert parse_filters(query) == filters
+    else:
+        with pytest.raises(UserError, match=filters):
+            parse_filters(query)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import TrainerState
 
 from hf_clars.cli import main
 from hf_clars.comparison import tables
@@ -37,6 +38,17 @@ def some_runs() -> list[ComparedRun]:
         for seed in (0, 1, 2)
     ]
     return [*runs, run("lars", 3, [0.2, math.nan], state="diverged"), run("mnag", 4, [0.3], state="failed")]
+
+
+def write_states(folder: Path, accuracies: list[float]) -> None:
+    """What Trainer's own state writes of a training that was evaluated after every epoch of 10 steps."""
+    folder.mkdir(parents=True)
+    state = TrainerState(global_step=10 * len(accuracies), max_steps=10 * len(accuracies))
+    state.log_history = [
+        {"step": 10 * e, "epoch": float(e), "eval_accuracy": accuracy, "eval_loss": 1 - accuracy}
+        for e, accuracy in enumerate(accuracies, 1)
+    ]
+    state.save_to_json(str(folder / "trainer_state.json"))
 
 
 @pytest.fixture
@@ -88,8 +100,13 @@ def page_of(runs: list[ComparedRun], **question) -> tuple[Page, str]:
     return Page(text), text
 
 
-def test_the_page_stands_alone():
-    page, text = page_of(some_runs(), target=0.75)
+@pytest.fixture(scope="module")
+def page() -> tuple[Page, str]:
+    return page_of(some_runs(), target=0.75)
+
+
+def test_the_page_stands_alone(page):
+    page, text = page
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
             if attributes.get(name) is not None:
@@ -109,8 +126,8 @@ def test_the_page_stands_alone():
         assert wanted in text
 
 
-def test_the_page_says_what_was_found():
-    page, text = page_of(some_runs(), target=0.75)
+def test_the_page_says_what_was_found(page):
+    page, text = page
     words = " ".join(" ".join(page.texts).split())
     for said in (
         "clars reaches eval/accuracy ≥ 0.75 first", "1 of 4 of lars", "wandb/run-1: cut short (skipped)",
@@ -204,7 +221,6 @@ def test_settings_called_as_columns_are():
     head, *rows = csv.reader(io.StringIO(tables.groups_csv(comparison)))
     assert head[:4] == ["group", "group", "runs", "runs"]
     assert sorted(row[1:4] for row in rows) == [["x", "x", "2"], ["y", "y", "2"]]
-    Page(report(comparison, ABOUT))
     assert json.loads(tables.to_json(comparison, {}))["groups"][0]["settings"] == {"group": "x", "runs": "x"}
 
 
@@ -294,7 +310,9 @@ def test_the_command_writes_its_files_and_no_others(tmp_path, compare, capsys):
     assert left == (expected | {"mine.txt"}) - {"layers-heat-maps.png", "layers-heat-maps.svg"}
 
 
-@pytest.mark.parametrize(("count", "state"), [(1, "running"), (1, "failed"), (70, "diverged"), (70, "running")])
+@pytest.mark.parametrize(
+    ("count", "state"), [(1, "running"), (70, "diverged"), pytest.param(70, "failed", marks=pytest.mark.slow)]
+)
 def test_a_page_where_no_run_finished(tmp_path, compare, count, state):
     assert compare([run("clars", seed, [0.2, 0.3], state=state) for seed in range(count)], "--out", "report") == 0
     page = Page((tmp_path / "report" / "report.html").read_text())
@@ -310,23 +328,19 @@ def test_an_axis_that_only_a_running_run_knows_is_not_drawn():
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_names_that_an_output_has_no_letters_for(tmp_path, encoding):
-    folder = tmp_path / os.fsdecode(b"\xff")
-    folder.mkdir()
-    log = [{"step": step, "epoch": step, "eval_accuracy": step / 4} for step in (1, 2)]
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+def test_names_that_an_output_has_no_letters_for(tmp_path, monkeypatch, encoding):
+    write_states(tmp_path / os.fsdecode(b"\xff"), [0.25, 0.5])
     (tmp_path / os.fsdecode(b"\xfe.json")).write_text('{"place": ')
-    command = [sys.executable, "-m", "hf_clars", "compare", str(tmp_path), "--out", str(tmp_path / "report")]
-    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
-    result = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert b"\\udcfe.json" in result.stdout
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding, "strict", write_through=True))
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    assert b"\\udcfe.json" in output.getvalue()
     assert "\\udcff" in (tmp_path / "report" / "runs.csv").read_text()
 
 
+@pytest.mark.slow
 def test_who_reads_the_output_may_stop(tmp_path):
-    log = [{"step": step, "epoch": step, "eval_accuracy": step / 4} for step in (1, 2)]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    write_states(tmp_path / "run", [0.25, 0.5])
     command = [sys.executable, "-m", "hf_clars", "compare", str(tmp_path), "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
@@ -357,6 +371,7 @@ def test_without_out_nothing_is_written(tmp_path, compare, capsys):
         ("--target nan", "--target must be finite, got nan"),
         ("--group-by depth", "--group-by depth: no run has that setting; those that differ are optim, seed"),
         ("--group-by ,", "--group-by ',': name settings, as in --group-by optim,total_batch_size"),
+        ("--where eta=1", "--where eta: no run has that setting; those that differ are optim, seed"),
         ("--where optim", "--where optim: write KEY=VALUE or KEY=VALUE,VALUE"),
         ("--where optim=sgd", "--where optim=sgd: no run is left; optim is clars, lars, mnag"),
         ("--layers clars-0", "--layers chooses runs for the pictures: say where to write them with --out"),
@@ -382,19 +397,10 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys, flag, package, extra
 
 
 def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsys):
-    """Of files that Trainer's own state writes."""
-    from transformers import TrainerState
-
     for optim, speed in (("clars", 0.6), ("lars", 0.3)):
         for seed in (0, 1, 2):
             folder = tmp_path / "outputs" / f"{optim}-{seed}"
-            folder.mkdir(parents=True)
-            state = TrainerState(global_step=80, max_steps=80)
-            state.log_history = [
-                {"step": 10 * e, "epoch": float(e), "eval_accuracy": accuracy, "eval_loss": 1 - accuracy}
-                for e, accuracy in enumerate(learning(0.9, speed, seed), 1)
-            ]
-            state.save_to_json(str(folder / "trainer_state.json"))
+            write_states(folder, learning(0.9, speed, seed))
             config = {"optim": optim, "seed": seed, "total_batch_size": 1024}
             (folder / "run.json").write_text(json.dumps({"config": config, "state": "finished"}))
     (tmp_path / "outputs" / "broken").mkdir()

@@ -5,7 +5,6 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ from hf_clars.comparison.runs import ComparedRun
 from hf_clars.comparison.sources import read_sources
 from hf_clars.comparison.sources.rows import History
 
-from .helpers.comparison import environment, points
+from .helpers.comparison import points
+from .helpers.processes import run_script
 
 TRAININGS = """
 import wandb
@@ -56,11 +56,7 @@ def made(tmp_path_factory) -> Path:
     """A folder with `clars/` and `plain/`, which a ClarsTrainer and a plain Trainer left, with `runs/` in them, and
     `wandb/` with the same two."""
     place = tmp_path_factory.mktemp("trainings")
-    result = subprocess.run(
-        [sys.executable, "-c", TRAININGS], cwd=place, env=environment(place), capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=240, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(TRAININGS, place, environment={"WANDB_MODE": "offline"})
     return place
 
 
@@ -212,12 +208,8 @@ def test_which_folders_are_runs(trainings, clars, plain):
     """Folders may be called as those of a search are; W&B's have a date behind it. What a kill leaves is no run."""
     for number, folder in enumerate((clars, plain)):
         folder.rename(trainings / f"run-{number}")
-    for name in (
-        "broken-checkpoint-4",
-        "deleted-checkpoint-4",
-        "deleted-replaced-checkpoint-4",
-        "unfinished-checkpoint",
-    ):
+    killed = [f"{word}-checkpoint-4" for word in ("broken", "deleted", "deleted-replaced")]
+    for name in (*killed, "unfinished-checkpoint"):
         shutil.copytree(trainings / "run-1" / "checkpoint-4", trainings / "run-1" / name)
     shutil.rmtree(trainings / "wandb")
     os.mkfifo(trainings / "pipe.json")
@@ -248,7 +240,7 @@ def test_tensorboards_files(trainings):
     assert points(run, "eval/accuracy", "images")[0] == [64, 128]
     assert (run.name, run.config["optim"], run.config["seed"], run.state) == ("mine", "clars", 7, "finished")
     assert run.history["seconds"].is_monotonic_increasing
-    assert run.history["seconds"][0] < 30
+    assert run.history["seconds"][0] < 3600  # since the training began, not since 1970
     for place in (trainings / "clars" / "runs", next(events.iterdir())):
         assert only(place).history.equals(run.history)
 
@@ -283,10 +275,8 @@ def test_runs_of_one_name_in_tensorboard_stay_apart(tmp_path, where):
         write_events(tmp_path / folder, range(1, 6), 100.0 * number, 1e9 + 1000 * number, args)
     runs, unreadable = read_sources([str(tmp_path)])
     assert unreadable == []
-    assert [(r.name, r.config["seed"], points(r, "train/loss")[1][0]) for r in runs] == [
-        ("mine", 0, 1),
-        ("mine", 1, 101),
-    ]
+    found = [(run.name, run.config["seed"], points(run, "train/loss")[1][0]) for run in runs]
+    assert found == [("mine", 0, 1), ("mine", 1, 101)]
     assert len({run.source for run in runs}) == 2
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hf_clars import UserError
 from hf_clars.comparison.analysis import analyse, ranked
 from hf_clars.comparison.groups import group_names, grouping, mixed, remarks, settings_of, varying, where
-from hf_clars.comparison.runs import VALUES, Question, falls, the_axis, the_metric
+from hf_clars.comparison.runs import Question, falls, the_axis, the_metric
 from hf_clars.comparison.statistics import (
     Interval,
     area,
@@ -184,21 +184,6 @@ def test_the_order_of_runs_changes_nothing(order):
     assert verdict(before) == verdict(after)
 
 
-@given(numbers)
-@settings(max_examples=15, deadline=None)
-def test_a_shifted_metric_shifts_the_values_and_not_the_differences(shift):
-    moved = [
-        replace(one, history=one.history.assign(**{"eval/accuracy": one.history["eval/accuracy"] + shift}))
-        for one in RUNS
-    ]
-    before, after = analyse(RUNS, Question(target=0.75)), analyse(moved, Question(target=0.75 + shift - 1e-9))
-    expected = before.groups.assign(**{f"{value}_mean": before.groups[f"{value}_mean"] + shift for value in VALUES})
-    pd.testing.assert_frame_equal(after.groups, expected, atol=1e-6)
-    assert after.differences.keys() == before.differences.keys()
-    for key, interval in before.differences.items():
-        assert bounds(after.differences[key]) == pytest.approx(bounds(interval), abs=1e-6, nan_ok=True)
-
-
 def test_a_comparison_by_hand():
     runs = [
         run("clars", 0, [0.3, 0.8, 0.9]), run("clars", 1, [0.3, 0.6, 0.8]),
@@ -287,8 +272,6 @@ def test_runs_without_the_metric_are_named():
     assert [line.partition(": left out, it has no ")[::2] for line in left_out] == [
         ("outputs/clars-7", "eval/accuracy"), ("outputs/clars-8", "finite value of eval/accuracy"),
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"--metric eval/f1: no run has it; there is eval/accuracy, train/loss"):
-        the_metric(runs, "eval/f1")
     assert the_metric(runs, "eval_accuracy") == "eval/accuracy"
     with pytest.raises(UserError, match="no run has a finite value"):
         analyse([run("clars", 8, [math.nan])], Question())
@@ -359,8 +342,6 @@ def test_default_groups():
     some = [run(seed=0, warmup_epochs=1), run(seed=0), run(optim=None, seed=0)]
     assert names(some) == ["clars, warmup_epochs=1", "clars", "optim=–"]
     assert "seed" in varying(settings_of(runs))
-    with pytest.raises(UserError, match=r"--group-by optimm: no run has that setting; those that differ are eta"):
-        grouping(runs, ["optimm"])
 
 
 def test_the_same_setting_written_by_different_tools_is_the_same():
@@ -397,7 +378,3 @@ def test_what_differs_within_a_group_begins_with_what_runs_say_differently():
 
 def test_where():
     assert [r.name for r in where(RUNS, {"optim": ["clars"], "seed": ["0", "2.0"]})] == ["clars-0", "clars-2"]
-    with pytest.raises(UserError, match="--where eta: no run has that setting; those that differ are optim, seed"):
-        where(RUNS, {"eta": ["1"]})
-    with pytest.raises(UserError, match="--where optim=sgd: no run is left; optim is clars, lars, mnag"):
-        where(RUNS, {"optim": ["sgd"]})

@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import zlib
 
 import numpy as np
 import pytest
@@ -25,6 +24,8 @@ from hf_clars.data import (
 )
 from hf_clars.data.batches import IGNORED_LABEL
 from hf_clars.trainer.metrics import accuracies
+
+from .helpers.data_files import huge
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with few cores
 
@@ -60,14 +61,6 @@ def test_a_batch_is_uint8_images_and_int64_labels():
     assert batch["labels"].tolist() == [3, 9]
     assert batch["labels"].dtype == torch.int64
     assert skipped(batch) == {}
-
-
-def huge() -> bytes:
-    """A PNG whose header promises more pixels than anybody wants to decode."""
-    data = bytearray(PNG)
-    data[16:24] = (20_000).to_bytes(4) * 2
-    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4)
-    return bytes(data)
 
 
 X = "image x.jpg with label 1"
@@ -175,15 +168,6 @@ ORIENTED[0x0112] = 6  # turn right by 90° to see it upright
 SIXTEEN_BIT = PILImage.fromarray(np.full((6, 10), 0x8040, np.uint16))
 
 
-@pytest.fixture(params=["torchcodec", "Pillow"])
-def decoder(request, monkeypatch) -> None:
-    """With the optional decoder and without it."""
-    if request.param == "Pillow":
-        monkeypatch.setattr("hf_clars.data.transforms._torchcodec", lambda: None)
-    else:
-        pytest.importorskip("torchcodec")
-
-
 @pytest.mark.parametrize(
     ("image", "colour"),
     [
@@ -237,7 +221,7 @@ def test_both_decoders_see_the_same_photographs(shared_data, monkeypatch):
     split = load_dataset(str(shared_data / "imagenet_sample"), split="validation", streaming=True)
     photographs = [e["image"] for e in split.cast_column("image", Image(decode=False))]
     fast = [decode_image(photograph) for photograph in photographs]
-    monkeypatch.setattr("hf_clars.data.transforms._torchcodec", lambda: None)
+    monkeypatch.setattr("hf_clars.data.transforms.torchcodec", lambda: None)
     assert all(torch.equal(a, decode_image(p)) for a, p in zip(fast, photographs, strict=True))
 
 

@@ -19,13 +19,9 @@ from hf_clars.data import ImageCollator, decode_image, eval_transform, open_sour
 from hf_clars.data.batches import IGNORED_LABEL
 from hf_clars.data.labels import label_number
 
-from .test_data_sources import examples_of, png
+from .helpers.data_files import examples_of, png
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 # --- images whose tags are damaged -------------------------------------------------------------------------------
 
@@ -56,13 +52,7 @@ def damaged_tags(draw) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", SAVE)
-@pytest.mark.parametrize("with_torchcodec", [True, False])
-def test_damaged_tags_leave_the_pixels(file_format, with_torchcodec, monkeypatch):
-    if with_torchcodec:
-        pytest.importorskip("torchcodec")
-    else:
-        monkeypatch.setattr("hf_clars.data.transforms._torchcodec", lambda: None)
-
+def test_damaged_tags_leave_the_pixels(decoder, file_format):
     def decoded(tags: bytes) -> torch.Tensor:
         file = io.BytesIO()
         PIXELS.save(file, file_format, **SAVE[file_format], **({"exif": tags} if tags else {}))

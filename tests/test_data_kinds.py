@@ -19,23 +19,12 @@ from hf_clars import UserError
 from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.tars import TarChunks
 
-from .test_data_sources import examples_of, png, red, write_images
+from .helpers.data_files import examples_of, png, red, write_images, write_members
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def write_members(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def found(chunks) -> list[tuple[str, bytes, str | None]]:

@@ -1,7 +1,6 @@
 """The recipe on data as people have them: what it learns is what it is evaluated on."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,11 @@ from PIL import Image
 
 from hf_clars.cli import train
 
-from .test_data_kinds import write_members
-from .test_recipe import config
+from .helpers.data_files import write_members
+from .helpers.recipe import config, metrics_of
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 CLASSES = ("ant", "bee", "cow", "dog")
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def picture(label: int, number: int) -> bytes:
@@ -58,5 +53,4 @@ def test_a_class_alone_in_the_evaluation_is_recognised(tmp_path, write):
         **write(tmp_path / "data"),
     }  # fmt: skip
     assert train(config(tmp_path, tmp_path / "data", **options)) == 0
-    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
-    assert results["eval_accuracy"] > 0.9
+    assert metrics_of(tmp_path)["eval_accuracy"] > 0.9

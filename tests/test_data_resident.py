@@ -28,7 +28,7 @@ from hf_clars.image_classification.recipe import ImageTrainer
 from hf_clars.trainer.metrics import accuracies, best_classes
 
 from .helpers.processes import Training
-from .test_recipe import config
+from .helpers.recipe import config
 
 CPU = torch.device("cpu")
 

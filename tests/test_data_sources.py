@@ -1,61 +1,23 @@
 """Where examples come from: Parquet, image folders, WebDataset and the Hub, and what goes wrong there."""
 
-import io
 import json
 import os
 import pickle
-import subprocess
-import sys
-import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from hf_clars import UserError
-from hf_clars.data import decode_image, open_source
+from hf_clars.data import TrainStream, decode_image, open_source
 
+from .helpers.data_files import examples_of, png, red, write_images, write_parquet, write_tar
+from .helpers.scripts import run_python, without
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def png(red: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (red, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_parquet(path: Path, labels: pa.Array, image: str = "image", label: str = "label") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = pa.array(
-        [{"bytes": png(row), "path": None} for row in range(len(labels))],
-        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-    )
-    pq.write_table(pa.table({image: images, label: labels}), path, row_group_size=4)
-
-
-def write_tar(path: Path, labels: range, label=lambda number: str(number % 2)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for row, number in enumerate(labels):
-            for name, data in ((f"{row:04d}.png", png(number)), (f"{row:04d}.cls", label(number).encode())):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-
-
-def write_images(folder: Path, **numbers: int) -> None:
-    for name, number in numbers.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(number):
-            (folder / name / f"{i}.png").write_bytes(png(i))
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture
@@ -64,14 +26,6 @@ def parquet(tmp_path) -> Path:
     write_parquet(tmp_path / "train-00001-of-00002.parquet", pa.array(range(6)))
     write_parquet(tmp_path / "test-00000-of-00001.parquet", pa.array(range(3)))
     return tmp_path
-
-
-def examples_of(source) -> list[dict]:
-    return [example for number in range(len(source.chunks.sizes)) for example in source.chunks.read(number)]
-
-
-def red(example: dict) -> int:
-    return int(decode_image(example["image"])[0, 0, 0])
 
 
 def test_parquet(parquet):
@@ -131,15 +85,21 @@ def test_webdataset(tmp_path):
 
 
 def test_image_folders(tmp_path):
-    write_images(tmp_path / "train", cat=3, dog=4)
-    write_images(tmp_path / "val", cat=1, dog=2)
+    """All classes mixed; labels are those of the training split."""
+    write_images(tmp_path / "train", ant=40, bee=40, cow=40)
+    write_images(tmp_path / "val", ant=1, cow=2)
     source = open_source(str(tmp_path), "train")
-    assert (source.num_examples, source.class_names) == (7, ["cat", "dog"])
-    examples = examples_of(source)
-    labels = {example["image"]["path"].split(os.sep)[-2]: example["label"] for example in examples}
-    assert labels == {"cat": 0, "dog": 1}
-    assert len(examples) == 7
-    assert [row["label"] for row in open_source(str(tmp_path), "validation").table()] == [0, 1, 1]
+    assert (source.num_examples, source.class_names) == (120, ["ant", "bee", "cow"])
+    labels = {example["image"]["path"].split(os.sep)[-2]: example["label"] for example in examples_of(source)}
+    assert labels == {"ant": 0, "bee": 1, "cow": 2}
+    train = TrainStream(source.chunks, total_batch_size=120, seed=0, shuffle_buffer=8)
+    order = [train[i]["label"] for i in range(120)]
+    assert len(set(order[:20])) == 3
+    assert sorted(order) == [0] * 40 + [1] * 40 + [2] * 40
+    assert "bee" in source.chunks.name(41)
+    assert [row["label"] for row in open_source(str(tmp_path), "validation").table()] == [0, 2, 2]
+    with pytest.raises(UserError, match="label 2 of row 80 in split 'train' is outside the 2 classes"):
+        source.check_labels(2)
 
 
 def test_the_bundled_images(fashion_mnist):
@@ -164,19 +124,28 @@ def test_a_label_outside_the_classes_is_found_before_training(tmp_path, label):
         source.check_labels(10)
 
 
-def test_what_is_not_there_is_an_error(parquet, tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        open_source(str(tmp_path / "missing"), "train")
-    with pytest.raises(UserError, match="no such folder"):
-        open_source("./missing", "train")
-    with pytest.raises(UserError, match="has no split 'extra': it has train, test"):
-        open_source(str(parquet), "extra")
+def test_what_is_not_there_or_cannot_be_read_is_an_error(parquet, tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="the folder is empty"):
-        open_source(str(tmp_path / "nothing"), "train")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "train.parquet").write_bytes(b"no Parquet at all")
     write_parquet(tmp_path / "empty" / "train.parquet", pa.array([], pa.int64()))
-    with pytest.raises(UserError, match="split 'train' is empty"):
-        open_source(str(tmp_path / "empty"), "train")
+    write_parquet(tmp_path / "words" / "train.parquet", pa.array(["cat", "dog"]))
+    for name, split, message in (
+        (tmp_path / "missing", "train", "no such folder"),
+        ("./missing", "train", "no such folder"),
+        (parquet, "extra", "has no split 'extra': it has train, test"),
+        (tmp_path / "nothing", "train", "the folder is empty"),
+        (tmp_path / "empty", "train", "split 'train' is empty"),
+        (tmp_path / "damaged", "train", "cannot be read: "),
+        (tmp_path / "damaged" / "train.parquet", "train", "a file, not a folder"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            open_source(str(name), split)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="label cat of row 0"):
+        open_source(str(tmp_path / "words"), "train").check_labels(10)
+    with pytest.raises(UserError, match="'other'"):
+        open_source(str(tmp_path / "words"), "train", config="other")
 
 
 # --- the Hub -----------------------------------------------------------------------------------------------------
@@ -209,18 +178,15 @@ def hub():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_said_in_one_line_without_the_token(hub, tmp_path):
     script = (
         "import sys\nfrom hf_clars import UserError\nfrom hf_clars.data import open_source\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        open_source(name, 'train')\n    except UserError as error:\n        print(error)"
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    run = subprocess.run(
-        [sys.executable, "-c", script, "someone/gated", "someone/unknown"],
-        env={**clean, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret", "HF_ENDPOINT": hub},
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+    environment = without("HF_", HF_HOME=str(tmp_path), HF_TOKEN="hf_secret", HF_ENDPOINT=hub)
+    run = run_python("-c", script, "someone/gated", "someone/unknown", environment=environment)
     assert run.stdout.splitlines() == [
         "dataset 'someone/gated' is gated: accept its terms on https://huggingface.co/datasets/someone/gated, then run "
         "`hf auth login` (or set HF_TOKEN)",

@@ -15,26 +15,11 @@ from torch.utils.data import DataLoader
 
 from hf_clars import UserError
 from hf_clars.data import TrainStream, open_source
-from hf_clars.data.chunks import Chunks
 from hf_clars.data.order import Order
 
+from .helpers.streams import Numbered
+
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with few cores
-
-
-class Numbered(Chunks):
-    """Chunks of examples that are numbered through; counts what is read."""
-
-    def __init__(self, *sizes: int) -> None:
-        self.sizes = np.array(sizes, np.int64)
-        self.read_chunks: list[int] = []
-
-    def read(self, number):
-        self.read_chunks.append(number)
-        first = int(self.sizes[:number].sum())
-        return [{"image": None, "label": first + row} for row in range(int(self.sizes[number]))]
-
-    def name(self, number):
-        return f"chunk {number}"
 
 
 def stream(*sizes: int, batch: int = 8, **options) -> TrainStream:
@@ -252,8 +237,8 @@ class Failing(Numbered):
             raise ConnectionError("reset by peer")
         return super().read(number)
 
-    def _may_pass(self, number, error):
-        return isinstance(error, ConnectionError)
+    def is_far(self, number):
+        return True
 
 
 def test_nothing_can_be_read(monkeypatch):

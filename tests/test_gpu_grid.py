@@ -1,20 +1,17 @@
 """The grid of CIFAR-10 at B = 8192 that is meant for a GPU: its order, and that each of its runs works, on this CPU."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from hf_clars import TimmForImageClassification
-from hf_clars.cli import main
+from hf_clars.cli import main, train
 from hf_clars.experiments import Runner, read_sweep
 
-from .test_recipe import config, train, write_parquet
+from .helpers.recipe import RECIPES, assert_same, config, result, write_splits
+from .helpers.scripts import run_python
+from .helpers.sweeps import command
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 GRID, RATES = (RECIPES / "sweeps" / name for name in ("cifar10_8192.yaml", "cifar10_8192_rates.yaml"))
 METHODS = ["clars", "lars_warmup", "lars", "mnag", "clars_subset", "clars_micro_batch", "clars_authors"]
 NETWORKS = ["resnet56_cifar", "vgg11_bn_cifar"]
@@ -68,48 +65,36 @@ def test_the_list_needs_no_gpu(tmp_path, capsys):
             Runner(tmp_path, tmp_path).check(read_sweep(GRID).runs({"seed": ["0"]}))
 
 
+@pytest.mark.slow
 def test_the_fork_server_does_not_touch_cuda():
     """CUDA cannot be used in a fork of a process that has asked it for anything, and runs are such forks."""
     code = """
 import torch
 asked = []
-for module, name in ((torch._C, "_cuda_getDeviceCount"), (torch._C, "_cuda_init"), (torch.cuda, "is_available"),
-                     (torch.cuda, "device_count"), (torch.cuda, "_lazy_init")):
-    if hasattr(module, name):
-        setattr(module, name, lambda *a, name=name, f=getattr(module, name), **k: (asked.append(name), f(*a, **k))[1])
+for name in ("is_available", "device_count", "init", "current_device", "get_device_properties"):
+    real = getattr(torch.cuda, name)
+    setattr(torch.cuda, name, lambda *a, name=name, real=real, **k: (asked.append(name), real(*a, **k))[1])
 torch.cuda.is_available()
-assert asked, "the names have changed"
-asked.clear()
+assert asked.pop() == "is_available"
 import hf_clars.image_classification.recipe, hf_clars.cli, hf_clars.experiments.processes
 assert not asked, asked
+assert not torch.cuda.is_initialized()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python("-c", code)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", [GRID, RATES], ids=lambda file: file.stem)
 def test_every_run_takes_a_step_on_this_cpu(tmp_path, capsys, file):
     """Narrow networks and few images; otherwise as they are, bfloat16 and data on the device included."""
-    write_parquet(tmp_path / "data" / "cifar10", {"train": 64, "test": 16})
+    write_splits(tmp_path / "data" / "cifar10", {"train": 64, "test": 16})
     tiny = [
         "use_cpu=true", "total_batch_size=64", "per_device_train_batch_size=32", "per_device_eval_batch_size=16",
         "max_steps=1", "model_kwargs={width: 2}", "save_steps=1", "layer_statistics_steps=1", "max_nonfinite_steps=0",
     ]  # fmt: skip
     only = ["--only", "seed=0"] if file == GRID else []
-    command = [
-        "sweep",
-        str(file),
-        "--results",
-        f"{tmp_path}/r",
-        "--work",
-        f"{tmp_path}/w",
-        "--threads",
-        "1",
-        "--jobs",
-        "2",
-    ]
-    assert main([*command, "--data_dir", f"{tmp_path}/data", *only, "--set", *tiny]) == 0, capsys.readouterr()
+    words = command("sweep", file, tmp_path, "--jobs", "2", "--data_dir", f"{tmp_path}/data", *only, "--set", *tiny)
+    assert main(words) == 0, capsys.readouterr()
     results = [json.loads(path.read_text()) for path in (tmp_path / "r" / f"sweep-{file.stem}").glob("*.json")]
     assert len(results) == (14 if file == GRID else 16)
     assert {result["state"] for result in results} == {"finished"}
@@ -126,22 +111,13 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_were_not(tmp_path, fashion_mnis
         "model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 16, "augmentation": "random_crop",
         "data_on_device": True, "bf16": True, "optim": "clars", "mode": mode, "train_examples": 256,
         "eval_examples": 32, "eval_split": "test", "total_batch_size": 64, "per_device_train_batch_size": 16,
-        "norm_samples": 16, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch",
-        "logging_strategy": "steps", "logging_steps": 1, "layer_statistics_steps": 0,
+        "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch",
+        "logging_strategy": "steps", "logging_steps": 1, "layer_statistics_steps": 1,
     }  # fmt: skip
+    options |= {"norm_samples": 16} if mode == "subset" else {}
     flags = config(tmp_path, fashion_mnist, **options)
-    run = tmp_path / "run"
-
-    def outcome() -> tuple[list, dict]:
-        log = json.loads((run / "trainer_state.json").read_text())["log_history"]
-        return [(e["step"], e["loss"]) for e in log if "loss" in e], TimmForImageClassification.from_pretrained(
-            run
-        ).state_dict()
-
     assert train(flags) == 0
-    losses, weights = outcome()
-    assert len(losses) == 8
-    assert train([*flags, "--resume_from_checkpoint", str(run / "checkpoint-3")]) == 0
-    losses_again, weights_again = outcome()
-    assert losses_again == losses
-    assert all(torch.equal(weights[key], weights_again[key]) for key in weights)
+    whole = result(tmp_path)
+    assert len([row for row in whole[1] if "loss" in row]) == 8
+    assert train([*flags, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-3")]) == 0
+    assert_same(result(tmp_path), whole)

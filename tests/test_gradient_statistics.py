@@ -1,20 +1,14 @@
-"""GradientStatisticsCallback: unbiased estimates, exact numbers, and a training that does not notice it.
+"""GradientStatisticsCallback: unbiased estimates, exact numbers, and a training that does not notice it."""
 
-Run as a program it is one process of the multi-process tests: OUTPUT (PER_DEVICE_BATCH | "sharded") ACCUMULATION.
-"""
-
+import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -30,23 +24,29 @@ from hf_clars import (
     formulas,
 )
 from hf_clars.statistics.noise_scale import noise_statistics
-from hf_clars.trainer.callbacks.own_norms import OwnNorms
+from hf_clars.trainer.callbacks.gradient_statistics import MeasuredGradient
+from hf_clars.trainer.measuring import OwnNorms
 from hf_clars.trainer.seams import calling_trainer
 
+from .helpers import processes
 from .helpers.models import Classifier, dataset
+from .helpers.processes import run_script
+from .helpers.slow import slow_but
 from .helpers.wandb_files import offline_runs
-from .test_tracking import run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
 
 
+QUIET = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+
+
 def arguments(folder, **options) -> TrainingArguments:
-    defaults = {
-        "learning_rate": 0.01, "per_device_train_batch_size": 16, "max_steps": 3, "report_to": [], "use_cpu": True,
-        "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
-    }  # fmt: skip
+    defaults = {**QUIET, "learning_rate": 0.01, "per_device_train_batch_size": 16, "max_steps": 3}
     return TrainingArguments(output_dir=str(folder), **{**defaults, **options})
+
+
+def clars_arguments(folder, **options) -> ClarsTrainingArguments:
+    return ClarsTrainingArguments(str(folder), learning_rate=1.0, total_batch_size=16, **{**QUIET, **options})
 
 
 def classifier() -> Classifier:
@@ -54,12 +54,17 @@ def classifier() -> Classifier:
     return Classifier().double()
 
 
-def train(folder, model=None, *, callback=None, data=DATA, trainer_class=Trainer, **options):
+def train(folder, model=None, *, callback=None, more=(), data=DATA, trainer_class=Trainer, resume=None, **options):
     callback = GradientStatisticsCallback(every=1) if callback is None else callback
+    of_trainer = {"compute_loss_func": options.pop("compute_loss_func", None)}
     trainer = trainer_class(
-        model or classifier(), arguments(folder, **options), train_dataset=data, callbacks=[callback]
+        model or classifier(),
+        arguments(folder, **options),
+        train_dataset=data,
+        callbacks=[callback, *more],
+        **of_trainer,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -114,6 +119,7 @@ class Inner(nn.Module):
         return {"loss": self.layer(z).mean()}
 
 
+@pytest.mark.slow  # what its parts imply
 def test_a_known_gaussian_gradient_is_found(tmp_path):
     z, gradient, noise = gaussian(32_000)
     callback = GradientStatisticsCallback(every=1, smoothing=0)
@@ -167,9 +173,11 @@ def assert_first_is_expected(folder, model: nn.Module, bias_and_norm: bool = Tru
         assert first["layers"][name] == pytest.approx(layer, rel=1e-6)
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-3, 1.0])
-@pytest.mark.parametrize("size", [16, 4])
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "lars"])
+FAST = {("adamw_torch", 16, 1e-3), ("sgd", 4, 0.0), ("lars", 4, 1.0)}
+CASES = itertools.product(("adamw_torch", "sgd", "lars"), (16, 4), (0.0, 1e-3, 1.0))
+
+
+@pytest.mark.parametrize(("optim", "size", "max_grad_norm"), slow_but(FAST, CASES))
 def test_numbers_are_those_of_a_loop_of_batch_1(tmp_path, optim, size, max_grad_norm):
     options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
     trainer = train(tmp_path, optim=optim, max_grad_norm=max_grad_norm, **options)
@@ -191,16 +199,16 @@ def test_the_norms_of_clars_are_used(tmp_path, bias_and_norm):
     PerSampleNorms.detach_all(trainer.model)
 
 
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "layer_statistics.jsonl").read_text().splitlines()]
+
+
 def test_in_clars_trainer(tmp_path):
-    args = ClarsTrainingArguments(
-        str(tmp_path), learning_rate=1.0, total_batch_size=16, per_device_train_batch_size=4, max_steps=2, report_to=[],
-        use_cpu=True, disable_tqdm=True, save_strategy="no", logging_steps=1, layer_statistics_steps=1,
-    )  # fmt: skip
+    args = clars_arguments(tmp_path, per_device_train_batch_size=4, max_steps=2, layer_statistics_steps=1)
     callback = GradientStatisticsCallback(every=1)
     ClarsTrainer(classifier(), args, train_dataset=DATA, callbacks=[callback]).train()
     assert_first_is_expected(tmp_path, classifier(), False)
-    lines = (tmp_path / "layer_statistics.jsonl").read_text().splitlines()
-    for one, other in zip(records(tmp_path), map(json.loads, lines), strict=True):
+    for one, other in zip(records(tmp_path), lines(tmp_path), strict=True):
         for name, layer in one["layers"].items():
             factor = other["layers"][name]["variance_factor"]
             assert layer["gradient_variance_factor"] == pytest.approx(factor, rel=1e-6)
@@ -208,16 +216,11 @@ def test_in_clars_trainer(tmp_path):
 
 def test_beside_layer_statistics_at_other_steps(tmp_path):
     """Both look at gradients before they are clipped; each at its own steps, and nothing is left behind."""
-    args = ClarsTrainingArguments(
-        str(tmp_path), learning_rate=1.0, total_batch_size=16, per_device_train_batch_size=16, max_steps=10,
-        use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", layer_statistics_steps=2,
-    )  # fmt: skip
-    callbacks = [GradientStatisticsCallback(every=3)]
-    trainer = ClarsTrainer(classifier(), args, train_dataset=DATA, callbacks=callbacks)
+    args = clars_arguments(tmp_path, per_device_train_batch_size=16, max_steps=6, layer_statistics_steps=2)
+    trainer = ClarsTrainer(classifier(), args, train_dataset=DATA, callbacks=[GradientStatisticsCallback(every=3)])
     trainer.train()
-    lines = (tmp_path / "layer_statistics.jsonl").read_text().splitlines()
-    assert [r["step"] for r in records(tmp_path)] == [3, 6, 9]
-    assert [json.loads(line)["step"] for line in lines] == [1, 3, 5, 7, 9]
+    assert [r["step"] for r in records(tmp_path)] == [3, 6]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 5]
     assert "clip_grad_norm_" not in vars(trainer.accelerator)
 
 
@@ -225,9 +228,7 @@ def test_a_loss_normalised_over_the_whole_step(tmp_path):
     def loss(outputs, labels, num_items_in_batch=None):
         return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
-    args = arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
-    callback = GradientStatisticsCallback(every=1)
-    Trainer(classifier(), args, train_dataset=DATA, compute_loss_func=loss, callbacks=[callback]).train()
+    train(tmp_path, compute_loss_func=loss, per_device_train_batch_size=4, gradient_accumulation_steps=4)
     assert_first_is_expected(tmp_path, classifier())
 
 
@@ -272,14 +273,8 @@ def test_averages_are_kept_apart_and_survive_a_checkpoint(tmp_path):
 
     train(tmp_path / "raw", callback=callback(0), **options)
     train(tmp_path / "whole", callback=callback(0.5), **options)
-    cut = Trainer(
-        classifier(), arguments(tmp_path / "cut", **options), train_dataset=DATA, callbacks=[callback(0.5), Stop()]
-    )
-    cut.train()
-    resumed = Trainer(
-        classifier(), arguments(tmp_path / "cut", **options), train_dataset=DATA, callbacks=[callback(0.5)]
-    )
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    train(tmp_path / "cut", callback=callback(0.5), more=[Stop()], **options)
+    train(tmp_path / "cut", callback=callback(0.5), resume=str(tmp_path / "cut" / "checkpoint-2"), **options)
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
     gradient = noise = weight = 0.0
@@ -296,9 +291,7 @@ def test_averages_are_kept_apart_and_survive_a_checkpoint(tmp_path):
 def test_a_checkpoint_that_knows_no_such_callback(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1}
     Trainer(classifier(), arguments(tmp_path, max_steps=1, **options), train_dataset=DATA).train()
-    callback = GradientStatisticsCallback(every=1)
-    trainer = Trainer(classifier(), arguments(tmp_path, **options), train_dataset=DATA, callbacks=[callback])
-    trainer.train(resume_from_checkpoint=True)
+    train(tmp_path, resume=True, **options)
     assert [r["step"] for r in records(tmp_path)] == [2, 3]
 
 
@@ -389,93 +382,75 @@ def test_a_last_batch_of_one_sample_is_passed_over(tmp_path):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def main(folder: str, size: str, accumulation: str) -> None:
-    torch.set_num_threads(1)
-    if size == "sharded":
-        sharded_step(folder)
-    else:
-        train(folder, per_device_train_batch_size=int(size), gradient_accumulation_steps=int(accumulation))
-
-
-def sharded_step(folder: str) -> None:
-    """One measured step of FSDP2, which accelerate wants a GPU for, on a stand-in for the Trainer."""
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    model = classifier()
+def in_two(rank: int, folder: Path) -> None:
+    """A training by two processes; and a measured step of FSDP2, which accelerate wants a GPU for."""
+    train(folder / "two", per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    model, mine = classifier(), DATA[rank::2]
     for layer in (model.conv, model.head, model):
-        fully_shard(layer, mesh=init_device_mesh("cpu", (world,)))
-    callback = GradientStatisticsCallback(every=1)
-    callback._trainer = SimpleNamespace(accelerator=SimpleNamespace(scaler=None))
-    callback._norms = PerSampleNorms(model)
-    for i, part in enumerate([DATA[rank::world][:4], DATA[rank::world][4:]]):
-        model.set_requires_gradient_sync(i == 1)
-        images = torch.stack([e["pixel_values"] for e in part])
-        (model(images, torch.tensor([e["labels"] for e in part]))["loss"] / 2).backward()
-    callback._measure()
-    names, samples, squares = callback._pending
+        fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    with PerSampleNorms(model) as norms:
+        for i, part in enumerate([mine[:4], mine[4:]]):
+            model.set_requires_gradient_sync(i == 1)
+            images = torch.stack([e["pixel_values"] for e in part])
+            (model(images, torch.tensor([e["labels"] for e in part]))["loss"] / 2).backward()
+        names, samples, squares = MeasuredGradient.of(norms, None)
     whole, layers = noise_statistics(squares, samples, names, {}, 0)
     if rank == 0:
-        Path(folder).mkdir()
+        (folder / "sharded").mkdir()
         record = {"step": 1, "samples": samples, "model": whole, "layers": layers}
-        (Path(folder) / "gradient_statistics.jsonl").write_text(json.dumps(record) + "\n")
-    dist.destroy_process_group()
+        (folder / "sharded" / "gradient_statistics.jsonl").write_text(json.dumps(record) + "\n")
 
 
-def launch(folder: Path, *rest: str) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "tests.test_gradient_statistics", str(folder), *rest,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
-def test_two_processes_are_one(tmp_path):
-    launch(tmp_path / "two", "4", "2")
+def test_two_processes_and_two_shards_are_one_process(tmp_path):
+    processes.by_two(in_two, tmp_path)
     assert_first_is_expected(tmp_path / "two", classifier())
-    main(str(tmp_path / "one"), "8", "2")
+    assert_first_is_expected(tmp_path / "sharded", classifier())
+    train(tmp_path / "one", per_device_train_batch_size=8, gradient_accumulation_steps=2)
     for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
         assert a["model"] == pytest.approx(b["model"], rel=1e-5)
-
-
-def test_two_fsdp2_shards_are_one(tmp_path):
-    launch(tmp_path / "sharded", "sharded", "2")
-    assert_first_is_expected(tmp_path / "sharded", classifier())
 
 
 # --- reporters -------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, sys
+import os
 os.environ["WANDB_MODE"] = "offline"
 from transformers import Trainer, TrainingArguments
-from hf_clars import GradientStatisticsCallback
+from hf_clars import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback
 from tests.helpers.models import Classifier, dataset
 
 args = TrainingArguments(
-    "run", report_to=sys.argv[1:], per_device_train_batch_size=32, num_train_epochs=2, logging_steps=1, use_cpu=True,
+    "run", report_to="wandb", per_device_train_batch_size=32, num_train_epochs=2, logging_steps=1, use_cpu=True,
     save_strategy="no", disable_tqdm=True, run_name="offline test",
 )
 Trainer(Classifier(), args, train_dataset=dataset(64), callbacks=[GradientStatisticsCallback(every=2)]).train()
 """
 
 
+@pytest.mark.slow
 def test_wandb(tmp_path):
-    run_script(SCRIPT, tmp_path, "wandb")
+    run_script(SCRIPT, tmp_path)
     (written,) = offline_runs(tmp_path)
     keys = {key for row in written.history for key in row}
     assert {"train/loss", "train/gradient_variance_factor"} <= keys
-    assert {f"layers/gradient_variance_factor/{name}" for name in ("conv.weight", "head.weight")} <= keys
-    assert "layer panels/M_k" in {key.partition("_table")[0] for key in keys}
+    assert {f"gradients/gradient_variance_factor/{name}" for name in ("conv.weight", "head.weight")} <= keys
+    assert "gradient panels/M_k" in {key.partition("_table")[0] for key in keys}
 
 
-def test_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+@pytest.mark.slow
+def test_wandb_beside_the_layer_statistics_of_clars(tmp_path):
+    ours = SCRIPT.replace("TrainingArguments(", "ClarsTrainingArguments(layer_statistics_steps=1, output_dir=")
+    run_script(ours.replace("Trainer(Classifier", "ClarsTrainer(Classifier"), tmp_path)
+    (written,) = offline_runs(tmp_path)
+    keys = {key.partition("_table")[0] for row in written.history for key in row}
+    assert {"layers/variance_factor/head.weight", "gradients/gradient_variance_factor/head.weight"} <= keys
+    assert {"layer panels/M_k", "gradient panels/M_k"} <= keys
 
-    run_script(SCRIPT, tmp_path, "tensorboard")
+
+def test_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    callback = GradientStatisticsCallback(every=2)
+    train(tmp_path, callback=callback, report_to="tensorboard", max_steps=4)
     (file,) = tmp_path.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     assert [e.step for e in events.Scalars("train/gradient_variance_factor")] == [2, 4]
@@ -485,16 +460,13 @@ def test_tensorboard(tmp_path):
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, math.nan, "ten", None])
-def test_every_must_be_a_count(every):
-    with pytest.raises(UserError, match=r"^every must be a whole number of at least 1, got "):
-        GradientStatisticsCallback(every=every)
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 1, 1.0, math.nan, math.inf, "much"])
-def test_smoothing_must_be_a_share(smoothing):
-    with pytest.raises(UserError, match=r"^smoothing must be in \[0, 1\), got "):
-        GradientStatisticsCallback(smoothing=smoothing)
+def test_every_must_be_a_count_and_smoothing_a_share():
+    for every in (0, -1, 1.5, math.nan, "ten", None):
+        with pytest.raises(UserError, match=r"^every must be a whole number of at least 1, got "):
+            GradientStatisticsCallback(every=every)
+    for smoothing in (-0.1, 1, 1.0, math.nan, math.inf, "much"):
+        with pytest.raises(UserError, match=r"^smoothing must be in \[0, 1\), got "):
+            GradientStatisticsCallback(smoothing=smoothing)
 
 
 def test_trainings_that_have_no_noise_scale(tmp_path):
@@ -519,7 +491,3 @@ def test_what_cannot_be_measured_is_said_once():
     with pytest.warns(UserWarning, match=r"leaves out 1 parameter\(s\) that cannot be measured, such as a: why"):
         norms.warn_of({"a": "why"})
     norms.warn_of({"a": "why"})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

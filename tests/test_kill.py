@@ -1,21 +1,18 @@
 """SIGKILL at random moments, again and again: the run that goes on is the run that was never cut off."""
 
-import json
 import random
 import signal
 from collections import Counter
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from .helpers.processes import PHASES, Training
-from .test_recipe import config, write_parquet
+from .helpers.recipe import assert_same, config, newest, result, write_splits
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_parquet(tmp_path_factory.mktemp("images"), {"train": 100, "validation": 30})
+    return write_splits(tmp_path_factory.mktemp("images"), {"train": 100, "validation": 30})
 
 
 OPTIONS = {
@@ -25,29 +22,9 @@ OPTIONS = {
     "per_device_train_batch_size": 8, "resume_from_checkpoint": "auto", "layer_statistics_steps": 5,
     "model_kwargs": {"channels": [4, 4, 4, 4], "stem_width": 4, "drop_rate": 0.2},
 }  # fmt: skip
-TIMES = ("runtime", "per_second", "seconds", "flos")
-
-
-def result(folder) -> tuple[dict[str, torch.Tensor], list[dict], list[str]]:
-    """Weights, everything logged but times, and the layer statistics."""
-    run = folder / "run"
-    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    logged = [{k: v for k, v in entry.items() if not any(t in k for t in TIMES)} for entry in history]
-    return load_file(run / "model.safetensors"), logged, (run / "layer_statistics.jsonl").read_text().splitlines()
-
-
-def assert_same(a, b) -> None:
-    assert all(torch.equal(a[0][name], b[0][name]) for name in a[0])
-    assert a[1] == b[1]
-    assert a[2] == b[2]
-
-
-def newest(folder) -> int:
-    return max((int(p.name.partition("-")[2]) for p in (folder / "run").glob("checkpoint-*")), default=0)
 
 
 def run(folder, images, world_size: int = 1, strike: tuple[float, float] = (-1, 0), **changes) -> Training:
-    folder.mkdir(exist_ok=True)
     return Training(config(folder, images, **{**OPTIONS, **changes}), folder / "log", world_size, strike)
 
 
@@ -84,17 +61,10 @@ def test_killed_again_and_again(tmp_path, images, world_size):
 
 def test_killed_twice(tmp_path, images):
     """The same in short: once while a checkpoint is written, once amid an epoch."""
-    options = {"num_train_epochs": 5}
-    assert run(tmp_path / "whole", images, **options).wait() == [0]
-    for phase, step in ((3, 2), (1, 8)):
-        training = run(tmp_path / "cut", images, **options)
-        assert training.wait_for(
-            lambda training=training, phase=phase, step=step: (
-                newest(tmp_path / "cut") >= step and training.phase.value == phase
-            )
-        )
-        training.kill()
-        training.wait()
-    last = run(tmp_path / "cut", images, **options)
-    assert last.wait() == [0], last.output()
+    whole = run(tmp_path / "whole", images, num_train_epochs=4)
+    for events in (20, 22):  # its second checkpoint; the third step from there
+        cut = run(tmp_path / "cut", images, strike=(events, 0), num_train_epochs=4)
+        assert cut.wait() == [-signal.SIGKILL], cut.output()
+    last = run(tmp_path / "cut", images, num_train_epochs=4)
+    assert [last.wait(), whole.wait()] == [[0], [0]], last.output()
     assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))

@@ -1,7 +1,6 @@
 """SIGKILL before each file operation of a training, one after the other: what goes on is what was never cut off."""
 
 import json
-import multiprocessing
 import random
 import signal
 from pathlib import Path
@@ -11,10 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .helpers.file_operations import FileOperations
-from .test_resume import streaming
+from .helpers.processes import FORKS
+from .helpers.streams import streaming
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.test_kill_operations"])
 OPTIONS = {"max_steps": 4, "save_steps": 2, "save_total_limit": 1, "layer_statistics_steps": 2}
 BEST = {
     "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_strategy": "steps", "eval_steps": 2,
@@ -37,7 +35,7 @@ def _train(folder: Path, deadly: int, order: int, wanted: str, options: dict) ->
 
 def train(folder: Path, deadly: int = 0, order: int = 0, wanted: str = "auto", **options) -> int:
     folder.mkdir(exist_ok=True)
-    process = _context.Process(target=_train, args=(folder, deadly, order, wanted, {**OPTIONS, **options}))
+    process = FORKS.Process(target=_train, args=(folder, deadly, order, wanted, {**OPTIONS, **options}))
     process.start()
     process.join(120)
     assert process.exitcode is not None

@@ -1,10 +1,7 @@
 """What CLARS is compared with: mNAG, LAMB, CLARS as a warmup alone, and CLARS as its authors released it."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +18,21 @@ from hf_clars.norms.watch import watches_of
 from hf_clars.optimizers import AuthorsCLARS
 from hf_clars.trainer.authors_norms import AuthorsNorms, samples_to_keep
 
+from .helpers.launch import Ordered
 from .helpers.models import Classifier, dataset
+from .helpers.parameters import parameters
+from .helpers.processes import by_two
 from .helpers.reference import NumpyAuthors
-from .test_optimizers import weights as layers_of
-from .test_trainer import Unsized, arguments, seeded, weights
+from .helpers.training import (
+    StopAfter,
+    arguments,
+    assert_close,
+    assert_same_weights,
+    layer_statistics,
+    seeded,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
+layers_of = partial(parameters, dtype=torch.float64)
 
 
 def set_gradients(*groups: list[nn.Parameter]) -> None:
@@ -54,8 +60,7 @@ def test_mnag_with_a_constant_rate_is_nesterov_sgd(momentum):
         set_gradients(mine, theirs)
         ours.step()
         sgd.step()
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
     assert bool(ours.state_dict()["state"]) == (momentum > 0)
 
 
@@ -97,8 +102,7 @@ def test_uniform_groups_go_on_as_nesterov_sgd_and_ask_for_no_norms():
         set_gradients(mine, theirs)
         clars.step()
         sgd.step()
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     restored = CLARS(mine, 0.7, norms={})
     restored.load_state_dict(clars.state_dict())
     assert not restored.adapts
@@ -125,18 +129,6 @@ def test_an_unannounced_scaler_is_unscaled_in_uniform_groups_too():
     torch.testing.assert_close(mine, theirs)
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "layer_statistics.jsonl").read_text().splitlines()]
-
-
 class Attached(TrainerCallback):
     """Whether the model was measured when a step's gradient was there."""
 
@@ -159,7 +151,7 @@ def test_layerwise_epochs_are_followed_by_one_rate_for_all(tmp_path, mode):
     trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(64), callbacks=[attached, *others])
     trainer.train()
     assert attached.seen == [mode != "authors"] * 6 + [False] * 6
-    lines = records(tmp_path)
+    lines = layer_statistics(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 13))
     for line in lines:
         for layer in line["layers"].values():
@@ -183,12 +175,19 @@ def resumed_and_whole(tmp_path, stop: int, **options) -> tuple[ClarsTrainer, Cla
     return whole, run("b", resume_from_checkpoint="auto")
 
 
-@pytest.mark.parametrize("stop", [4, 7, 10])
-@pytest.mark.parametrize("mode", ["per_sample", "authors"])
+@pytest.mark.parametrize(
+    ("mode", "stop"),
+    [
+        ("per_sample", 4),
+        ("authors", 7),
+        *(pytest.param("per_sample", stop, marks=pytest.mark.slow) for stop in (7, 10)),
+        *(pytest.param("authors", stop, marks=pytest.mark.slow) for stop in (4, 10)),
+    ],
+)
 def test_resumed_on_either_side_of_the_switch_is_uninterrupted(tmp_path, mode, stop):
     whole, resumed = resumed_and_whole(tmp_path, stop, mode=mode, layerwise_epochs=1.5, learning_rate=0.05)
     assert resumed.state.global_step == 12
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert_same_weights(whole, resumed)
 
 
 def resumed_with(tmp_path, before: dict, after: dict) -> ClarsTrainer:
@@ -214,12 +213,6 @@ def test_a_checkpoint_from_after_the_switch_goes_on_with_clars_where_that_is_ask
 def test_a_checkpoint_of_another_method_is_refused(tmp_path, modes):
     with pytest.raises(UserError, match=r"the checkpoint is of optim='clars.*it cannot go on with it"):
         resumed_with(tmp_path, {"mode": modes[0]}, {"mode": modes[1]})
-
-
-@pytest.mark.parametrize("options", [{"mode": "authors"}, {"optim": "mnag", "learning_rate": 0.01}, {"optim": "lamb"}])
-def test_resumed_is_uninterrupted(tmp_path, options):
-    whole, resumed = resumed_and_whole(tmp_path, 7, learning_rate=options.pop("learning_rate", 0.1), **options)
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
 # --- CLARS as its authors released it ------------------------------------------------------------------------------
@@ -325,7 +318,7 @@ def test_three_steps_of_the_authors_method_in_numpy(tmp_path, eta):
     names = [name for name, _ in start.named_parameters()]
     reference = NumpyAuthors([p.detach().numpy() for p in start.parameters()], 0.9, eta, 0.01)
     denominators: dict[str, float] = {}
-    for step, line in enumerate(records(tmp_path)):
+    for step, line in enumerate(layer_statistics(tmp_path)):
         parts = trainer.seen[2 * step : 2 * step + 2]
         x, y = (torch.cat([p[key] for p in parts]) for key in ("pixel_values", "labels"))
         denominators = denominators or norms_of(start, x, y, 8)
@@ -343,25 +336,8 @@ def test_three_steps_of_the_authors_method_in_numpy(tmp_path, eta):
             for p, w in zip(start.parameters(), reference.w, strict=True):
                 p.copy_(torch.from_numpy(w))
         denominators = norms_of(start, x, y, 8)
-    for a, b in zip(model.parameters(), start.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
-    for a, b in zip(model.buffers(), start.buffers(), strict=True):  # as if there were no extra passes
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize(("total", "sizes"), [(64, (64, 8, 4)), (1024, (1024, 256))])
-def test_the_authors_mode_knows_no_micro_batches(tmp_path, total, sizes):
-    results = []
-    for size in sizes:
-        args = arguments(
-            tmp_path, mode="authors", per_device_train_batch_size=size, total_batch_size=total, max_steps=3
-        )
-        trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(2 * total))
-        trainer.train()
-        results.append(weights(trainer))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert_close(model.parameters(), start.parameters(), rtol=1e-6, atol=1e-9)
+    assert_close(model.buffers(), start.buffers(), rtol=1e-6, atol=1e-9)  # as if there were no extra passes
 
 
 @pytest.mark.parametrize(
@@ -378,34 +354,20 @@ def test_how_many_samples_are_kept(count, size, world_size, kept):
     assert max(parts) <= size
 
 
-def test_two_processes_of_the_authors_mode_are_one(tmp_path):
-    for processes, size in ((1, 16), (2, 8)):
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-            "-m", "tests.test_methods", str(tmp_path / str(processes)), str(size),
-        ]  # fmt: skip
-        result = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, cwd=ROOT,
-            check=False,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr[-3000:]
-    one, two = (torch.load(tmp_path / str(n) / "weights.pt", weights_only=True) for n in (1, 2))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-7)
-
-
-def one_of_the_processes(folder: str, size: str) -> None:
-    from .helpers.launch import Ordered
-
-    torch.set_num_threads(1)
-    args = arguments(
-        Path(folder), mode="authors", total_batch_size=64, per_device_train_batch_size=int(size), max_steps=4
-    )
+def one_of_the_processes(rank: int, folder: Path, size: int) -> None:
+    args = arguments(folder, mode="authors", total_batch_size=64, per_device_train_batch_size=size, max_steps=4)
     trainer = ClarsTrainer(seeded(), args, train_dataset=Ordered(320))
     trainer.train()
-    assert trainer.args.world_size == {16: 1, 8: 2}[int(size)]
-    if trainer.is_world_process_zero():
-        torch.save(trainer.model.state_dict(), f"{folder}/weights.pt")
+    assert trainer.args.world_size == 16 // size
+    if rank == 0:
+        torch.save(trainer.model.state_dict(), folder / f"{size}.pt")
+
+
+def test_two_processes_of_the_authors_mode_are_one(tmp_path):
+    for world_size, size in ((1, 16), (2, 8)):
+        by_two(one_of_the_processes, tmp_path, size, world_size=world_size)
+    one, two = (torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in (16, 8))
+    assert_close(two.values(), one.values(), rtol=1e-5, atol=1e-7)
 
 
 # --- LAMB ----------------------------------------------------------------------------------------------------------
@@ -456,36 +418,6 @@ def test_methods_are_chosen_by_name(tmp_path):
         assert optimizer(**options).param_groups[1]["bias_and_norm"] == "eta"
 
 
-@pytest.mark.parametrize("optim", ["mnag", "lamb"])
-def test_plain_trainer_takes_them_too(tmp_path, optim):
-    args = TrainingArguments(
-        str(tmp_path), optim=optim, learning_rate=0.01, num_train_epochs=6, report_to=[], use_cpu=True, logging_steps=1
-    )
-    trainer = Trainer(seeded(), args, train_dataset=dataset(64))
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"optim": "mnag", "optim_args": "eta=0.1"}, "'eta' is unknown to optim='mnag'.*takes momentum, weight_decay"),
-        ({"optim": "mnag", "optim_args": "bias_and_norm=eta"}, "'bias_and_norm' is unknown to optim='mnag'"),
-        ({"optim": "mnag", "layerwise_epochs": 1.0}, "layerwise_epochs=1.0 is for clars and lars, not mnag"),
-        ({"optim": "lamb", "optim_args": "eps=1e-6"}, "'eps' is unknown to optim='lamb', which takes none; its"),
-        ({"layerwise_epochs": -1.0}, "layerwise_epochs=-1.0 must be at least 0"),
-        ({"mode": "authors", "fp16": True}, "mode='authors' with fp16=True"),
-        ({"optim_args": "mode=authors", "fp16": True}, "mode='authors' with fp16=True"),
-        ({"bias_and_norm": "raw"}, "bias_and_norm='raw' is unknown"),
-        ({"optim": "lars", "mode": "authors"}, "mode='authors' is nothing that optim='lars' takes"),
-    ],
-)  # fmt: skip
-def test_bad_options(tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
-        arguments(tmp_path, **options)
-
-
 def test_what_needs_clars_trainer(tmp_path):
     args = TrainingArguments(
         str(tmp_path), optim="clars", optim_args="mode=authors", learning_rate=1.0, max_grad_norm=0.0, report_to=[],
@@ -497,15 +429,8 @@ def test_what_needs_clars_trainer(tmp_path):
         PerSampleNorms(seeded(), "authors")
 
 
-def test_what_cannot_be_trained_so(tmp_path):
-    args = arguments(tmp_path, layerwise_epochs=1.0, total_batch_size=16, max_steps=2)
-    with pytest.raises(UserError, match=r"layerwise_epochs=1\.0 needs training data whose length is known"):
-        ClarsTrainer(seeded(), args, train_dataset=Unsized(64)).train()
+def test_fsdp_is_refused_in_the_authors_mode(tmp_path):
     trainer = ClarsTrainer(seeded(), arguments(tmp_path, mode="authors"), train_dataset=dataset(16))
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match="which FSDP does not allow: use DDP"):
         AuthorsNorms(trainer).on_train_begin(None, None, None, optimizer=AuthorsCLARS(layers_of((2, 2)), 1.0))
-
-
-if __name__ == "__main__":
-    one_of_the_processes(*sys.argv[1:])

@@ -7,6 +7,7 @@ import json
 import pickle
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from transformers.trainer_utils import HPSearchBackend
 
 from hf_clars import CLARS, ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback, PerSampleNorms, UserError
 from hf_clars.norms.accumulator import COUNT
-from hf_clars.trainer.callbacks.own_norms import OwnNorms
+from hf_clars.trainer.measuring import OwnNorms
 
 from .helpers.models import Classifier, dataset
+from .helpers.training import assert_equal
 
 DATA = [{**e, "pixel_values": e["pixel_values"].double()} for e in dataset(16)]
 X = torch.stack([e["pixel_values"] for e in DATA])
@@ -88,12 +90,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def assert_equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> None:
-    for a, b in zip(some, others, strict=True):
-        assert torch.equal(a, b)
-
-
-KINDS = ["CLARS", "micro_batch", "ClarsTrainer", "AdamW"]
+KINDS = ["CLARS", "ClarsTrainer", "AdamW", pytest.param("micro_batch", marks=pytest.mark.slow)]
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------------
@@ -234,15 +231,6 @@ def test_half_precision_leaves_what_accelerate_leaves(tmp_path):
     assert left[0] == left[1]
 
 
-def test_nothing_is_attached_before_the_training(tmp_path):
-    trainer = trainer_of("CLARS", tmp_path)
-    trainer.create_optimizer()
-    assert isinstance(trainer.optimizer, CLARS)
-    assert traces(trainer.model) == []
-    trainer.train()
-    assert trainer.state.global_step == 4
-
-
 def test_a_measurement_of_the_users_own_is_not_ended(tmp_path):
     model = seeded()
     with PerSampleNorms(model), pytest.raises(UserError, match="another PerSampleNorms is attached"):
@@ -306,13 +294,13 @@ def test_model_init(tmp_path, kind, same):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_search_over_hyperparameters(tmp_path, kind):
+def test_a_search_over_hyperparameters(tmp_path, monkeypatch, kind):
     """What `hyperparameter_search` does for each trial; a trial that fails does not disturb the next."""
+    monkeypatch.setattr("wandb.run", SimpleNamespace(id="trial"))
     failing = Failing()
     failing.next("on_step_end", 5)
     trainer = trainer_of(kind, tmp_path, model_init=lambda: seeded(), callbacks=[failing])
     trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.WANDB, None
-    trainer._get_output_dir = lambda _: str(tmp_path)
     results = {}
     for rate in (1e-2, 2e-2, 1e-2):
         try:
@@ -336,6 +324,8 @@ class Uniform(TrainerCallback):
 
 def test_layers_may_be_adapted_later(tmp_path):
     trainer = trainer_of("CLARS", tmp_path, callbacks=[Uniform()])
+    trainer.create_optimizer()
+    assert traces(trainer.model) == []  # nothing is attached before the training
     trainer.train()
     norms = trainer.optimizer.optimizer.norms
     recorder = norms.watch.measurement.recorder
@@ -376,8 +366,13 @@ def measured(kind: str, folder, model: nn.Module, periods: list[int], **options)
     return records(folder), trainer.model
 
 
-@pytest.mark.parametrize("model", [Noted, Checkpointed])
-@pytest.mark.parametrize("kind", ["AdamW", "CLARS", "ClarsTrainer"])
+BESIDE = [(kind, model) for kind in ("AdamW", "CLARS", "ClarsTrainer") for model in (Noted, Checkpointed)]
+BESIDE_QUICK = [("AdamW", Checkpointed), ("ClarsTrainer", Noted)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [pytest.param(*c, marks=() if c in BESIDE_QUICK else pytest.mark.slow) for c in BESIDE]
+)
 def test_callbacks_beside_each_other_give_what_each_gives_alone(tmp_path, kind, model):
     both, trained = measured(kind, tmp_path / "both", seeded(model), [1, 2, 2])
     assert traces(trained) == []
@@ -389,13 +384,13 @@ def test_callbacks_beside_each_other_give_what_each_gives_alone(tmp_path, kind, 
         assert_equal(weights(trained), weights(other))
 
 
-def test_checkpointing_changes_no_number(tmp_path):
-    for kind in ("AdamW", "CLARS"):
-        plain, _ = measured(kind, tmp_path / "a", seeded(Twice), [1, 2])
-        checkpointed, _ = measured(kind, tmp_path / "b", seeded(Checkpointed), [1, 2])
-        for a, b in zip(plain, checkpointed, strict=True):
-            assert a["model"] == pytest.approx(b["model"], rel=1e-9)
-            assert a["layers"].keys() == b["layers"].keys() == {"conv.weight", "head.weight"}
+@pytest.mark.parametrize("kind", ["AdamW", pytest.param("CLARS", marks=pytest.mark.slow)])
+def test_checkpointing_changes_no_number(tmp_path, kind):
+    plain, _ = measured(kind, tmp_path / "a", seeded(Twice), [1, 2])
+    checkpointed, _ = measured(kind, tmp_path / "b", seeded(Checkpointed), [1, 2])
+    for a, b in zip(plain, checkpointed, strict=True):
+        assert a["model"] == pytest.approx(b["model"], rel=1e-9)
+        assert a["layers"].keys() == b["layers"].keys() == {"conv.weight", "head.weight"}
 
 
 class Twice(Classifier):

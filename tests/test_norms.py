@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from hf_clars.errors import UserError
 from hf_clars.norms import PerSampleNorms
 
 from .helpers.reference import contributions
+from .helpers.verdicts import assert_right, verdict
 
 
 def small(name: str) -> nn.Module:
@@ -46,19 +48,6 @@ def test_batchnorm_networks_in_train_mode(name):
         torch.testing.assert_close(truth.sum(0), dict(plain.named_parameters())[n].grad, rtol=1e-9, atol=1e-12)
 
 
-def test_without_coupling_it_is_the_per_sample_gradient():
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.GroupNorm(1, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 4))
-    model = model.double()
-    x, y = torch.randn(6, 1, 6, 6).double(), torch.randint(0, 4, (6,))
-    with PerSampleNorms(model) as norms:
-        F.cross_entropy(model(x), y).backward()
-    for i in range(6):
-        model.zero_grad()
-        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(norms.per_sample()[name][i], parameter.grad.norm() / 6, rtol=1e-9, atol=1e-15)
-
-
 class Twice(nn.Module):
     """One linear layer used twice, an embedding tied to the output layer, a bias shared by two layers."""
 
@@ -81,20 +70,20 @@ def test_shared_parameters_have_the_norm_of_their_summed_contribution():
     def loss():
         return (model(ids) * target).mean()
 
-    expected = {n: contributions(model, n, loss, 3) for n, _ in model.named_parameters()}
+    each = {n: contributions(model, n, loss, 3) for n, _ in model.named_parameters()}
+    expected = {n: c.flatten(1).norm(dim=1) for n, c in each.items()}
     with PerSampleNorms(model) as norms:
         for _ in range(2):  # also when the graphs of an earlier pass are still alive
             model.zero_grad()
             value = loss()
             value.backward()
-            for name, truth in expected.items():
-                torch.testing.assert_close(norms.per_sample()[name], truth.flatten(1).norm(dim=1), rtol=1e-9, atol=0)
+            torch.testing.assert_close(norms.per_sample(), expected, rtol=1e-9, atol=0)
         abandoned = loss()  # a forward pass whose backward never comes
         loss().backward()
         del abandoned
+        torch.testing.assert_close(norms.per_sample(), expected, rtol=1e-9, atol=0)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, 2 * expected[name].sum(0), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(norms.per_sample()[name], expected[name].flatten(1).norm(dim=1), rtol=1e-9, atol=0)
+        torch.testing.assert_close(parameter.grad, 2 * each[name].sum(0), rtol=1e-9, atol=1e-12)
 
 
 def test_retained_graph_can_be_walked_twice():
@@ -104,8 +93,7 @@ def test_retained_graph_can_be_walked_twice():
         loss.backward(retain_graph=True)
         first = norms.per_sample()
         loss.backward()
-    for name, value in norms.per_sample().items():
-        torch.testing.assert_close(value, first[name])
+    torch.testing.assert_close(norms.per_sample(), first)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 8, 64])
@@ -119,33 +107,8 @@ def test_accumulation_adds_up(micro_batches):
         norms.reset()
         for part, target in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
             (F.cross_entropy(model(part), target) / micro_batches).backward()
-        for name, value in norms.sums().items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=0)
-            torch.testing.assert_close(norms.square_sums()[name], squares[name], rtol=1e-9, atol=0)
-
-
-def test_denominators_live_as_long_as_the_gradient():
-    model = nn.Linear(3, 2).double()
-    x = torch.randn(4, 3).double()
-    with PerSampleNorms(model, bias_and_norm=False) as norms:
-
-        def backward():
-            model(x).square().mean().backward()
-
-        def denominator():
-            return norms.denominators()[model.weight].clone()
-
-        backward()
-        once = denominator()
-        backward()
-        torch.testing.assert_close(denominator(), 2 * once)
-        model.zero_grad()  # tells the norms nothing, as in transformers' Trainer after a skipped step
-        backward()
-        torch.testing.assert_close(denominator(), once)
-        torch.testing.assert_close(norms.sums()["weight"], 3 * once)  # since reset()
-        norms.reset()
-        assert norms.sums() == {}
-        assert norms.denominators() == {}
+        torch.testing.assert_close(norms.sums(), whole, rtol=1e-9, atol=0)
+        torch.testing.assert_close(norms.square_sums(), squares, rtol=1e-9, atol=0)
 
 
 def test_subset_measures_evenly_spread_samples_and_scales_up():
@@ -175,10 +138,8 @@ def test_micro_batch_mode_is_the_norm_of_each_pass_and_covers_everything():
             model.zero_grad()
             model(x, x, x)[0].square().mean().backward()
             truth = {n: truth[n] + p.grad.norm() for n, p in model.named_parameters()}
-        for name, value in norms.sums().items():
-            torch.testing.assert_close(value, truth[name])
+        torch.testing.assert_close(norms.sums(), truth)
         assert norms.untracked == {}
-        assert norms.sums().keys() == truth.keys()
 
 
 def test_frozen_parameters_and_evaluation_are_left_out():
@@ -196,6 +157,8 @@ def test_frozen_parameters_and_evaluation_are_left_out():
 
 
 class Odd(nn.Module):
+    """A parameter that no layer holds, and a weight that others read."""
+
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(2, 3))
@@ -205,46 +168,55 @@ class Odd(nn.Module):
         return self.outer(F.linear(x @ self.scale.T @ self.scale, self.inner.weight))
 
 
-def test_parameters_that_no_layer_holds_and_weights_that_others_read():
-    check_against_batch_one(Odd().double(), torch.randn(4, 3).double(), unused={"inner.bias"})
+class Constants(nn.Module):
+    """What depends on parameters alone is followed to where samples come in."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 3))
+        self.positions, self.head = nn.Embedding(7, 3), nn.Linear(3, 2)
+        self.grid = nn.Linear(2, 3)  # sees a constant grid, and no sample
+        self.table = nn.Parameter(torch.randn(5, 3))
+        self.standardised = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x + self.positions(torch.arange(x.shape[1])) + self.positions(torch.tensor([[0, 0, 6]]))
+        x = x * self.table[torch.tensor([0, 3, 3])] + self.table.sum(0)
+        x += self.grid(torch.linspace(0, 1, 6, dtype=x.dtype).view(1, 3, 2)).tanh()
+        x = x - self.grid(torch.ones(x.shape[0], 1, 2, dtype=x.dtype)).relu()  # repeated for each sample
+        weight = self.standardised - self.standardised.mean(1, keepdim=True)
+        return self.head(F.linear(x, weight / weight.norm(dim=1, keepdim=True)))
 
 
-def test_what_depends_on_parameters_alone_is_followed_to_where_samples_come_in():
-    class Constants(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.token = nn.Parameter(torch.randn(1, 1, 3))
-            self.positions, self.head = nn.Embedding(7, 3), nn.Linear(3, 2)
-            self.grid = nn.Linear(2, 3)  # sees a constant grid, and no sample
-            self.table = nn.Parameter(torch.randn(5, 3))
-            self.standardised = nn.Parameter(torch.randn(3, 3))
+class Positions(nn.Module):
+    """As many positions as a multiple of the batch: their rows are no samples' all the same."""
 
-        def forward(self, x):
-            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
-            x = x + self.positions(torch.arange(x.shape[1])) + self.positions(torch.tensor([[0, 0, 6]]))
-            x = x * self.table[torch.tensor([0, 3, 3])] + self.table.sum(0)
-            x += self.grid(torch.linspace(0, 1, 6, dtype=x.dtype).view(1, 3, 2)).tanh()
-            x = x - self.grid(torch.ones(x.shape[0], 1, 2, dtype=x.dtype)).relu()  # repeated for each sample
-            weight = self.standardised - self.standardised.mean(1, keepdim=True)
-            return self.head(F.linear(x, weight / weight.norm(dim=1, keepdim=True)))
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(9, 4), nn.Embedding(16, 4)
 
-    check_against_batch_one(Constants().double(), torch.randn(4, 2, 3).double())
+    def forward(self, ids):
+        return self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
 
 
-def check_against_batch_one(model, *inputs, unused=frozenset()):
-    """A loop of batch size 1 is the reference for what does not mix samples."""
-    batch = inputs[0].shape[0]
-    with PerSampleNorms(model) as norms:
-        ((model(*inputs) + 1).square().sum() / batch).backward()
-        assert norms.untracked == {}
-        measured = norms.per_sample()
-    assert measured.keys() == {n for n, _ in model.named_parameters()} - unused
-    for i in range(batch):
-        model.zero_grad()
-        ((model(*(t[i : i + 1] for t in inputs)) + 1).square().sum() / batch).backward()
-        for name, value in measured.items():
-            gradient = dict(model.named_parameters())[name].grad.norm()
-            torch.testing.assert_close(value[i], gradient, rtol=1e-9, atol=1e-12)  # keys' biases: rounding of a zero
+def parametrised(kind: str) -> nn.Module:
+    return nn.Sequential(getattr(nn.utils.parametrizations, kind)(nn.Linear(3, 4)), nn.Linear(4, 2)).eval()
+
+
+MODELS = {
+    "no layer's parameter": lambda: (Odd(), torch.randn(4, 3)),
+    "constants": lambda: (Constants(), torch.randn(4, 2, 3)),
+    "positions": lambda: (Positions(), torch.randint(0, 9, (4, 16))),
+    "weight norm": lambda: (parametrised("weight_norm"), torch.randn(3, 3)),
+    "orthogonal": lambda: (parametrised("orthogonal"), torch.randn(3, 3)),
+    "spectral norm": lambda: (parametrised("spectral_norm"), torch.randn(3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_that_do_not_mix_have_the_norms_of_passes_of_their_own(name):
+    assert_right(*MODELS[name]())
 
 
 def test_what_cannot_be_measured_is_named_and_warned_about_once():
@@ -264,28 +236,6 @@ def test_what_cannot_be_measured_is_named_and_warned_about_once():
     assert set(norms.untracked) == {"mix", "head.weight", "head.bias"}  # what is learnt from mixed rows is nobody's
     assert model.mix not in norms.denominators()
     model(torch.randn(4, 3)).sum().backward()
-
-
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("own_dimensions", [True, False])
-def test_multihead_attention(batch_first, own_dimensions):
-    """Its projections see rows ordered by position, and its weights never pass a layer's forward."""
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            sizes = {"kdim": 5, "vdim": 6} if own_dimensions else {}
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first, **sizes)
-
-        def forward(self, x, keys, values):
-            if not batch_first:
-                x, keys, values = (t.transpose(0, 1) for t in (x, keys, values))
-            y = self.attention(x, keys, values)[0]
-            return y if batch_first else y.transpose(0, 1)
-
-    sizes = (8, 5, 6) if own_dimensions else (8, 8, 8)
-    inputs = [torch.randn(3, n, size).double() for n, size in zip((4, 7, 7), sizes, strict=True)]
-    check_against_batch_one(Model().double(), *inputs)
 
 
 def test_layers_that_join_later_are_named():
@@ -308,47 +258,36 @@ def test_double_backward_is_refused_not_wrong():
 
 
 def traces(model: nn.Module) -> list:
-    """What measuring could leave behind: instance attributes and hooks of modules, hooks of parameters."""
-    modules = [(n, sorted(m.__dict__), m._forward_hooks, m._forward_pre_hooks) for n, m in model.named_modules()]
-    return copy.copy([(n, d, len(f), len(p)) for n, d, f, p in modules]) + [
-        (n, len(p._backward_hooks or ())) for n, p in model.named_parameters()
+    """All that a module's instance has, its hooks included."""
+    return [
+        {name: dict(value) if isinstance(value, dict) else value for name, value in vars(module).items()}
+        for module in model.modules()
     ]
 
 
 @pytest.mark.parametrize("mode", ["per_sample", "subset", "micro_batch"])
 def test_detach_leaves_no_trace_even_after_an_exception(mode):
-    model = small("mobilenetv2_035")
-    before = traces(model)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.Flatten()))
+    before, x = traces(model), torch.randn(2, 3, 8, 8)
 
     def fail():
         with PerSampleNorms(model, mode):
-            model(torch.randn(2, 3, 32, 32).double()).sum().backward()
+            model(x).sum().backward()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert traces(model) == before
-    assert all("forward" not in m.__dict__ for m in model.modules())
     norms = PerSampleNorms(model, mode)
     norms.attach()
     norms.detach()
     norms.detach()
-    assert all("forward" not in m.__dict__ for m in model.modules())
-
-
-def test_copies_are_not_measured():
-    model = nn.Sequential(nn.Linear(3, 2))
-    with PerSampleNorms(model) as norms:
-        twin = copy.deepcopy(model)
-        twin(torch.randn(4, 3)).sum().backward()
-        assert norms.sums() == {}
-        assert twin[0].weight.grad is not None
-        assert model[0].weight.grad is None
+    assert traces(model) == before
+    model(x).sum().backward()
+    assert norms.sums() == {}  # hooks of parameters are gone, too
 
 
 def test_a_model_can_be_freed_while_attached():
-    import weakref
-
     model = nn.Linear(3, 2)
     seen = weakref.ref(model)
     norms = PerSampleNorms(model)
@@ -369,54 +308,21 @@ def test_bad_arguments():
     PerSampleNorms(model).detach()
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(reentrant):
-    from torch.utils.checkpoint import checkpoint
+class Experts(nn.Module):
+    """Samples in the order of their experts."""
 
-    inner = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    def __init__(self):
+        super().__init__()
+        self.router, self.expert, self.head = nn.Linear(3, 2), nn.Linear(3, 3), nn.Linear(3, 2)
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.head, self.checkpointed = inner, nn.Linear(4, 2).double(), False
-
-        def forward(self, x):
-            h = checkpoint(self.inner, x, use_reentrant=reentrant) if self.checkpointed else self.inner(x)
-            return self.head(h)
-
-    model, x = Model(), torch.randn(5, 4).double().requires_grad_()
-    with PerSampleNorms(model) as norms:
-        model(x).square().mean().backward()
-        plain = norms.sums()
-        norms.reset()
-        model.zero_grad()
-        model.checkpointed = True
-        model(x).square().mean().backward()
-        for name, value in norms.sums().items():
-            torch.testing.assert_close(value, plain[name], rtol=1e-9, atol=0)
+    def forward(self, x):
+        order = self.router(x)[:, 0].argsort()
+        y = self.expert(x[order])[order.argsort()]
+        return self.head(torch.zeros_like(y).index_add_(0, order, y[order]) + x)
 
 
-def test_rows_that_were_routed_belong_to_no_known_sample():
-    """Tokens in the order of their experts: what is learnt from such rows is not measured, what follows is."""
-
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.router, self.expert, self.head = nn.Linear(3, 2), nn.Linear(3, 3), nn.Linear(3, 2)
-
-        def forward(self, x):
-            order = self.router(x)[:, 0].argsort()
-            y = self.expert(x[order])[order.argsort()]
-            return self.head(torch.zeros_like(y).index_add_(0, order, y[order]) + x)
-
-    model = Experts().double()
-    x = torch.randn(4, 3).double()
-    with PerSampleNorms(model) as norms:
-        with pytest.warns(UserWarning, match=r"expert\.weight: it sees rows that were picked by an index"):
-            model(x).square().sum().backward()
-        assert set(norms.untracked) == {"expert.weight", "expert.bias"}
-        measured = norms.per_sample()["head.weight"]
-    for i in range(4):
-        model.zero_grad()
-        model(x[i : i + 1]).square().sum().backward()
-        torch.testing.assert_close(measured[i], model.head.weight.grad.norm())
+def test_what_is_learnt_from_routed_rows_is_named_and_what_follows_is_measured():
+    found = verdict(Experts().double(), torch.randn(4, 3).double())
+    assert found.word == "named"
+    assert "expert.weight: it sees rows that were picked by an index" in found.why
+    assert "head" not in found.why

@@ -10,9 +10,9 @@ from torch import nn
 
 from hf_clars.norms import PerSampleNorms
 
-from .helpers.chains import draw
+from .helpers.chains import ALL, FEATURES, FIRST, SECOND, VIEWS, cases, draw
+from .helpers.slow import slow_but
 from .helpers.verdicts import verdict
-from .test_norms_layout_fuzz import ALL, FEATURES, FEW, FIRST, SECOND, VIEWS, cases
 
 BATCH, LENGTH, WIDTH = 4, 6, 8
 
@@ -101,13 +101,11 @@ def test_named_where_the_graph_does_not_tell(between):
     assert "enc" not in found.why
 
 
-@FEW
 @given(**cases(ALL))
 def test_right_or_named_after_any_chain(shape, first, second, chains, seed):
     assert chained(shape, first, second or "linear", chains, seed).word in ("right", "named")
 
 
-@FEW
 @given(**cases(VIEWS))
 def test_right_after_chains_of_views(shape, first, second, chains, seed):
     plain = [[make for make in chain if make.__name__ != "einsum"] for chain in chains]
@@ -190,7 +188,7 @@ def test_a_pass_of_another_size_begins_anew():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, of its compiler
-@pytest.mark.parametrize("part", ["enc", "dec", "both"])
+@pytest.mark.parametrize("part", slow_but(["both"], ["both", "enc", "dec"]))
 def test_parts_that_are_compiled_alone(part):
     """Of those the graph has one node, whatever they do."""
 

@@ -4,8 +4,10 @@ import functools
 import warnings
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import (
@@ -78,16 +80,24 @@ class Handed(nn.Module):
         return y if table is None else y + table
 
 
+class Twice(nn.Module):
+    """Two results, one of them computed from parameters alone and used in another region: as T5 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.table = Block(), nn.Parameter(torch.randn(LENGTH, WIDTH))
+
+    def forward(self, x):
+        table = self.table.tanh()
+        return self.inner(x) + table, table
+
+
 def module(m, x, run):
     return m.last(run(m.blocks[0], m.first(x)))
 
 
 def function(m, x, run):
     return m.last(run(lambda t: m.blocks[1](m.blocks[0](t).sin()) + t, m.first(x)))
-
-
-def without_gradient(m, x, run):
-    return m.last(run(lambda t: m.blocks[0](m.first(t)), x.detach()))
 
 
 def nested(m, x, run):
@@ -101,66 +111,41 @@ def over_time(m, x, run):
     return m.last(h)
 
 
-def over_time_inside(m, x, run):
-    return m.last(run(lambda t: m.blocks[0](m.blocks[0](t)), m.first(x)))
-
-
-def inside_and_outside(m, x, run):
-    return m.last(m.blocks[0](run(m.blocks[0], m.first(x))))
-
-
-def handed(m, x, run):
-    return m.last(run(lambda t: m.blocks[0](t, m.angles), m.first(x)))
-
-
-def handed_table(m, x, run):
-    return m.last(run(m.blocks[0], m.first(x), m.angles, m.table.tanh()))
-
-
 def offloaded(m, x, run):
     with save_on_cpu():
-        return m.last(run(m.blocks[0], m.first(x)))
-
-
-def attention(m, x, run):
-    return m.last(run(lambda t: m.blocks[0](t, t, t, need_weights=False)[0], m.first(x)))
+        return module(m, x, run)
 
 
 def first_of(m, x, run):
-    """A module with two results, one of them computed from parameters alone and used in another region: as T5 does."""
     y, table = run(m.blocks[0], m.first(x))
     return m.last(run(m.blocks[1], y, m.angles, table))
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.table = Block(), nn.Parameter(torch.randn(LENGTH, WIDTH))
-
-    def forward(self, x):
-        table = self.table.tanh()
-        return self.inner(x) + table, table
+def attention():
+    return nn.MultiheadAttention(WIDTH, 2, batch_first=True)
 
 
 def encoder():
     return nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, dropout=0.0, batch_first=True)
 
 
-FORMS = {
-    "module": lambda: Model(module, Block()),
-    "function": lambda: Model(function, Block(), Block()),
-    "without gradient": lambda: Model(without_gradient, Block()),
-    "nested": lambda: Model(nested, Block(), Block()),
-    "over time": lambda: Model(over_time, Block()),
-    "over time inside": lambda: Model(over_time_inside, Block()),
-    "inside and outside": lambda: Model(inside_and_outside, Block()),
-    "handed": lambda: Model(handed, Handed()),
-    "handed table": lambda: Model(handed_table, Handed()),
-    "offloaded": lambda: Model(offloaded, Block()),
-    "attention": lambda: Model(attention, nn.MultiheadAttention(WIDTH, 2, batch_first=True)),
-    "encoder layer": lambda: Model(module, encoder()),
-    "table out of a region": lambda: Model(first_of, Twice(), Handed()),
-}
+FORMS = {  # how the model is run, and what its blocks are
+    "module": (module, Block),
+    "function": (function, Block, Block),
+    "without gradient": (lambda m, x, run: m.last(run(lambda t: m.blocks[0](m.first(t)), x.detach())), Block),
+    "nested": (nested, Block, Block),
+    "over time": (over_time, Block),
+    "over time inside": (lambda m, x, run: m.last(run(lambda t: m.blocks[0](m.blocks[0](t)), m.first(x))), Block),
+    "inside and outside": (lambda m, x, run: m.last(m.blocks[0](run(m.blocks[0], m.first(x)))), Block),
+    "handed": (lambda m, x, run: m.last(run(lambda t: m.blocks[0](t, m.angles), m.first(x))), Handed),
+    "handed table": (lambda m, x, run: m.last(run(m.blocks[0], m.first(x), m.angles, m.table.tanh())), Handed),
+    "offloaded": (offloaded, Block),
+    "attention": (
+        lambda m, x, run: m.last(run(lambda t: m.blocks[0](t, t, t, need_weights=False)[0], m.first(x))), attention
+    ),
+    "encoder layer": (module, encoder),
+    "table out of a region": (first_of, Twice, Handed),
+}  # fmt: skip
 # What reentrant checkpointing cannot do right is named; without it everything is measured.
 NAMED = {
     "over time": {"blocks.0.up.weight", "blocks.0.down.weight", "blocks.0.mix"},
@@ -216,10 +201,11 @@ def test_measured_as_without_checkpointing(form, option):
     reentrant = option == "reentrant"
     if reentrant and form in ("without gradient", "nested"):
         pytest.skip("reentrant checkpointing itself takes no gradients there")
-    x = inputs()
+    use, *blocks = FORMS[form]
+    x, model = inputs(), Model(use, *(make() for make in blocks))
     options = {key: value for key, value in OPTIONS[option].items() if key != "early_stop"}
     with set_checkpoint_early_stop(option != "early stop off"):
-        check(FORMS[form]().double(), x, options, NAMED.get(form, set()) if reentrant else set())
+        check(model.double(), x, options, NAMED.get(form, set()) if reentrant else set())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -349,61 +335,52 @@ def _entered(regions, code):
     return (lambda: regions.entered(True))()
 
 
-def _language_model(name):
-    transformers = pytest.importorskip("transformers")
-    sizes = {
-        "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96},
-        "LlamaForCausalLM": {"hidden_size": 16, "intermediate_size": 32, "attention_dropout": 0.1},
-        "BertForMaskedLM": {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 96},
-        "T5ForConditionalGeneration": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2},
-    }
+LANGUAGE = {
+    "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96},
+    "LlamaForCausalLM": {
+        "hidden_size": 16, "intermediate_size": 32, "attention_dropout": 0.1, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "BertForMaskedLM": {
+        "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "T5ForConditionalGeneration": {
+        "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "decoder_start_token_id": 0,
+    },
+}  # fmt: skip
+VISION = {
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64, "window_size": 4, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 2),
+    },
+}  # fmt: skip
+
+
+def made(name):
+    if name in VISION:
+        return timm.create_model(name, num_classes=5, drop_path_rate=0.2, **VISION[name])
     kind = getattr(transformers, name)
-    layers = {} if name[0] in "GT" else {"num_hidden_layers": 2, "num_attention_heads": 2}
-    start = {"decoder_start_token_id": 0} if name[0] == "T" else {}
-    config = kind.config_class(vocab_size=61, **sizes[name], **layers, **start)
+    config = kind.config_class(vocab_size=61, **LANGUAGE[name])
     config.use_cache = False
     return kind(config)
 
 
-def _network(name):
-    timm = pytest.importorskip("timm")
-    sizes = {
-        "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2},
-        "swin_tiny_patch4_window7_224": {
-            "img_size": 64,
-            "window_size": 4,
-            "embed_dim": 12,
-            "depths": (2, 2),
-            "num_heads": (2, 2),
-        },
-    }
-    return timm.create_model(name, num_classes=5, drop_path_rate=0.2, **sizes[name])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize(
-    "name",
-    [
-        "GPT2LMHeadModel",
-        "LlamaForCausalLM",
-        "BertForMaskedLM",
-        "T5ForConditionalGeneration",
-        "vit_tiny_patch16_224",
-        "swin_tiny_patch4_window7_224",
-    ],
+    ("name", "reentrant"),
+    [*[(name, reentrant) for name in LANGUAGE for reentrant in (False, True)], *[(name, False) for name in VISION]],
 )
 def test_networks(name, reentrant):
     """With their own dropout. What crosses a border of reentrant checkpointing is T5's table of relative positions."""
-    language = "For" in name or "LM" in name
-    if reentrant and not language:
-        pytest.skip("timm chooses by itself")
+    language = name in LANGUAGE
 
     def step(checkpointed, measured):
         torch.manual_seed(0)
-        model = (_language_model(name) if language else _network(name)).double().train()
+        model = made(name).double().train()
         if checkpointed and language:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            older = getattr(model, "gradient_checkpointing_enable", None)
+            getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": reentrant})
         elif checkpointed:
             model.set_grad_checkpointing()
         ids = torch.randint(1, 61, (BATCH, 96))

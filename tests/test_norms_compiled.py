@@ -9,6 +9,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from hf_clars.norms import PerSampleNorms
 
+from .helpers.slow import slow_but
+
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own look
 
 
@@ -67,33 +69,18 @@ def timm_model(name: str, **options: object):
     return build
 
 
+SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
+BEIT = {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+CASES = [
+    (convolutional, "subset"), (computed, "per_sample"), (gpt2, "per_sample"),
+    (convolutional, "per_sample"), (computed, "subset"), (vit, "per_sample"), (bert, "per_sample"), (bert, "subset"),
+    (timm_model("swin_tiny_patch4_window7_224", **SWIN), "per_sample"), (timm_model("nf_resnet26"), "per_sample"),
+    (timm_model("beit_base_patch16_224", **BEIT), "per_sample"), (timm_model("tf_efficientnet_b0"), "per_sample"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("build", "mode"),
-    [
-        (convolutional, "per_sample"),
-        (convolutional, "subset"),
-        pytest.param(vit, "per_sample", marks=pytest.mark.slow),
-        (computed, "per_sample"),
-        pytest.param(computed, "subset", marks=pytest.mark.slow),
-        pytest.param(
-            timm_model(
-                "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=8, depths=(2, 1), num_heads=(1, 2)
-            ),
-            "per_sample",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(timm_model("nf_resnet26"), "per_sample", marks=pytest.mark.slow),
-        pytest.param(
-            timm_model("beit_base_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2),
-            "per_sample",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(timm_model("tf_efficientnet_b0"), "per_sample", marks=pytest.mark.slow),
-        (bert, "per_sample"),
-        pytest.param(bert, "subset", marks=pytest.mark.slow),
-        (gpt2, "per_sample"),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
+    ("build", "mode"), slow_but(CASES[:3], CASES), ids=lambda value: getattr(value, "__name__", value)
 )
 def test_compiled_models_are_measured_in_one_graph(build, mode):
     torch.manual_seed(0)
@@ -133,8 +120,11 @@ class Table(nn.Module):
         return self.head(x * self.mlp(self.grid).flatten(0, -2).mean(0).sigmoid())
 
 
+ROWS = [((5,),), ((10, 7),), ((10,),), ((1, 7),), ((5, 7),)]
+
+
 @pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
-@pytest.mark.parametrize("rows", [(5,), (10,), (1, 7), (5, 7), (10, 7)])
+@pytest.mark.parametrize("rows", slow_but(ROWS[:2], ROWS))
 def test_what_dynamo_hides_is_right_or_not_measured(rows):
     torch.manual_seed(0)
     torch.compiler.reset()

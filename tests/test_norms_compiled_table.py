@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from hf_clars.norms import PerSampleNorms
 
-from .helpers.compiled_table import TABLE
-from .helpers.function_table import FUNCTIONS
-from .test_norms_functions import Function
+from .helpers.compiled_table import TABLE, Model
+from .helpers.function_table import FUNCTIONS, Function
+from .helpers.slow import slow_but
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning",
@@ -20,13 +21,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 # Of these the compiler's view is named: what they change in place has another name in memory.
 NAMED = {"a view of a copy is doubled", "a copy seen through a view, doubled"}
-# Chosen to be quick and of all kinds; the others are slow tests.
-QUICK = {
-    "weight.T", "chunk", "unbind", "iteration", "F.normalize", "mul_ of a copy", "cat", "tied embedding, transposed",
-    "a row of a copy is zeroed", "a view of a copy is doubled", "old weight_norm", "cdist", "gru cell",
-    "F.pad in front", "attention, three inputs, positions first, with weights", "rsub of samples", "pow of both",
-    "floordiv of a weight", "unflatten of a weight",
-}  # fmt: skip
+# Chosen to be quick and of all kinds; all of them, in two sizes, are slow tests.
+QUICK = (
+    "iteration", "F.pad in front", "old weight_norm", "mul_ of a copy", "a view of a copy is doubled",
+    "tied embedding, transposed", "attention, three inputs, positions first, with weights", "rsub of samples",
+    "floordiv of a weight", "gru cell",
+)  # fmt: skip
 
 
 class Seen:
@@ -61,19 +61,23 @@ def as_double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def judge(model: nn.Module, x: Tensor, named: bool = False, mode: str = "per_sample", **options: object) -> None:
+def judge(
+    model: nn.Module, x: Tensor, named: bool = False, mode: str = "per_sample", sizes: int = 2, **options: object
+) -> None:
+    """With two sizes there are two micro-batches, of which the second is smaller."""
     torch.compiler.reset()
-    model, xs = model.double(), [as_double(x)]
-    if mode == "per_sample":  # micro-batches, the second one of another size
-        xs.append(xs[0].flip(0)[:3])
+    model, x = model.double(), as_double(x)
+    xs = [x, x.flip(0)[:3]][: sizes if mode == "per_sample" else 1]
     eager = Seen(model, model, xs, mode)
     options = {"backend": "aot_eager", "fullgraph": True} | options
     compare(eager, Seen(model, torch.compile(model, **options), xs, mode), named)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TABLE])
-def test_measured_as_in_eager(name):
-    judge(*TABLE[name](), named=name in NAMED)
+@pytest.mark.parametrize(
+    ("name", "sizes"), slow_but(lambda case: case[1] == 1, [*[(n, 1) for n in QUICK], *[(n, 2) for n in TABLE]])
+)
+def test_measured_as_in_eager(name, sizes):
+    judge(*TABLE[name](), named=name in NAMED, sizes=sizes)
 
 
 @pytest.mark.slow
@@ -85,59 +89,48 @@ def test_measured_as_in_eager_in_other_ways(name, options):
     judge(*TABLE[name](), **options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", slow_but(["setitem"], FUNCTIONS))
 def test_functions_are_measured_as_in_eager(name):
     torch.manual_seed(0)
     model, x = Function(name, beside=True), torch.randn(3, *FUNCTIONS[name][1], dtype=torch.float64)
     torch.compiler.reset()
     eager = Seen(model.double(), model, [x])
-    compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=name not in BREAKS), [x]))
+    compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=True), [x]))
 
 
-BREAKS: set[str] = set()  # what torch itself does not compile in one graph
+def positions_first(m: nn.Module, x: Tensor) -> Tensor:
+    x = x + m.table(torch.arange(x.shape[1])) + m.table.weight[: x.shape[1]].tanh()
+    return m.out(m.norm(x.transpose(0, 1))).transpose(0, 1)
 
 
-class Positions(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.norm, self.out = nn.Embedding(12, 6), nn.LayerNorm(6), nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.table(torch.arange(x.shape[1])) + self.table.weight[: x.shape[1]].tanh()
-        return self.out(self.norm(x.transpose(0, 1))).transpose(0, 1)
-
-
-@pytest.mark.parametrize("dynamic", [True, None])
-def test_sizes_may_change(dynamic):
+@pytest.mark.parametrize(("dynamic", "passes"), slow_but([(None, 2)], [(None, 2), (None, 4), (True, 4)]))
+def test_sizes_may_change(dynamic, passes):
     torch.compiler.reset()
     torch.manual_seed(0)
-    model = Positions().double()
+    model = Model(positions_first, table=nn.Embedding(12, 6), norm=nn.LayerNorm(6), out=nn.Linear(6, 5)).double()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    for batch, length in ((4, 5), (3, 7), (6, 8), (4, 5)):
+    for batch, length in ((4, 5), (3, 7), (6, 8), (4, 5))[:passes]:
         x = torch.randn(batch, length, 6, dtype=torch.float64)
         compare(Seen(model, model, [x]), Seen(model, compiled, [x]))
 
 
-class Broken(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        if x.sum().item() > 1e9:
-            return x
-        return self.second(x.transpose(0, 1)).transpose(0, 1) @ self.first.weight.T
+def broken(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.first(x)
+    if x.sum().item() > 1e9:
+        return x
+    return m.second(x.transpose(0, 1)).transpose(0, 1) @ m.first.weight.T
 
 
 @pytest.mark.slow
 def test_a_graph_may_break():
     torch.manual_seed(0)
-    judge(Broken(), torch.randn(4, 3, 6), fullgraph=False)
+    judge(Model(broken, first=nn.Linear(6, 6), second=nn.Linear(6, 6)), torch.randn(4, 3, 6), fullgraph=False)
 
 
-@pytest.mark.parametrize("name", ["chunked qkv", "attention, three inputs, positions first, with weights"])
+PARTS = ["attention, three inputs, positions first, with weights", "chunked qkv"]
+
+
+@pytest.mark.parametrize("name", slow_but(PARTS[:1], PARTS))
 def test_a_part_may_be_compiled(name):
     model, x = TABLE[name]()
     model = nn.Sequential(nn.Linear(6, 6), model, nn.Linear(6, 4)).double()
@@ -147,21 +140,12 @@ def test_a_part_may_be_compiled(name):
     compare(eager, Seen(model, model, [x.double()]))
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.out = nn.Embedding(9, 6), nn.Linear(6, 6)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.out(self.table(ids)).relu()
-
-
-@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("outside", slow_but([True], [True, False]))
 def test_a_use_outside_of_what_is_compiled_is_noticed(outside):
     """And looking for it neither breaks the graph nor compiles it anew."""
     torch.compiler.reset()
     torch.manual_seed(0)
-    model = Tied().double()
+    model = Model(lambda m, ids: m.out(m.table(ids)).relu(), table=nn.Embedding(9, 6), out=nn.Linear(6, 6)).double()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     counted = []
     with PerSampleNorms(model) as norms:
@@ -172,39 +156,8 @@ def test_a_use_outside_of_what_is_compiled_is_noticed(outside):
             of = norms.denominators()
             assert {n for n, p in model.named_parameters() if p in of} >= {"out.weight", "out.bias"}
             assert (model.table.weight not in of) == outside == ("table.weight" in norms.untracked)
-            counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            counted.append(counters["stats"]["unique_graphs"])
     assert counted[1] == counted[-1]
-
-
-@pytest.mark.parametrize(
-    "forward",
-    [
-        lambda w, x: F.linear(F.pad(x, (0, 1)), w),
-        lambda w, x: F.linear(x, torch._weight_norm(w, w[:, :1], 0)[:, :6]),
-        lambda w, x: x * sum(row[:6] for row in w),
-    ],
-    ids=["pad", "_weight_norm", "iteration"],
-)
-def test_dynamo_shows_what_it_would_hide(forward):
-    """What `shown.py` reaches for has a private name: where this fails, that went."""
-    torch.compiler.reset()
-    model = Function("stack", False).double()
-    model.weights[0] = nn.Parameter(torch.randn(5, 7, dtype=torch.float64))
-    model.use = lambda x, w: forward(w, x)
-    with PerSampleNorms(model) as norms:
-        x = torch.randn(4, 6, dtype=torch.float64)
-        torch.compile(model, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
-        assert norms.untracked == {}
-        assert norms.per_sample()
-
-
-def test_dynamo_shows_assignments():
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    model = Function("setitem", False).double()
-    x = torch.randn(4, 4, 6, dtype=torch.float64)
-    eager = Seen(model, model, [x])
-    compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=True), [x]))
 
 
 class Table(nn.Module):
@@ -218,8 +171,8 @@ class Table(nn.Module):
         return self.a(x) + self.b(table)
 
 
-@pytest.mark.parametrize("dynamic", [True, None])
-@pytest.mark.parametrize("length", [None, 3, 4])
+@pytest.mark.parametrize("dynamic", slow_but([None], [None, True]))
+@pytest.mark.parametrize("length", slow_but([4], [None, 3, 4]))
 def test_a_second_argument_is_taken_for_samples_if_it_meets_them_as_such(dynamic, length):
     torch.compiler.reset()
     torch.manual_seed(0)

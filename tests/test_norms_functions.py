@@ -4,32 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .helpers.function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED
+from .helpers.function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED, Function
+from .helpers.slow import slow_but
 from .helpers.verdicts import Verdict, functional, verdict
 
 # Torch's own word on losses whose operands broadcast, as they do here on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
 
 BATCHES = (0, 1, 2, 3, 4)  # which divide, or are, the lengths of some parameters
-
-
-class Function(nn.Module):
-    """A function alone, or `beside` a product that can be measured."""
-
-    def __init__(self, name: str, beside: bool) -> None:
-        super().__init__()
-        self.use, _, shapes = FUNCTIONS[name]
-        self.weights, self.beside = nn.ParameterList(torch.randn(shape) for shape in shapes), beside
-
-    def function(self, x: Tensor) -> Tensor:
-        return self.use(x, *self.weights)
-
-    def products(self, x: Tensor) -> Tensor:
-        return torch.cat([x.flatten(1)[:, :1] * w.flatten() for w in self.weights], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.function(x)
-        return torch.cat([y.reshape(len(x), -1), self.products(x)], 1) if self.beside else y
 
 
 class Head(Function):
@@ -56,7 +38,7 @@ def test_right_or_named(name):
 
 
 @pytest.mark.parametrize("where", ["beside", "outside"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in UNWATCHED else pytest.mark.slow) for n in FUNCTIONS])
+@pytest.mark.parametrize("name", slow_but(UNWATCHED, FUNCTIONS))
 def test_beside_a_use_that_is_measured(name, where):
     expect(name, where, BATCHES[1:])
 

@@ -1,5 +1,6 @@
 """The CUDA kernels against each sample's gradient in float64; without a GPU, in Triton's interpreter."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -20,10 +21,11 @@ from torch.utils._pytree import tree_map_only
 from hf_clars.norms import PerSampleNorms, kernels
 from hf_clars.norms.kernels import Convolution, depthwise, gram, launch, layout, tiling, weight_gradient
 
-from .test_norms_rules import check
+from .helpers.reference import check
+from .helpers.slow import slow_but
 
+FEWER = settings(max_examples=settings.default.max_examples // 2)  # the interpreter is slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 # Products of halves are exact in float32, in which sums are taken; float32 itself is TF32 on a GPU.
 TOLERANCE = {torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.float32: 5e-3 if DEVICE == "cuda" else 1e-5}
 
@@ -64,7 +66,7 @@ def _launched_as_compiled(monkeypatch):
     def checked(self, device, *tensors):
         kinds = [kind(t) for t in tensors]
         assert self.__dict__.setdefault("kinds", kinds) == kinds
-        assert max(self._grid[1:]) < 1 << 16
+        assert max(self.grid[1:]) < 1 << 16
         call(self, device, *tensors)
 
     monkeypatch.setattr(launch.Launch, "__call__", checked)
@@ -112,100 +114,101 @@ def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> No
     assert error < TOLERANCE[dtype], error
 
 
+def check_both(c: Convolution, samples: int, found: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """What a kernel found: `‖c_i‖²` and `Σ_i c_i`."""
+    for each, expected in zip(found, reference(c, samples), strict=True):
+        agree(each, expected, c.x.dtype)
+
+
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
-@FEW
+@FEWER
 @given(convolutions(), st.sampled_from([1, 3, 132]), FORMATS)
 def test_tiles(case, multiprocessors, memory_format):
     c, samples = case
-    weight_gradient._plan.cache_clear()
-    with mock.patch.object(tiling, "_MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
-        squares, total = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
+    weight_gradient.plan_of.cache_clear()
+    with mock.patch.object(tiling, "MULTIPROCESSORS", multiprocessors):  # pieces of many tiles, or of one
+        found = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
         again = weight_gradient.squares_and_sum(c, samples, memory_format=memory_format)
-    assert total.is_contiguous(memory_format=memory_format)
-    expected = reference(c, samples)
-    agree(squares, expected[0], c.x.dtype)
-    agree(total, expected[1], c.x.dtype)
-    assert torch.equal(squares, again[0])
-    assert torch.equal(total, again[1])
+    assert found[1].is_contiguous(memory_format=memory_format)
+    check_both(c, samples, found)
+    assert all(map(torch.equal, found, again))
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(3, 40), (20, 130), (130, 20), (140, 135), (65, 64)])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_tiles_of_all_shapes(channels, outputs, kernel):
-    x, d = torch.randn(2, channels, 9, 7), torch.randn(2, outputs, 9, 7)
-    c = Convolution(
-        x.to(DEVICE), d.to(DEVICE), (outputs, channels, kernel, kernel), (1, 1), (kernel // 2,) * 2, (1, 1), 1, ""
-    )
-    squares, total = weight_gradient.squares_and_sum(c, 2)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float32)
-    agree(total, expected[1], torch.float32)
+def made(
+    size, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, *, dtype=torch.float32, name="",
+    memory_format=torch.contiguous_format,
+) -> Convolution:  # fmt: skip
+    x = torch.randn(size).to(DEVICE, dtype, memory_format=memory_format)
+    d = torch.randn_like(F.conv2d(x, torch.zeros(weight).to(x), None, stride, padding, dilation, groups))
+    d = d.contiguous(memory_format=memory_format)
+    return Convolution(x, d, weight, stride, padding, dilation, groups, name)
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(72, 136), (136, 24), (40, 72)])
-@pytest.mark.parametrize(("kernel", "padding", "dilation"), [(1, 0, 1), (3, 1, 1), (3, 0, 2), (2, 2, 2)])
+LAST = {"memory_format": torch.channels_last}
+SHAPES = {
+    **{
+        f"{channels} to {outputs}, {kernel}": (
+            (2, channels, 9, 7),
+            (outputs, channels, kernel, kernel),
+            (1, 1),
+            padding,
+        )
+        for channels, outputs in ((3, 40), (20, 130), (130, 20), (140, 135), (65, 64))
+        for kernel, padding in ((1, (0, 0)), (3, (1, 1)))
+    },
+    "every second pixel": ((2, 16, 9, 8), (8, 16, 1, 1), (2, 2), (0, 0)),
+    "rows longer than a box": ((2, 5, 3, 150), (6, 5, 3, 3), (1, 1), (1, 1)),
+}
+
+
+QUICK = {"3 to 40, 3", "140 to 135, 1", "every second pixel", "rows longer than a box"}
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, SHAPES))
+def test_tiles_of_all_shapes(name):
+    c = made(*SHAPES[name], **(LAST if name == "every second pixel" else {}))
+    check_both(c, 2, weight_gradient.squares_and_sum(c, 2))
+
+
+@pytest.mark.parametrize(("channels", "outputs"), slow_but([(40, 72)], [(72, 136), (136, 24), (40, 72)]))
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation"), slow_but([(2, 2, 2), (3, 1, 1)], [(1, 0, 1), (3, 1, 1), (3, 0, 2), (2, 2, 2)])
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_boxes_that_the_hardware_loads(channels, outputs, kernel, padding, dilation, dtype):
-    x = torch.randn(3, channels, 9, 7).to(DEVICE, dtype, memory_format=torch.channels_last)
-    shape, places = (outputs, channels, kernel, kernel), ((1, 1), (padding,) * 2, (dilation,) * 2)
-    d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, *places))
-    c = Convolution(x, d.contiguous(memory_format=torch.channels_last), shape, *places, 1, "")
+    places = (1, 1), (padding,) * 2, (dilation,) * 2
+    c = made((3, channels, 9, 7), (outputs, channels, kernel, kernel), *places, dtype=dtype, **LAST)
     for t in (c.x, c.d):
         assert layout.loads_boxes(layout.Operand(t.shape, t.stride()), t.element_size(), t.device)
-    squares, total = weight_gradient.squares_and_sum(c, 3)
-    expected = reference(c, 3)
-    agree(squares, expected[0], dtype)
-    agree(total, expected[1], dtype)
+    check_both(c, 3, weight_gradient.squares_and_sum(c, 3))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 12, 16, 17])
+@pytest.mark.parametrize("channels", slow_but([3, 17], [1, 2, 3, 4, 5, 12, 16, 17]))
 @pytest.mark.parametrize(("stride", "padding"), [((2, 2), (3, 2)), ((1, 1), (0, 0)), ((1, 3), (0, 1))])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "memory_format", slow_but([torch.channels_last], [torch.contiguous_format, torch.channels_last])
+)
 def test_few_channels(channels, stride, padding, memory_format):
-    x = torch.randn(4, channels, 13, 11, device=DEVICE, dtype=torch.float16).contiguous(memory_format=memory_format)
-    shape, dilation = (40, channels, 5, 3), (2, 1)
-    d = torch.randn_like(F.conv2d(x, torch.zeros(shape).to(x), None, stride, padding, dilation))
-    c = Convolution(x, d, shape, stride, padding, dilation, 1, "")
+    form = {"dtype": torch.float16, "memory_format": memory_format}
+    c = made((4, channels, 13, 11), (40, channels, 5, 3), stride, padding, (2, 1), **form)
     assert (layout.folds(c.geometry) > 0) == (channels <= 16)
-    squares, total = weight_gradient.squares_and_sum(c, 2, memory_format=memory_format)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float16)
-    agree(total, expected[1], torch.float16)
-    assert total.is_contiguous(memory_format=memory_format)
+    found = weight_gradient.squares_and_sum(c, 2, memory_format=memory_format)
+    check_both(c, 2, found)
+    assert found[1].is_contiguous(memory_format=memory_format)
 
 
-def test_every_second_pixel():
-    x = torch.randn(2, 16, 9, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
-    c = Convolution(x, torch.randn(2, 8, 5, 4, device=DEVICE), (8, 16, 1, 1), (2, 2), (0, 0), (1, 1), 1, "")
-    squares, total = weight_gradient.squares_and_sum(c, 2)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float32)
-    agree(total, expected[1], torch.float32)
-
-
-def test_rows_longer_than_a_box():
-    x, d = torch.randn(2, 5, 3, 150, device=DEVICE), torch.randn(2, 6, 3, 150, device=DEVICE)
-    c = Convolution(x, d, (6, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1, "")
-    squares, total = weight_gradient.squares_and_sum(c, 2)
-    expected = reference(c, 2)
-    agree(squares, expected[0], torch.float32)
-    agree(total, expected[1], torch.float32)
-
-
-@FEW
+@FEWER
 @given(convolutions(is_depthwise=True), FORMATS)
 def test_depthwise(case, memory_format):
     c, samples = case
-    squares, total = depthwise.squares_and_sum(c, samples, memory_format=memory_format)
-    assert total.is_contiguous(memory_format=memory_format)
-    expected = reference(c, samples)
-    agree(squares, expected[0], c.x.dtype)
-    agree(total, expected[1], c.x.dtype)
+    found = depthwise.squares_and_sum(c, samples, memory_format=memory_format)
+    assert found[1].is_contiguous(memory_format=memory_format)
+    check_both(c, samples, found)
 
 
-@FEW
+@FEWER
 @given(convolutions(folds=(1,)))
 def test_gram(case):
     c, samples = case
@@ -215,9 +218,8 @@ def test_gram(case):
 
 
 def test_the_gradient_has_the_type_that_is_asked_for():
-    x, d = torch.randn(3, 4, 5, 5, device=DEVICE), torch.randn(3, 4, 5, 5, device=DEVICE)
     for groups, name in ((1, "tiles"), (4, "depthwise")):
-        c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
+        c = made((3, 4, 5, 5), (4, 4 // groups, 1, 1), groups=groups, name=name)
         wide, narrow = (kernels.squares_and_sum(c, 3, dtype)[1] for dtype in (torch.float32, torch.float16))
         assert torch.equal(narrow, wide.half())
 
@@ -245,7 +247,7 @@ def test_a_grid_of_many_samples(name):
     x, d = torch.empty(samples, 4, 1, 1, device=DEVICE), torch.empty(samples, 4, 1, 1, device=DEVICE)
     c = Convolution(x, d, (4, 4 // groups, 1, 1), (1, 1), (0, 0), (1, 1), groups, name)
     grids = []
-    with mock.patch.object(launch.Launch, "__call__", lambda self, *_: grids.append(self._grid)):
+    with mock.patch.object(launch.Launch, "__call__", lambda self, *_: grids.append(self.grid)):
         kernels.squares(c, samples)
     assert grids
     assert all(max(grid[1:]) < 1 << 16 for grid in grids)
@@ -270,7 +272,7 @@ class Network(nn.Module):
 @pytest.fixture
 def _served():
     """The kernels serve tensors of this machine, whatever its device."""
-    with mock.patch.object(kernels, "_serves", lambda device, dtype, convolution: dtype != torch.float64):
+    with mock.patch.object(kernels, "serves", lambda device, dtype, convolution: dtype != torch.float64):
         yield
 
 
@@ -323,7 +325,7 @@ def test_which_kernel():
 
 @pytest.mark.usefixtures("_served")
 def test_compiled():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model, x = nn.Conv2d(16, 24, 3, padding=1), torch.randn(3, 16, 7, 7)
     found = []
     for function in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
@@ -348,12 +350,14 @@ def convolutions_of_all_sizes(memory_format: torch.memory_format) -> nn.Module:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize(
+    ("compiled", "served"),
+    slow_but([(False, False), (False, True), (True, True)], itertools.product((False, True), (False, True))),
+)
 def test_gradients_lie_as_their_weights(request, memory_format, compiled, served):
     if served:
         request.getfixturevalue("_served")
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = convolutions_of_all_sizes(memory_format)
     function = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     with PerSampleNorms(model):
@@ -385,26 +389,28 @@ class AsFaked(TorchDispatchMode):
 
 def test_what_is_bound_once_is_in_the_order_of_the_arguments():
     """A compiled kernel takes its arguments by position alone."""
-    x, d = torch.randn(2, 16, 5, 5, device=DEVICE), torch.randn(2, 16, 5, 5, device=DEVICE)
-    place = ((1, 1), (1, 1), (1, 1))
+
+    def of(channels, weight, groups=1):
+        return made((2, channels, 5, 5), weight, padding=(1, 1), groups=groups)
+
     launches = []
 
     def noted(self, device, *tensors):
         launches.append((self, len(tensors)))
 
     with mock.patch.object(launch.Launch, "__call__", noted):
-        weight_gradient.squares_and_sum(Convolution(x, d, (16, 16, 3, 3), *place, 1, "tiles"), 2)
-        weight_gradient.squares_and_sum(Convolution(x[:, :3], d, (16, 3, 3, 3), *place, 1, "tiles"), 2)
-        depthwise.squares_and_sum(Convolution(x, d, (16, 1, 3, 3), *place, 16, "depthwise"), 2)
-        gram.squares(Convolution(x, d, (16, 16, 3, 3), *place, 1, "gram"))
+        weight_gradient.squares_and_sum(of(16, (16, 16, 3, 3)), 2)
+        weight_gradient.squares_and_sum(of(3, (16, 3, 3, 3)), 2)
+        depthwise.squares_and_sum(of(16, (16, 1, 3, 3), 16), 2)
+        gram.squares(of(16, (16, 16, 3, 3)))
     assert len(launches) == 7
     for each, tensors in launches:
-        names = each._kernel.arg_names
-        assert names[tensors + len(each._numbers) :] == list(each._constants)
-        assert len(each._grid) == 3
+        names = each.kernel.arg_names
+        assert names[tensors + len(each.numbers) :] == list(each.constants)
+        assert len(each.grid) == 3
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", slow_but([90], [80, 90]))
 def test_kernels_compile(capability, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     found = subprocess.run(
@@ -434,7 +440,7 @@ def test_tf32_as_torch_is_told():
     cuda = torch.device("cuda", 0)
 
     def served(dtype):
-        return [kernels._serves(cuda, dtype, convolution) for convolution in (True, False)]
+        return [kernels.serves(cuda, dtype, convolution) for convolution in (True, False)]
 
     products, convolutions_ = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = products.fp32_precision, convolutions_.fp32_precision

@@ -4,33 +4,11 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, note, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, given, note, settings
 from torch import Tensor, nn
 
-from .helpers.chains import ALL, VIEWS, Chain, draw
+from .helpers.chains import ALL, FEATURES, FIRST, SECOND, VIEWS, Chain, cases, draw
 from .helpers.verdicts import Verdict, verdict
-
-FEATURES = 3
-FIRST = {
-    "linear": lambda: nn.Linear(FEATURES, FEATURES),
-    "layer norm": lambda: nn.LayerNorm(FEATURES),
-    "RMS norm": lambda: nn.RMSNorm(FEATURES),
-    "embedding": lambda: nn.Embedding(7, FEATURES),
-}
-SECOND = {"": None, "linear": lambda: nn.Linear(FEATURES, 4), "layer norm": lambda: nn.LayerNorm(FEATURES)}
-
-
-def cases(makes):
-    """`[batch, positions, more]`, layers, what chains are made of, and a seed for the rest."""
-    chain = st.lists(st.sampled_from(makes), max_size=4)
-    return {
-        "shape": st.tuples(st.integers(1, 4), st.sampled_from([2, 3, 4]), st.integers(1, 3)),
-        "first": st.sampled_from(sorted(FIRST)),
-        "second": st.sampled_from(sorted(SECOND)),
-        "chains": st.tuples(chain, chain, chain),
-        "seed": st.integers(0, 1 << 16),
-    }
 
 
 def judge(shape, first, second, chains, seed) -> Verdict:
@@ -66,32 +44,20 @@ def check(allowed: set[str], **case) -> None:
 
 
 # Without the phase that explains a failure, which takes minutes.
-PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
-FEW = settings(max_examples=100, deadline=None, derandomize=True, database=None, phases=PHASES)
-MANY = settings(FEW, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(phases=(Phase.explicit, Phase.generate, Phase.shrink))
+MANY = settings(FEW, max_examples=2000)
+AMOUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
 
-@FEW
-@given(**cases(ALL))
-def test_right_or_named(**case):
-    check({"right", "named"}, **case)
+@pytest.mark.parametrize("amount", AMOUNTS, ids=["few", "many"])
+@pytest.mark.parametrize(("makes", "allowed"), [(ALL, {"right", "named"}), (VIEWS, {"right"})], ids=["any", "views"])
+def test_right_or_named(amount, makes, allowed):
+    """Right, and not just named, where dimensions are only exchanged and merged."""
 
+    @amount
+    @given(**cases(makes))
+    def check(**case):
+        found = judge(**case)
+        assert found.word in allowed, f"{found.word}: {found.why}"
 
-@FEW
-@given(**cases(VIEWS))
-def test_right_where_dimensions_are_only_exchanged_and_merged(**case):
-    check({"right"}, **case)
-
-
-@pytest.mark.slow
-@MANY
-@given(**cases(ALL))
-def test_right_or_named_more_often(**case):
-    check({"right", "named"}, **case)
-
-
-@pytest.mark.slow
-@MANY
-@given(**cases(VIEWS))
-def test_right_where_dimensions_are_only_exchanged_and_merged_more_often(**case):
-    check({"right"}, **case)
+    check()

@@ -7,6 +7,8 @@ from torch import nn
 from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS
 
+from .helpers.parameters import assert_close
+
 
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -28,10 +30,15 @@ def zero_each(model):
 
 @pytest.mark.parametrize(
     ("clear", "when"),
-    [(lambda model: model.zero_grad(set_to_none=False), "begin"), (zero_each, "begin"), (zero_each, "middle")],
+    [
+        (nn.Module.zero_grad, "begin"),
+        (lambda model: model.zero_grad(set_to_none=False), "begin"),
+        (zero_each, "begin"),
+        (zero_each, "middle"),
+    ],
 )
 @pytest.mark.parametrize("passes", [1, 2, 3])
-def test_gradients_that_are_zeroed_in_place_begin_anew(clear, when, passes):
+def test_gradients_that_are_cleared_begin_anew(clear, when, passes):
     model, x = network(), torch.randn(4, 3).double()
     with PerSampleNorms(model) as norms:
         for _ in range(passes):
@@ -104,9 +111,8 @@ def test_two_optimizers_use_up_their_own():
             else:
                 model.zero_grad(set_to_none=False)
         assert norms.untracked == {}
-        results.append([p.detach() for p in model.parameters()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        results.append(list(model.parameters()))
+    assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
 def test_what_one_optimizer_used_up_is_not_named_in_passes_of_another():
@@ -163,8 +169,7 @@ def test_an_optimizer_for_each_parameter_that_steps_in_the_backward_pass(make):
         whole.zero_grad()
         backward(model, x)
     assert norms.untracked == {}
-    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert_close(plain.parameters(), model.parameters(), rtol=1e-12, atol=1e-14)
 
 
 def test_a_gradient_that_comes_past_in_a_later_step_is_named():

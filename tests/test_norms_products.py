@@ -10,7 +10,7 @@ SIZES = {"small": (4, 3, 5, 2), "large": (3, 130, 90, 110)}  # batch, O, P, I
 
 def test_one_dnn_is_there():
     """The private operator behind large products on a CPU. If it moves, they fall back to bmm, at half the speed."""
-    assert (products._one_dnn is not None) == torch.backends.mkldnn.is_available()
+    assert (products.ONE_DNN is not None) == torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_clars.norms import PerSampleNorms
 
+from .helpers.verdicts import assert_right
+
 BATCH = 4
 
 
@@ -20,82 +22,67 @@ class Uses(nn.Module):
         return self.use(x, self.weight)
 
 
-def check(model: nn.Module, x: torch.Tensor, measured: bool) -> None:
-    """Right, or not measured and named so."""
-    model, x = model.double(), x.double()
-    with PerSampleNorms(model) as norms:
-        output = model(x)
-        output.square().sum().backward()
-    norm_of = norms.per_sample()
-    assert set(norms.untracked) == (set() if measured else {"weight"})
-    assert ("weight" in norm_of) == measured
-    for i in range(len(x) if measured else 0):
-        (alone,) = torch.autograd.grad(model(x[i : i + 1]).square().sum(), model.weight)
-        torch.testing.assert_close(norm_of["weight"][i], alone.norm())
+def mixture(x, w):
+    each = x.reshape(-1, 6).repeat(len(w), 1).view(len(w), -1, 6)
+    return torch.bmm(each, w).sum(0).view(*x.shape[:2], 5)
 
 
-@pytest.mark.parametrize("experts", [3, BATCH, 2 * BATCH])
-def test_experts_and_heads_first(experts):
-    def mixture(x, w):
-        each = x.reshape(-1, 6).repeat(len(w), 1).view(len(w), -1, 6)
-        return torch.bmm(each, w).sum(0).view(*x.shape[:2], 5)
-
-    def absorbed(x, w):
-        heads = x.view(-1, experts, 6).transpose(0, 1)
-        return torch.bmm(heads, w.view(experts, 5, 6).mT).transpose(0, 1).reshape(*x.shape[:2], -1)
-
-    check(Uses(mixture, experts, 6, 5), torch.randn(BATCH, 3, 6), measured=True)
-    check(Uses(absorbed, experts * 5, 6), torch.randn(BATCH, 3, experts * 6), measured=True)
+def absorbed(x, w):
+    w = w.view(-1, 5, 6)
+    heads = x.view(-1, len(w), 6).transpose(0, 1)
+    return torch.bmm(heads, w.mT).transpose(0, 1).reshape(*x.shape[:2], -1)
 
 
-@pytest.mark.parametrize("double", [lambda x: torch.cat([x, x.flip(-1)]), lambda x: x.repeat(2, 1)])
-def test_several_views_of_each_sample(double):
-    def views(x, w):
+def views(double):
+    """Several views of each sample."""
+
+    def use(x, w):
         one, other = F.linear(double(x), w).chunk(2)
         return torch.cat([one, other.tanh()], 1)
 
-    check(Uses(views, 3, 7), torch.randn(BATCH, 7), measured=True)
+    return use
 
 
-def test_rows_repeated_one_by_one():
-    def doubled(x, w):
-        return (torch.cat([x, x]) * (w * 1).repeat_interleave(x.shape[0], 0)).view(2, -1, 7).transpose(0, 1)
-
-    check(Uses(doubled, 2, 7), torch.randn(BATCH, 7), measured=True)
+def repeated_one_by_one(x, w):
+    return (torch.cat([x, x]) * (w * 1).repeat_interleave(x.shape[0], 0)).view(2, -1, 7).transpose(0, 1)
 
 
-@pytest.mark.parametrize("per_sample", [1, 2, 3])
-def test_rows_repeated_for_the_samples(per_sample):
-    def joined(x, w):
-        rows = (w - w.mean()).repeat(len(x), 1, 1)
-        products = torch.bmm(x.flatten(0, 1), rows.transpose(-1, -2))
-        return torch.cat([products.mT, rows.to(x.dtype)], -1).view(len(x), -1)
-
-    def masked(x, w):
-        windows = torch.zeros(len(x) * per_sample, 1, 1).to(x)
-        return (x.flatten(0, 1) + (w + windows)).view(len(x), -1)
-
-    x = torch.randn(BATCH, per_sample, 5, 6)
-    check(Uses(joined, per_sample, 3, 6), x, measured=True)
-    check(Uses(masked, 1, 5, 6), x, measured=True)
+def repeated_for_the_samples(x, w):
+    rows = (w - w.mean()).repeat(len(x), 1, 1)
+    products = torch.bmm(x.flatten(0, 1), rows.transpose(-1, -2))
+    return torch.cat([products.mT, rows.to(x.dtype)], -1).view(len(x), -1)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda x, w: torch.matmul(x.unsqueeze(1), w),
-        lambda x, w: torch.matmul(input=x.unsqueeze(1), other=w),
-        lambda x, w: torch.matmul(w.mT, x.unsqueeze(1)),
-        lambda x, w: torch.matmul(x, w[0]),
-        lambda x, w: torch.matmul(x, other=w[0, 0]),
-        lambda x, w: x.flatten(1).mm(mat2=w.flatten(1).mT.repeat(5, 1)[:25]),
-        lambda x, w: torch.cat(tensors=[x, w[:1].expand(len(x), -1, -1)], dim=1),
-        lambda x, w: torch.cat([x, (w[:1] * 2).expand(len(x), 5, 5)], -1),
-        lambda x, w: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], attn_mask=w[0]),
-    ],
-)  # fmt: skip
-def test_operands_that_broadcast(use):
-    check(Uses(use, 2, 5, 5), torch.randn(BATCH, 5, 5), measured=True)
+def masked(x, w):
+    windows = torch.zeros(len(x) * x.shape[1], 1, 1).to(x)
+    return (x.flatten(0, 1) + (w + windows)).view(len(x), -1)
+
+
+USES = {
+    **{f"mixture of {n}": (mixture, (n, 6, 5), (3, 6)) for n in (3, BATCH, 2 * BATCH)},
+    **{f"{n} heads": (absorbed, (n * 5, 6), (3, n * 6)) for n in (3, BATCH, 2 * BATCH)},
+    "two views": (views(lambda x: torch.cat([x, x.flip(-1)])), (3, 7), (7,)),
+    "a view twice": (views(lambda x: x.repeat(2, 1)), (3, 7), (7,)),
+    "rows repeated one by one": (repeated_one_by_one, (2, 7), (7,)),
+    **{f"{n} rows repeated for the samples": (repeated_for_the_samples, (n, 3, 6), (n, 5, 6)) for n in (1, 2, 3)},
+    **{f"{n} masks": (masked, (1, 5, 6), (n, 5, 6)) for n in (1, 2, 3)},
+    # operands that broadcast
+    "matmul": (lambda x, w: torch.matmul(x.unsqueeze(1), w), (2, 5, 5), (5, 5)),
+    "matmul by keyword": (lambda x, w: torch.matmul(input=x.unsqueeze(1), other=w), (2, 5, 5), (5, 5)),
+    "matmul from the left": (lambda x, w: torch.matmul(w.mT, x.unsqueeze(1)), (2, 5, 5), (5, 5)),
+    "matmul by a matrix": (lambda x, w: torch.matmul(x, w[0]), (2, 5, 5), (5, 5)),
+    "matmul by a vector": (lambda x, w: torch.matmul(x, other=w[0, 0]), (2, 5, 5), (5, 5)),
+    "mm": (lambda x, w: x.flatten(1).mm(mat2=w.flatten(1).mT.repeat(5, 1)[:25]), (2, 5, 5), (5, 5)),
+    "cat": (lambda x, w: torch.cat(tensors=[x, w[:1].expand(len(x), -1, -1)], dim=1), (2, 5, 5), (5, 5)),
+    "cat of features": (lambda x, w: torch.cat([x, (w[:1] * 2).expand(len(x), 5, 5)], -1), (2, 5, 5), (5, 5)),
+    "mask": (lambda x, w: F.scaled_dot_product_attention(*[x[:, None]] * 3, attn_mask=w[0]), (2, 5, 5), (5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_rows_are_samples(name):
+    use, of_weight, of_sample = USES[name]
+    assert_right(Uses(use, *of_weight), torch.randn(BATCH, *of_sample))
 
 
 def test_what_torch_refuses_is_refused():
@@ -128,13 +115,13 @@ def test_hooks_in_a_plain_module_are_watched():
         def forward(self, x):
             return self.norm(x)
 
-    check(Hooked().eval(), torch.randn(BATCH, 6), measured=True)
+    assert_right(Hooked().eval(), torch.randn(BATCH, 6))
 
 
 def test_saved_tensor_hooks_of_others():
     model = Uses(F.linear, 3, 6).double()
     with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, torch.Tensor.clone):
-        check(model, torch.randn(BATCH, 6), measured=True)
+        assert_right(model, torch.randn(BATCH, 6))
 
 
 @pytest.mark.filterwarnings("ignore:PerSampleNorms cannot measure")
@@ -169,7 +156,7 @@ def test_a_checkpointed_module_that_is_handed_a_weight():
         def forward(self, x, w):
             return F.linear(x, w).tanh()
 
-    check(Handed(), torch.randn(BATCH, 6), measured=True)
+    assert_right(Handed(), torch.randn(BATCH, 6))
 
 
 def test_an_empty_batch_is_skipped():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 
@@ -18,28 +19,16 @@ from hf_clars.errors import UserError
 from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS, LARS, NAG, AuthorsCLARS
 
-
-def members(params):
-    flat = []
-    for item in params:
-        flat += (
-            members(as_list(item["params"]))
-            if isinstance(item, dict)
-            else [item[1] if isinstance(item, tuple) else item]
-        )
-    return flat
-
-
-def as_list(params):
-    return [params] if isinstance(params, torch.Tensor) else list(params)
+from .helpers.parameters import assert_close, copies, give_gradients, parameters, snapshot, step_all, unchanged
+from .helpers.slow import slow_but
 
 
 def clars(params, *args, **options):
-    params = params if isinstance(params, torch.Tensor) else list(params)
-    parameters = members(as_list(params))
-    return CLARS(
-        params, *args, norms=lambda: {p: p.grad.norm() * 3 for p in parameters if p.grad is not None}, **options
-    )
+    def norms():
+        return {p: p.grad.norm() * 3 for group in made.param_groups for p in group["params"] if p.grad is not None}
+
+    made = CLARS(params, *args, norms=norms, **options)
+    return made
 
 
 class Authors(AuthorsCLARS):
@@ -51,6 +40,7 @@ class Authors(AuthorsCLARS):
         super()._update()
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the fused form is taken
 MAKERS = {"clars": clars, "lars": LARS, "mnag": NAG, "authors": Authors}
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -64,25 +54,6 @@ VARIANTS = {
     "all": {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.1},
 }
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-
-
-def parameters(*shapes, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
-
-
-def give_gradients(params, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
-
-
-def snapshot(params):
-    return [p.detach().clone() for p in params]
-
-
-def unchanged(params, before):
-    return all(torch.equal(p.detach(), b) for p, b in zip(params, before, strict=True))
 
 
 # --- it goes the right way ---------------------------------------------------------------------------------------
@@ -108,17 +79,21 @@ SCHEDULES = {
 }
 
 
+def is_quick(case) -> bool:
+    variant, foreach, schedule = case
+    return schedule == "none" or (variant == "tensor lr" and foreach)
+
+
 @every
-@variants
-@pytest.mark.parametrize("form", [False, True])
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_loss_falls(make, options, form, schedule):
+@pytest.mark.parametrize(
+    ("variant", "foreach", "schedule"), slow_but(is_quick, itertools.product(VARIANTS, (False, True), SCHEDULES))
+)
+def test_the_loss_falls(make, variant, foreach, schedule):
     weight, bias = parameters((10, 5), (10,))
     x = torch.randn(5, generator=torch.Generator().manual_seed(2))
-    if make is not Authors:
-        options = {**options, "foreach": form}
+    options = VARIANTS[variant] | ({} if make is Authors else {"foreach": foreach})
     optimizer = make([weight, bias], **copy.deepcopy(options))
-    schedules = schedule(optimizer)
+    schedules = SCHEDULES[schedule](optimizer)
 
     def closure():
         optimizer.zero_grad()
@@ -157,32 +132,13 @@ def test_complex_parameters_are_pairs_of_real_ones(make, dtype, form):
 
 
 @every
-@variants
-def test_foreach_is_the_loop(make, options):
-    if make is Authors:
-        pytest.skip("it has one form")
-    one, other = (parameters((4, 3), (3,), (), (0, 2), (2, 3, 3)) for _ in range(2))
-    optimizers = [
-        make(one, foreach=False, **copy.deepcopy(options)),
-        make(other, foreach=True, **copy.deepcopy(options)),
-    ]
-    for step in range(3):
-        for params, optimizer in zip((one, other), optimizers, strict=True):
-            give_gradients(params, step)
-            optimizer.step()
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_shapes_and_dtypes(make, dtype):
     params = parameters((), (0,), (0, 3), (3,), (2, 3), (1, 1, 1, 1), dtype=dtype)
     before = snapshot(params)
     optimizer = make(params, lr=10.0)
     for step in range(2):
-        give_gradients(params, step)
-        optimizer.step()
+        step_all([optimizer], step)
     for p, b in zip(params, before, strict=True):
         assert p.dtype == dtype
         assert p.isfinite().all()
@@ -197,11 +153,10 @@ def test_a_tensor_learning_rate_is_the_number(make):
         params = parameters((4, 3), (3,))
         optimizer = make(params, lr=lr)
         for step in range(3):
-            give_gradients(params, step)
-            optimizer.step()
+            step_all([optimizer], step)
         results.append(params)
     for other in results[1:]:
-        torch.testing.assert_close([p.detach() for p in other], [p.detach() for p in results[0]])
+        assert_close(other, results[0])
 
 
 # --- rest --------------------------------------------------------------------------------------------------------
@@ -273,8 +228,7 @@ def test_empty_groups(make):
     optimizer = make([{"params": []}, {"params": params, "lr": 0.1}, {"params": []}], lr=0.3)
     before = snapshot(params)
     optimizer.step()
-    give_gradients(params)
-    optimizer.step()
+    step_all([optimizer])
     optimizer.zero_grad()
     assert not unchanged(params, before)
     optimizer.load_state_dict(optimizer.state_dict())
@@ -324,19 +278,21 @@ def test_default_learning_rates():
 
 ONE = parameters((1, 1))[0]
 TWO = parameters((1, 1))[0]
-REFUSED = {
-    "a tensor for a list": (ONE, {}, TypeError, "iterable of Tensors or dicts"),
-    "nothing": ([], {}, ValueError, "empty parameter list"),
-    "no leaf": ([ONE * 2], {}, ValueError, "non-leaf"),
-    "in two groups": ([{"params": ONE}, {"params": ONE}], {}, ValueError, "more than one parameter group"),
-    "names of some": ([("weight", ONE), TWO], {}, ValueError, "with/without names"),
-    "groups without": ([{"params": [ONE]}, {"params": [("w", TWO)]}], {}, ValueError, "with/without names"),
+REFUSED = {  # by torch, or in our words
+    "a tensor for a list": (ONE, {}, TypeError, "."),
+    "nothing": ([], {}, ValueError, "."),
+    "no leaf": ([ONE * 2], {}, ValueError, "."),
+    "in two groups": ([{"params": ONE}, {"params": ONE}], {}, ValueError, "."),
+    "names of some": ([("weight", ONE), TWO], {}, ValueError, "."),
+    "groups without": ([{"params": [ONE]}, {"params": [("w", TWO)]}], {}, ValueError, "."),
     "two learning rates": ([ONE], {"lr": torch.tensor([0.1, 0.2])}, UserError, "Tensor lr must be 1-element"),
     "no learning rate": ([ONE], {"lr": torch.tensor([])}, UserError, "Tensor lr must be 1-element"),
     "of a group": ([{"params": [ONE], "lr": torch.tensor([1.0, 2.0])}], {}, UserError, "Tensor lr must be 1-element"),
-    "negative": ([ONE], {"lr": -0.1}, UserError, "lr=-0.1 must be"),
+    "negative": ([ONE], {"lr": -0.1}, UserError, "lr=-0.1 must be a finite number ≥ 0"),
     "negative tensor": ([ONE], {"lr": torch.tensor(-0.5)}, UserError, r"lr=tensor\(-0.5000\) must be"),
+    "no number": ([ONE], {"lr": math.nan}, UserError, "lr=nan must be"),
     "momentum": ([ONE], {"momentum": -0.5}, UserError, "momentum=-0.5 must be"),
+    "momentum of one": ([ONE], {"momentum": 1.0}, UserError, r"momentum=1.0 must be in \[0, 1\)"),
     "decay": ([ONE], {"weight_decay": -0.5}, UserError, "weight_decay=-0.5 must be"),
     "before the parameters": (None, {"lr": -0.1}, UserError, "lr=-0.1 must be"),
     "maximize": ([{"params": [ONE], "maximize": True}], {}, UserError, "has no maximize"),
@@ -354,7 +310,7 @@ def test_what_is_refused(make, params, options, error, message):
 
 @every
 def test_duplicates_within_a_group_are_pointed_out(make):
-    with pytest.warns(UserWarning, match="duplicate parameters"):
+    with pytest.warns(UserWarning, match="duplicate"):
         make([ONE, ONE])
 
 
@@ -365,6 +321,16 @@ def test_what_is_printed(make):
     assert "Parameter Group 1" in text
     assert "lr: 0.25" in text
     assert "lr: 0.5" in text
+
+
+@pytest.mark.parametrize("make", [LARS, NAG])
+@pytest.mark.parametrize("fused", [False, True])
+def test_sparse_gradients_are_refused(interpreter, make, fused):
+    table = nn.Embedding(5, 3, sparse=True, device=DEVICE)
+    optimizer = make(table.parameters(), 1.0, fused=fused)
+    table(torch.tensor([1, 2], device=DEVICE)).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
 
 
 # --- hooks -------------------------------------------------------------------------------------------------------
@@ -415,8 +381,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(make, options, missing):
     one = parameters((4, 3), (3,))
     optimizer = make([{"params": one[:1]}, {"params": one[1:], "lr": 0.5}], **copy.deepcopy(options))
     for step in range(3):
-        give_gradients(one, step)
-        optimizer.step()
+        step_all([optimizer], step)
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
     buffer.seek(0)
@@ -424,17 +389,13 @@ def test_a_loaded_state_goes_on_bit_for_bit(make, options, missing):
     for group in state["param_groups"]:
         for name in missing:
             del group[name]
-    other = [nn.Parameter(p.detach().clone()) for p in one]
+    other = copies(one)
     twin = make([{"params": other[:1]}, {"params": other[1:]}], lr=0.9)
     twin.load_state_dict(state)
     assert repr(twin) == repr(optimizer)
     for step in range(3, 5):
-        for params, o in ((one, optimizer), (other, twin)):
-            give_gradients(params, step)
-            o.step()
-    assert unchanged(one, snapshot(other))
-    again = optimizer.state_dict()
-    assert again["param_groups"] == optimizer.state_dict()["param_groups"]
+        step_all((optimizer, twin), step)
+    assert unchanged(one, other)
 
 
 @every
@@ -457,8 +418,7 @@ def test_named_and_unnamed_states(make, saved_named, loaded_named):
 def test_the_dtype_of_loaded_state_is_the_parameters(make):
     saved, loaded = parameters((3, 2)), parameters((3, 2), dtype=torch.bfloat16)
     first, second = make(saved), make(loaded)
-    give_gradients(saved)
-    first.step()
+    step_all([first])
     second.load_state_dict(first.state_dict())
     assert second.state[loaded[0]]["momentum_buffer"].dtype == torch.bfloat16
     give_gradients(loaded)
@@ -511,7 +471,7 @@ def test_torchs_checkpointing_of_models_with_optimizers(kind, stepped):
     set_optimizer_state_dict(twin, other, copy.deepcopy(state))
     a_step(model, optimizer, 1)
     a_step(twin, other, 1)
-    assert unchanged(model.parameters(), snapshot(twin.parameters()))
+    assert unchanged(list(model.parameters()), list(twin.parameters()))
 
 
 # --- copies ------------------------------------------------------------------------------------------------------
@@ -530,38 +490,37 @@ COPIES = {
     "torch.save": saved_whole,
     "twice": lambda optimizer: copy.deepcopy(copy.deepcopy(optimizer)),
 }
-copies = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+every_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 
 
-@copies
-@pytest.mark.parametrize("kind", ["clars", "named clars", "lars", "mnag", "authors"])
-def test_a_copy_steps_as_the_original(copied, kind):
-    params = parameters((4, 3), (3,))
+@every_copy
+@pytest.mark.parametrize("kind", ["clars", "named clars", "lars", "mnag", "authors", "fused lars", "fused mnag"])
+def test_a_copy_steps_as_the_original(interpreter, copied, kind):
+    params = parameters((4, 3), (3,), device=DEVICE)
     if "clars" in kind:
         named = kind == "named clars"
         given = [("weight", params[0]), ("bias", params[1])] if named else params
-        norms = {"weight" if named else params[0]: torch.tensor(3.0)}
+        norms = {"weight" if named else params[0]: torch.tensor(3.0, device=DEVICE)}
         optimizer = CLARS(given, norms=norms, weight_decay=0.01)
     else:
-        optimizer = MAKERS[kind](params)
-    give_gradients(params)
-    optimizer.step()
+        *fused, kind = kind.split()
+        optimizer = MAKERS[kind](params, **({"fused": True} if fused else {}))
+    step_all([optimizer])
     twin = copied(optimizer)
     public = [{name for name in vars(o) if not name.startswith("_")} for o in (optimizer, twin)]
     assert public[0] == public[1]
     others = [p for group in twin.param_groups for p in group["params"]]
     assert not {id(p) for p in others} & {id(p) for p in params}
-    for o, members_ in ((optimizer, params), (twin, others)):
-        give_gradients(members_, 7)
-        o.step()
-        assert set(o.layer_rates()) == set(members_)
-    assert unchanged(params, snapshot(others))
-    late = parameters((2, 2))
+    step_all((optimizer, twin), 7)
+    for o, members in ((optimizer, params), (twin, others)):
+        assert set(o.layer_rates()) == set(members)
+    assert unchanged(params, others)
+    late = parameters((2, 2), device=DEVICE)
     twin.add_param_group({"params": [("late", late[0])] if kind == "named clars" else late})
     twin.load_state_dict(twin.state_dict())
 
 
-@copies
+@every_copy
 @pytest.mark.parametrize("kind", ["measured", "function"])
 def test_a_copy_says_that_norms_stayed_behind(copied, kind):
     model = measured_model()
@@ -585,10 +544,10 @@ def test_a_copy_of_model_and_optimizer_goes_on_when_it_is_given_norms():
     for seed in (1, 2):
         a_step(model, optimizer, seed)
         a_step(twin, other, seed)
-    assert unchanged(model.parameters(), snapshot(twin.parameters()))
+    assert unchanged(list(model.parameters()), list(twin.parameters()))
 
 
-@copies
+@every_copy
 def test_a_copy_says_that_the_scaler_stayed_behind(copied):
     params = parameters((2, 2))
     scaler = torch.amp.GradScaler("cpu")
@@ -606,14 +565,18 @@ def test_a_copy_says_that_the_scaler_stayed_behind(copied):
 
 
 @pytest.mark.parametrize("announced", [False, True])
-@pytest.mark.parametrize("source", ["function", "method", "object", "mapping"])
-def test_norms_of_any_origin_under_a_grad_scaler(announced, source):
+@pytest.mark.parametrize("clear_by", ["model", "optimizer"])
+@pytest.mark.parametrize(
+    ("source", "fused"),
+    [("function", False), ("method", False), ("object", False), ("mapping", False), ("mapping", True)],
+)
+def test_norms_of_any_origin_under_a_grad_scaler(interpreter, announced, clear_by, fused, source):
     """The weights are those of a training without a loss scale."""
     results = []
     for scaled in (False, True):
-        model = measured_model()
+        model = measured_model().to(DEVICE)
         measured = PerSampleNorms(model)
-        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        scaler = torch.amp.GradScaler(DEVICE, enabled=scaled)
         given = {}
         norms = {
             "function": lambda model=model: {p: p.grad.norm() * 3 for p in model.parameters()},
@@ -621,11 +584,11 @@ def test_norms_of_any_origin_under_a_grad_scaler(announced, source):
             "object": measured,
             "mapping": given,
         }[source]
-        optimizer = CLARS(model.parameters(), norms=norms, grad_scaler=scaler if announced else None)
+        optimizer = CLARS(model.parameters(), norms=norms, fused=fused, grad_scaler=scaler if announced else None)
         for seed in range(4):
             generator = torch.Generator().manual_seed(seed)
             x, y = torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
-            loss = F.cross_entropy(model(x), y) * (math.inf if scaled and seed == 2 else 1)
+            loss = F.cross_entropy(model(x.to(DEVICE)), y.to(DEVICE)) * (math.inf if scaled and seed == 2 else 1)
             if not scaled and seed == 2:
                 continue
             scaler.scale(loss).backward()
@@ -634,7 +597,7 @@ def test_norms_of_any_origin_under_a_grad_scaler(announced, source):
                 scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
-            optimizer.zero_grad()
+            (model if clear_by == "model" else optimizer).zero_grad()
         results.append(snapshot(model.parameters()))
     torch.testing.assert_close(results[0], results[1])
 

@@ -1,6 +1,5 @@
 """Standard output and error that fail: a training goes on, and everything it makes is there."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from hf_clars import ClarsTrainer
 from hf_clars.runtime.output import forgiving
 
 from .helpers.models import dataset
-from .test_recipe import ROOT, config, write_parquet
-from .test_trainer import arguments, seeded
+from .helpers.recipe import ROOT, config
+from .helpers.training import arguments, seeded, state_of
 
 
 class Chatty(TrainerCallback):
@@ -24,7 +23,7 @@ class Chatty(TrainerCallback):
         sys.stdout.write("step\n")
 
 
-def trained(folder: Path) -> ClarsTrainer:
+def trained(folder: Path) -> None:
     args = arguments(
         folder, total_batch_size=8, max_steps=2, disable_tqdm=False, save_strategy="steps", save_steps=1,
         eval_strategy="steps", eval_steps=1,
@@ -32,8 +31,7 @@ def trained(folder: Path) -> ClarsTrainer:
     trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(16), eval_dataset=dataset(8), callbacks=[Chatty()])
     trainer.train()
     assert (folder / "checkpoint-2" / "manifest.json").is_file()
-    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
-    return trainer
+    assert state_of(folder) == "finished"
 
 
 def full():
@@ -90,11 +88,6 @@ def test_what_can_be_written_is(tmp_path):
     assert (tmp_path / "out").read_text() == "\\u03b3_scale \\xd7 2\nLATER\nLAST\n"
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_parquet(tmp_path_factory.mktemp("images"), {"train": 72, "validation": 30})
-
-
 PLACES = {
     "full": ("> /dev/full 2> /dev/full", {}),
     "closed": (">&- 2>&- <&-", {}),
@@ -120,6 +113,6 @@ def test_the_program_goes_on_and_ends_well(tmp_path, images, place):
     assert done.returncode == 0, output
     run = tmp_path / "run"
     assert {"model.safetensors", "all_results.json", "trainer_state.json"} <= {p.name for p in run.iterdir()}
-    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert state_of(run) == "finished"
     for checkpoint in run.glob("checkpoint-*"):  # what was printed went into no file
         assert not any(b"step" in f.read_bytes()[:4] for f in checkpoint.iterdir())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_clars import verify_norms
+from hf_clars import UserError, verify_norms
 from hf_clars.norms import Operator, PerSampleNorms, Sampler, measured_by
 
 
@@ -86,6 +86,103 @@ def test_used_twice_in_a_pass():
     model = nn.Sequential(nn.Linear(5, 6), scale, nn.Tanh(), scale, nn.Linear(6, 3)).double()
     found = verify_norms(model, torch.randn(4, 5).double(), lambda y, _: y.square().sum(), verbose=False)
     assert found.parameters["1.weight"].status == "right"
+
+
+class BilinearKernel(torch.autograd.Function):
+    """`(x W) ⊙ z`, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx, x, z, weight):
+        ctx.save_for_backward(x, z, weight)
+        return (x @ weight) * z
+
+    @staticmethod
+    def backward(ctx, d):
+        x, z, weight = ctx.saved_tensors
+        return (d * z) @ weight.T, d * (x @ weight), x.flatten(0, -2).T @ (d * z).flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class BilinearSampler(Sampler):
+    inputs_with_samples = 2
+
+    def sample_dims(self, ndim):
+        return ndim - 1
+
+    def samples(self, xs, d, batch):
+        x, z = (t.reshape(batch, -1, t.shape[-1]) for t in xs)
+        return x.mT @ (d.reshape(batch, -1, d.shape[-1]) * z)
+
+
+def bilinear_apart(x, z, weight):
+    call = lambda x, w, _: BilinearKernel.apply(x, z, w)  # noqa: E731
+    return Operator(BilinearSampler(tuple(weight.shape)), x, weight, None, call, kept=(z,))
+
+
+bilinear = measured_by(bilinear_apart)(BilinearKernel.apply)
+
+
+class Bilinear(nn.Module):
+    def __init__(self, inputs: int, outputs: int, transposed: bool):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, inputs), nn.Linear(5, outputs)
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.transposed = transposed  # samples stand second
+
+    def forward(self, x):
+        x, z = self.first(x), self.second(x)
+        if self.transposed:
+            return bilinear(x.transpose(0, 1), z.transpose(0, 1), self.weight).transpose(0, 1)
+        return bilinear(x, z, self.weight)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 3), (600, 300)])  # in one run, and in several
+@pytest.mark.parametrize("transposed", [False, True])
+def test_two_inputs_with_samples(inputs, outputs, transposed):
+    model = Bilinear(inputs, outputs, transposed).double()
+    batch = torch.randn(4, 7, 5).double()
+    found = verify_norms(model, batch, lambda y, _: y.square().sum(), verbose=False)
+    assert set(found.with_status("right")) == {name for name, _ in model.named_parameters()}
+    with PerSampleNorms(model, mode="subset", norm_samples=2) as norms:
+        model(batch).square().mean().backward()
+        assert norms.per_sample()["weight"].shape == (2,)
+
+
+@pytest.mark.parametrize("wrong", ["too few", "summed"])
+def test_a_sampler_that_returns_another_number_of_samples_is_refused(wrong):
+    class Wrong(SoftScaleSampler):
+        def samples(self, xs, d, batch):
+            found = super().samples(xs, d, batch)
+            return found[:1] if wrong == "too few" else found.sum(0)
+
+    def apart(x, weight):
+        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
+        return Operator(Wrong(tuple(weight.shape)), x, weight, None, call, kept=(weight,))
+
+    function = measured_by(apart)(Kernel.apply)
+    model = model_of(SoftScale(6))
+    model[1].forward = lambda x: function(x, model[1].weight)
+    with PerSampleNorms(model), pytest.raises(UserError, match=r"Wrong returned values of shape .* for 4 samples"):
+        model(torch.randn(4, 5)).sum().backward()
+
+
+def test_a_sampler_whose_sum_is_not_the_gradient_is_named():
+    class Wrong(SoftScaleSampler):
+        def samples(self, xs, d, batch):
+            return 2 * super().samples(xs, d, batch)
+
+    def apart(x, weight):
+        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
+        return Operator(Wrong(tuple(weight.shape)), x, weight, None, call, kept=(weight,))
+
+    function = measured_by(apart)(Kernel.apply)
+    model = model_of(SoftScale(6))
+    model[1].forward = lambda x: function(x, model[1].weight)
+    with PerSampleNorms(model) as norms:
+        model(torch.randn(4, 5)).square().sum().backward()
+        with pytest.warns(UserWarning, match="what Wrong measures does not add up to it"):
+            norms.denominators()
+        assert norms.untracked.keys() == {"1.weight"}
 
 
 def test_a_sampler_that_is_wrong_shows():

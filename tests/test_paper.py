@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
-import hf_clars
-from hf_clars import ClarsTrainingArguments, UserError
+from hf_clars import TimmForImageClassification, UserError
 from hf_clars.cli import main
 from hf_clars.configuration import parse
+from hf_clars.data import ImageCollator, open_source, train_transform
 from hf_clars.experiments import Result, Run, Runner, read_sweep
 from hf_clars.experiments.drawing import draw
 from hf_clars.image_classification.arguments import RecipeArguments
@@ -19,15 +19,22 @@ from hf_clars.image_classification.plots import need_matplotlib
 from hf_clars.image_classification.recipe import run as train
 from hf_clars.runtime.provenance import HOUSEKEEPING
 from hf_clars.statistics.variance import gradient_variance
+from hf_clars.trainer import ClarsTrainingArguments
 
-from .helpers.sweeps import ROOT, STAND_IN, command
-from .test_recipe import write_parquet
+from .helpers.recipe import RECIPES, ROOT, assert_same, config, result, write_splits
+from .helpers.sweeps import STAND_IN, command
 
 FIGURES = ROOT / "hf_clars" / "experiments" / "figures"
 
 
 def runs_of(number: int, preset: str) -> list[Run]:
     return read_sweep(FIGURES / f"figure{number}.yaml", preset).runs()
+
+
+def settings_of(runs: list[Run], *keys: str) -> set:
+    """The values that these settings have in some run: one of them, or several together."""
+    found = {tuple(run.settings.get(key) for key in keys) for run in runs}
+    return {values[0] for values in found} if len(keys) == 1 else found
 
 
 @pytest.mark.parametrize("preset", ["paper", "small"])
@@ -42,34 +49,29 @@ def test_the_recipe_takes_the_settings_of_every_run(tmp_path, number, preset):
 def test_the_papers_settings():
     """What the paper states, read off the grids: Fig. 1-4."""
     first, second, third, fourth = (runs_of(number, "paper") for number in (1, 2, 3, 4))
-    assert {r.settings["total_batch_size"] for r in first} == {128, 256, 512, 1024, 2048, 4096, 8192}
-    assert {r.settings["model_name"] for r in first} == {"resnet56_cifar", "vgg11_bn_cifar"}
-    assert all((r.settings["base_learning_rate"], r.settings["base_batch_size"]) == (0.1, 128) for r in first)
-    assert {r.settings["optim"]: r.settings.get("eta") for r in first} == {"mnag": None, "lars": "1e-3"}
+    assert settings_of(first, "total_batch_size") == {128, 256, 512, 1024, 2048, 4096, 8192}
+    assert settings_of(first, "model_name") == {"resnet56_cifar", "vgg11_bn_cifar"}
+    assert settings_of(first, "base_learning_rate", "base_batch_size") == {(0.1, 128)}
+    assert settings_of(first, "optim", "eta") == {("mnag", None), ("lars", "1e-3")}
 
-    epochs = {r.settings["model_name"]: r.settings["num_train_epochs"] for r in second}
-    assert epochs == {"fcn5_sigmoid": 10, "cnn5_sigmoid": 10, "resnet8_cifar": 6}
-    assert all(r.settings["total_batch_size"] == 128 and r.settings["learning_rate"] == 0.001 for r in second)
-    assert all(r.settings["optim"] == "mnag" and r.settings["lr_scheduler_type"] == "constant" for r in second)
+    epochs = {("fcn5_sigmoid", 10), ("cnn5_sigmoid", 10), ("resnet8_cifar", 6)}
+    assert settings_of(second, "model_name", "num_train_epochs") == epochs
+    assert settings_of(second, "total_batch_size", "learning_rate") == {(128, 0.001)}
+    assert settings_of(second, "optim", "lr_scheduler_type") == {("mnag", "constant")}
 
-    assert all(r.settings["total_batch_size"] == 8192 and r.settings["num_train_epochs"] == 200 for r in third)
-    assert all(r.settings["learning_rate"] == 1.0 and r.settings["lr_milestones"] == [60, 120, 150] for r in third)
+    assert settings_of(third, "total_batch_size", "num_train_epochs", "learning_rate") == {(8192, 200, 1.0)}
+    assert all(run.settings["lr_milestones"] == [60, 120, 150] for run in third)
     help_for = {"warmup": "warmup_epochs", "fc_freeze": "freeze_fc_epochs", "clars": "layerwise_epochs"}
     help_for["clars_eta_0.1"] = "layerwise_epochs"
-    assert all(r.settings[help_for[r.place["method"]]] == 20 for r in third if r.place["method"] in help_for)
+    assert {r.settings[help_for[r.place["method"]]] for r in third if r.place["method"] in help_for} == {20}
 
-    assert all(r.settings["total_batch_size"] == 16384 for r in fourth)
+    assert settings_of(fourth, "total_batch_size") == {16384}
     assert {(r.place["network"], r.settings["learning_rate"], r.settings["num_train_epochs"]) for r in fourth} == {
-        ("resnet50", 25.0, 90),
-        ("densenet121", 25.0, 90),
-        ("mobilenetv2_100", 6.0, 150),
-    }
-    assert {r.settings["optim"]: r.settings["eta"] for r in fourth} == {"lars": "1e-3", "clars": "1e-2"}
-
-
-def test_figure_4_is_what_the_recipes_launch():
-    for run in runs_of(4, "paper"):
-        file = ROOT / "recipes" / "imagenet" / f"{run.place['network']}_{run.place['method']}.yaml"
+        ("resnet50", 25.0, 90), ("densenet121", 25.0, 90), ("mobilenetv2_100", 6.0, 150),
+    }  # fmt: skip
+    assert settings_of(fourth, "optim", "eta") == {("lars", "1e-3"), ("clars", "1e-2")}
+    for run in fourth:  # and they are what the recipes launch
+        file = RECIPES / "imagenet" / f"{run.place['network']}_{run.place['method']}.yaml"
         launched = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k not in HOUSEKEEPING}
         ours = {k: v for k, v in run.settings.items() if k not in HOUSEKEEPING and k != "seed"}
         assert Run({}, launched).key == Run({}, ours).key, file.name
@@ -100,19 +102,15 @@ def test_pictures_have_a_line_for_each_method_and_network(number, panels, lines)
         assert len([line for line in axis.lines if line.get_marker() == "None"]) == lines
         assert axis.get_xlabel() == "epoch"
     if number == 1:
-        assert any(line.get_marker() == "x" for line in figure.axes[0].lines)  # where mNAG diverged
-        styles = {
-            (line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if line.get_marker() == "None"
-        }
+        drawn = figure.axes[0].lines
+        assert any(line.get_marker() == "x" for line in drawn)  # where mNAG diverged
+        styles = {(line.get_color(), line.get_linestyle()) for line in drawn if line.get_marker() == "None"}
         assert len(styles) == lines
+    if number == 2:
+        without = [(run, replace(fabricated(run, 0), variances=[])) for run in sweep.runs()]
+        with pytest.raises(UserError, match="no result has M_k: its runs need gradient_variance"):
+            draw(sweep.drawing, without)
     plt.close(figure)
-
-
-def test_a_picture_of_what_was_not_measured_is_refused():
-    sweep = read_sweep(FIGURES / "figure2.yaml", "paper")
-    results = [(run, replace(fabricated(run, 0), variances=[])) for run in sweep.runs()]
-    with pytest.raises(UserError, match="no result has M_k: its runs need gradient_variance"):
-        draw(sweep.drawing, results)
 
 
 def test_the_figure_command_from_nothing_to_a_picture(tmp_path, capsys):
@@ -134,74 +132,53 @@ def test_the_figure_command_from_nothing_to_a_picture(tmp_path, capsys):
 
 # ---- Fig. 2's measurements -------------------------------------------------------------------------------------------
 
+DROPOUT = "vgg11_bn_cifar"  # whose masks would be others if measuring drew random numbers
+CASES = [("resnet8_cifar", "eval", True), ("resnet8_cifar", "train", False), (DROPOUT, "train", False)]
+MORE = [("resnet8_cifar", "eval", False), ("resnet8_cifar", "train", True), (DROPOUT, "eval", True)]
 
-@pytest.mark.parametrize("on_device", [True, False])
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_m_k_is_measured_over_all_training_images(tmp_path, fashion_mnist, mode, on_device):
+
+@pytest.mark.parametrize(
+    ("network", "mode", "on_device"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_m_k_is_measured_over_all_training_images(tmp_path, images, network, mode, on_device):
     """Before the training and after each epoch, of the model as it then is; the training does not notice."""
-    flags = [
-        "--model_name", "resnet8_cifar", "--model_kwargs", '{"width": 4}', "--dataset", str(fashion_mnist),
-        "--train_split", "train[:500]", "--eval_split", "test", "--eval_examples", "64", "--image_size", "8",
-        "--augmentation", "flip", "--eval_crop", "1.0", "--total_batch_size", "125", "--per_device_train_batch_size",
-        "125", "--per_device_eval_batch_size", "100", "--num_train_epochs", "2", "--optim", "clars", "--learning_rate",
-        "2", "--use_cpu", "true", "--report_to", "none", "--save_strategy", "no", "--plots", "false",
-        "--data_on_device", str(on_device), "--disable_tqdm", "true",
-    ]  # fmt: skip
-    train([*flags, "--output_dir", str(tmp_path / "with"), "--gradient_variance", mode])
-    train([*flags, "--output_dir", str(tmp_path / "without")])
-    models = [hf_clars.TimmForImageClassification.from_pretrained(tmp_path / name) for name in ("with", "without")]
-    for a, b in zip(*(model.state_dict().values() for model in models), strict=True):
-        assert torch.equal(a, b)
+    options = {
+        "model_name": network, "model_kwargs": {"width": 4}, "image_size": 8, "total_batch_size": 24,
+        "per_device_train_batch_size": 24, "per_device_eval_batch_size": 24, "data_on_device": on_device,
+    }  # fmt: skip
+    for folder, measured in (("with", mode), ("without", "none")):
+        train(config(tmp_path / folder, images, **options, gradient_variance=measured))
+    assert_same(result(tmp_path / "with"), result(tmp_path / "without"))
 
-    records = [json.loads(line) for line in (tmp_path / "with" / "gradient_variance.jsonl").read_text().splitlines()]
-    assert [(record["step"], record["mode"]) for record in records] == [(0, mode), (4, mode), (8, mode)]
-    source = hf_clars.data.open_source(str(fashion_mnist), "train[:500]")
-    collator = hf_clars.data.ImageCollator(hf_clars.data.train_transform(8, "none"), 10, training=False)
-    table = source.table()
-    batches = [collator([table[i] for i in range(start, start + 100)]) for start in range(0, 500, 100)]
-    model = models[0].train(mode == "train")
+    lines = (tmp_path / "with" / "run" / "gradient_variance.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(record["step"], record["mode"]) for record in records] == [(0, mode), (3, mode), (6, mode)]
+    if network == DROPOUT:
+        return
+    collator = ImageCollator(train_transform(8, "none"), 3, training=False)
+    table = open_source(str(images), "train").table()
+    batches = [collator([table[i] for i in range(start, start + 24)]) for start in range(0, 72, 24)]
     expected = gradient_variance(
-        model,
+        TimmForImageClassification.from_pretrained(tmp_path / "with" / "run").train(mode == "train"),
         [(batch["pixel_values"], batch["labels"]) for batch in batches],
         lambda outputs, labels: torch.nn.functional.cross_entropy(outputs.logits, labels),
     )
     assert {name: entry["variance_factor"] for name, entry in records[-1]["layers"].items()} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_measuring_draws_no_random_number_of_the_training(tmp_path, fashion_mnist, mode):
-    """With dropout, whose masks would be others."""
-    flags = [
-        "--model_name", "vgg11_bn_cifar", "--model_kwargs", '{"width": 4}', "--dataset", str(fashion_mnist),
-        "--train_split", "train[:64]", "--eval_split", "test", "--eval_examples", "8", "--image_size", "8",
-        "--augmentation", "flip", "--total_batch_size", "32", "--per_device_train_batch_size", "32",
-        "--num_train_epochs", "2", "--learning_rate", "2", "--use_cpu", "true", "--report_to", "none",
-        "--save_strategy", "no", "--plots", "false", "--disable_tqdm", "true",
-    ]  # fmt: skip
-    metrics = [
-        train([*flags, "--output_dir", str(tmp_path / name), "--gradient_variance", name]) for name in ("none", mode)
-    ]
-    assert metrics[0]["train_loss"] == metrics[1]["train_loss"]
-
-
 @pytest.mark.parametrize("on_device", [True, False])
 def test_m_k_is_of_the_images_that_can_be_used(tmp_path, on_device):
     """Three of 72 are cut short; `train_examples` shortens epochs, not what is measured."""
-    write_parquet(tmp_path / "data", {"train": 72, "validation": 8}, broken=(3, 50, 71))
-    recipe, args = parse(
-        ["--dataset", str(tmp_path / "data"), "--image_size", "16", "--augmentation", "flip", "--use_cpu", "true",
-         "--train_examples", "32", "--total_batch_size", "32", "--per_device_train_batch_size", "32",
-         "--data_on_device", str(on_device), "--max_skipped_share", "0.1", "--output_dir", str(tmp_path / "run")],
-        RecipeArguments, ClarsTrainingArguments,
-    )  # fmt: skip
-    batches = open_data(recipe, args).plain_batches(10)
+    write_splits(tmp_path / "data", {"train": 72, "validation": 8}, broken=(3, 50, 71))
+    options = {"train_examples": 32, "per_device_train_batch_size": 32, "data_on_device": on_device}
+    flags = config(tmp_path, tmp_path / "data", **options, max_skipped_share=0.1)
+    batches = open_data(*parse(flags, RecipeArguments, ClarsTrainingArguments)).plain_batches(10)
     for _ in range(2):
-        images = torch.cat([batch["pixel_values"] for batch in batches])
-        assert images.shape == (69, 3, 16, 16)
-        assert (images.float().mean((1, 2, 3)) > 0).all()  # none of them is black
+        pictures = torch.cat([batch["pixel_values"] for batch in batches])
+        assert pictures.shape == (69, 3, 16, 16)
+        assert (pictures.float().mean((1, 2, 3)) > 0).all()  # none of them is black
 
 
-def test_an_unknown_variance_mode_is_refused(tmp_path, fashion_mnist):
+def test_an_unknown_variance_mode_is_refused(tmp_path, images):
     with pytest.raises(UserError, match="gradient_variance='x' is unknown; choose one of none, eval, train"):
-        train(["--dataset", str(fashion_mnist), "--gradient_variance", "x", "--output_dir", str(tmp_path),
-               "--use_cpu", "true"])  # fmt: skip
+        train(config(tmp_path, images, gradient_variance="x"))

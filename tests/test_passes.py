@@ -1,8 +1,6 @@
 """Streams without a length: a resumed training sees the examples that an uninterrupted one sees, in any pass."""
 
 import json
-import multiprocessing
-import os
 import random
 from pathlib import Path
 
@@ -15,11 +13,10 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 from hf_clars import ClarsTrainer, UserError
-from hf_clars.trainer.passes import CountedPasses
 
 from .helpers.models import dataset
-from .helpers.processes import free_port
-from .test_trainer import arguments, seeded, weights
+from .helpers.processes import by_two
+from .helpers.training import StopAfter, arguments, assert_same_weights, logged, seal, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with few cores
 
@@ -41,27 +38,21 @@ def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 class Seeing(ClarsTrainer):
-    """Keeps what each micro-batch had, and stops after `stop` steps."""
-
-    stop = 0
+    """Keeps what each micro-batch had."""
 
     def training_step(self, model, inputs, *args, **kwargs):
         self.seen.append([self.state.global_step, *inputs["pixel_values"][:, 0, 0, 0].int().tolist()])
         return super().training_step(model, inputs, *args, **kwargs)
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        if self.state.global_step == self.stop:
-            self.control.should_training_stop = True
 
 
 def run(folder, stream, stop: int = 0, resume: bool = False, kind_of_trainer=Seeing, **options) -> Seeing:
     options = {"total_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": 13, "save_steps": 1,
                "save_strategy": "steps", "remove_unused_columns": False, **options}  # fmt: skip
     trainer = kind_of_trainer(
-        seeded(dropout=0.2), arguments(folder, **options), train_dataset=stream, data_collator=collate
-    )
-    trainer.seen, trainer.stop = [], stop
+        seeded(dropout=0.2), arguments(folder, **options), train_dataset=stream, data_collator=collate,
+        callbacks=[StopAfter(stop)],
+    )  # fmt: skip
+    trainer.seen = []
     trainer.train(resume_from_checkpoint="auto" if resume else None)
     return trainer
 
@@ -74,10 +65,8 @@ def check_resumed(tmp_path_factory, make, stop: int, **options) -> list[list[int
     rest = run(folders[1], make(), resume=True, **options)
     assert [row for row in part.seen if row[0] < stop] + rest.seen == whole.seen
     assert part.state.global_step == stop
-    for a, b in zip(weights(whole), weights(rest), strict=True):
-        assert torch.equal(a, b)
-    epochs = [[row["epoch"] for row in t.state.log_history if "loss" in row] for t in (whole, rest)]
-    assert epochs[0] == epochs[1]
+    assert_same_weights(whole, rest)
+    assert logged(whole, "loss", "epoch") == logged(rest, "loss", "epoch")
     return whole.seen
 
 
@@ -188,8 +177,7 @@ def test_resumed_at_any_step_of_any_pass(tmp_path_factory, kind, stop, size, sav
     run(folders[1], KINDS[kind](), stop, **options)
     rest = run(folders[1], KINDS[kind](), resume=True, **options)
     assert rest.seen == [row for row in whole.seen if row[0] >= rest.seen[0][0]]
-    for a, b in zip(weights(whole), weights(rest), strict=True):
-        assert torch.equal(a, b)
+    assert_same_weights(whole, rest)
 
 
 @pytest.mark.slow
@@ -199,27 +187,13 @@ def test_resumed_with_workers(tmp_path_factory, kind, workers):
     check_resumed(tmp_path_factory, KINDS[kind], stop=7, dataloader_num_workers=workers)
 
 
-def as_rank(rank: int, port: int, folder: str, kind: str, stop: int, resume: bool, options: dict) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    torch.set_num_threads(1)
-    trainer = run(folder, KINDS[kind](), stop, resume, per_device_train_batch_size=2, **options)
-    Path(f"{folder}/seen_{rank}.json").write_text(json.dumps(trainer.seen))
+def as_rank(rank: int, folder: Path, kind: str, **how) -> None:
+    trainer = run(folder, KINDS[kind](), **{"per_device_train_batch_size": 2, **how})
+    (folder / f"seen_{rank}.json").write_text(json.dumps(trainer.seen))
 
 
-def by_two(*arguments) -> list[int]:
-    """Exit statuses of two processes, each of which calls `as_rank`."""
-    context, port = multiprocessing.get_context("forkserver"), free_port()
-    processes = [context.Process(target=as_rank, args=(rank, port, *arguments)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(180)
-    return [process.exitcode for process in processes]
-
-
-def seen_by_two(folder: Path, kind: str, stop: int = 0, resume: bool = False, **options) -> list[list[list[int]]]:
-    assert by_two(str(folder), kind, stop, resume, options) == [0, 0]
+def seen_by_two(folder: Path, kind: str, **how) -> list[list[list[int]]]:
+    by_two(as_rank, folder, kind, **how)
     return [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -239,7 +213,7 @@ def test_two_processes(tmp_path, kind, dispatched):
 @pytest.mark.slow
 def test_another_number_of_processes_is_refused_by_all_of_them(tmp_path):
     run(tmp_path, from_generator(), 7)
-    assert by_two(str(tmp_path), "from_generator", 0, True, {}) == [1, 1]
+    by_two(as_rank, tmp_path, "from_generator", resume=True, status=1)
     assert not (tmp_path / "seen_1.json").exists()
 
 
@@ -262,8 +236,7 @@ def test_a_checkpoint_when_a_pass_is_over(tmp_path, kind):
         run(tmp_path / "part", KINDS[kind](), kind_of_trainer=Killed, save_strategy="epoch")
     rest = run(tmp_path / "part", KINDS[kind](), resume=True, save_strategy="epoch")
     assert rest.seen == [row for row in whole.seen if row[0] >= 5]
-    for a, b in zip(weights(whole), weights(rest), strict=True):
-        assert torch.equal(a, b)
+    assert_same_weights(whole, rest)
 
 
 # --- what cannot go on exactly -----------------------------------------------------------------------------------
@@ -293,10 +266,11 @@ def test_other_micro_batches_are_refused(tmp_path):
         run(tmp_path, from_generator(), resume=True, per_device_train_batch_size=8)
 
 
-def test_a_checkpoint_that_does_not_say_where_it_was(tmp_path, caplog, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.delattr(CountedPasses, "_save_rng_state")
-        run(tmp_path, from_generator(), 7)
+def test_a_checkpoint_that_does_not_say_where_it_was(tmp_path, caplog):
+    run(tmp_path, from_generator(), 7)
+    (position,) = (tmp_path / "checkpoint-7").glob("*position*")
+    position.unlink()
+    seal(tmp_path / "checkpoint-7")
     run(tmp_path, from_generator(), resume=True)
     assert "does not say where in its data the training was" in caplog.text
 

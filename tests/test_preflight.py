@@ -7,7 +7,7 @@ from hf_clars import ClarsTrainingArguments, build_model
 from hf_clars.data import TrainStream
 from hf_clars.image_classification.preflight import activation_bytes, summary
 
-from .test_data_stream import Numbered
+from .helpers.streams import Numbered
 
 
 class Two(nn.Module):

@@ -10,27 +10,20 @@ from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, UserError
 
 from .helpers.models import dataset
-from .test_resume import StopAfter
-from .test_trainer import arguments, seeded, weights
+from .helpers.training import Groups, StopAfter, arguments, assert_same_weights, logged, seeded
 
 
-class Groups(TrainerCallback):
-    """Options of the first parameter group in each step, copied when it begins."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, dict] = {}
-
-    def on_step_begin(self, args, state, control, optimizer, **kwargs):
-        group = optimizer.param_groups[0]
-        self.seen[state.global_step] = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-
-
-def trainer_of(folder, *callbacks, optimizers=(None, None), **options) -> ClarsTrainer:
-    steps = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "lr_scheduler_type": "polynomial"}
+def trainer_of(folder, *callbacks, by_hand=None, **options) -> ClarsTrainer:
+    """By hand: an optimizer of torch, and its options."""
+    steps = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6, "lr_scheduler_type": "polynomial"}
     args = arguments(folder, total_batch_size=16, **{**steps, **options})
+    model, optimizer = seeded(0.3), None
+    if by_hand is not None:
+        kind, keywords = by_hand
+        optimizer = kind(model.parameters(), **{"lr": 0.01, **keywords})
     return ClarsTrainer(
-        seeded(0.3), args, train_dataset=dataset(128), eval_dataset=dataset(8), callbacks=[*callbacks],
-        optimizers=optimizers,
+        model, args, train_dataset=dataset(128), eval_dataset=dataset(8), callbacks=[*callbacks],
+        optimizers=(optimizer, None),
     )  # fmt: skip
 
 
@@ -43,59 +36,48 @@ def resumed(folder, before: dict, after: dict) -> tuple[ClarsTrainer, dict]:
     return trainer, groups.seen[4]
 
 
-def config(folder) -> dict:
-    return json.loads((folder / "run.json").read_text())["config"]
+def told(caplog) -> list[str]:
+    return [m for m in caplog.messages if m.startswith("changed since the checkpoint, and in force from there on: ")]
 
 
 SGD = {"optim": "sgd", "learning_rate": 0.1}
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-2}
 AUTHORS = {"mode": "authors", "learning_rate": 0.1}
+# Of the training before, what is another afterwards, and what its groups then have.
 CHANGES = [
-    # of the training before, what is another afterwards, and what its groups then have
-    ({}, {"eta": 0.02}, {"eta": 0.02}),
-    ({}, {"momentum": 0.5}, {"momentum": 0.5}),
-    ({"momentum": 0.0}, {"momentum": 0.9}, {"momentum": 0.9}),
-    ({}, {"weight_decay": 0.1}, {"weight_decay": 0.1}),
-    ({"weight_decay": 0.1}, {"bias_and_norm": "paper"}, {"bias_and_norm": "paper"}),
-    ({}, {"decay_in_denominator": True}, {"decay_in_denominator": True}),
+    ({}, {"eta": 0.02, "momentum": 0.5, "weight_decay": 0.1, "decay_in_denominator": True},
+     {"eta": 0.02, "momentum": 0.5, "weight_decay": 0.1, "decay_in_denominator": True}),
+    ({"weight_decay": 0.1, "momentum": 0.0}, {"bias_and_norm": "paper", "momentum": 0.9},
+     {"bias_and_norm": "paper", "momentum": 0.9}),
     ({}, {"optim_args": "eta=0.03,momentum=0.8"}, {"eta": 0.03, "momentum": 0.8}),
-    ({"optim": "lars"}, {"eta": 0.002}, {"eta": 0.002}),
-    ({"optim": "lars"}, {"decay_in_denominator": False}, {"decay_in_denominator": False}),
+    ({"optim": "lars"}, {"eta": 0.002, "decay_in_denominator": False}, {"eta": 0.002, "decay_in_denominator": False}),
     ({"optim": "mnag", "learning_rate": 0.1}, {"momentum": 0.5}, {"momentum": 0.5}),
     (AUTHORS, {"eta": 0.02}, {"eta": 0.02}),
     (SGD, {"optim_args": "momentum=0.9,nesterov=true"}, {"momentum": 0.9, "nesterov": True}),
     ({**SGD, "optim_args": "momentum=0.9"}, {"optim_args": None}, {"momentum": 0}),
-    (ADAM, {"adam_beta1": 0.8}, {"betas": (0.8, 0.999)}),
-    (ADAM, {"adam_epsilon": 1e-6}, {"eps": 1e-6}),
-    (ADAM, {"weight_decay": 0.1}, {"weight_decay": 0.1}),
+    (ADAM, {"adam_beta1": 0.8, "adam_epsilon": 1e-6, "weight_decay": 0.1},
+     {"betas": (0.8, 0.999), "eps": 1e-6, "weight_decay": 0.1}),
     ({"optim": "lamb", "learning_rate": 1e-2}, {"adam_beta2": 0.9}, {"betas": (0.9, 0.9)}),
-    ({}, {"learning_rate": 1.0}, {"lr": 1.0 * (1 - 4 / 8) ** 2, "initial_lr": 1.0}),
-    (ADAM, {"learning_rate": 1e-3}, {"lr": 1e-3 * (1 - 4 / 8) ** 2, "initial_lr": 1e-3}),
-    ({}, {"lr_scheduler_kwargs": {"power": 1.0}}, {"lr": 3.0 * (1 - 4 / 8)}),
+    ({}, {"learning_rate": 1.0}, {"lr": 1.0 * (1 - 4 / 6) ** 2, "initial_lr": 1.0}),
+    (ADAM, {"learning_rate": 1e-3}, {"lr": 1e-3 * (1 - 4 / 6) ** 2, "initial_lr": 1e-3}),
+    ({}, {"lr_scheduler_kwargs": {"power": 1.0}}, {"lr": 3.0 * (1 - 4 / 6)}),
     ({}, {"lr_scheduler_type": "constant"}, {"lr": 3.0}),
     ({}, {"max_steps": 16}, {"lr": 3.0 * (1 - 4 / 16) ** 2}),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("before", "after", "expected"), CHANGES, ids=str)
 def test_new_options_are_in_force_and_told(tmp_path, caplog, before, after, expected):
     _, group = resumed(tmp_path, before, after)
-    rate = expected.pop("lr", None)
-    assert {key: group[key] for key in expected} == expected
+    rate = expected.get("lr")
+    assert {key: group[key] for key in expected if key != "lr"} == {k: v for k, v in expected.items() if k != "lr"}
     if rate is not None:
         assert group["lr"] == pytest.approx(rate, rel=1e-3)  # transformers' polynomial ends at 1e-7
-    told = [m for m in caplog.messages if m.startswith("changed since the checkpoint, and in force from there on: ")]
-    assert len(told) == 1
-    assert all(name in told[0] for name in after)
-    in_force = config(tmp_path)
-    for name, value in after.items():
-        assert in_force[name] == value
+    (line,) = told(caplog)
+    assert all(name in line for name in after)
+    in_force = json.loads((tmp_path / "run.json").read_text())["config"]
+    assert {name: in_force[name] for name in after} == after
     assert in_force["gamma_scale"] == in_force["learning_rate"]
-
-
-def test_options_as_they_were_are_not_told(tmp_path, caplog):
-    resumed(tmp_path, {"weight_decay": 1e-3}, {})
-    assert not [m for m in caplog.messages if "changed since" in m]
 
 
 @pytest.mark.parametrize(
@@ -113,11 +95,11 @@ def test_it_is_the_training_whose_options_are_changed_in_its_course(tmp_path, op
     by_hand = trainer_of(tmp_path / "a", Change(), **before)
     by_hand.train()
     ours, _ = resumed(tmp_path / "b", before, after)
-    assert all(torch.equal(a, b) for a, b in zip(weights(by_hand), weights(ours), strict=True))
+    assert_same_weights(by_hand, ours)
 
 
-def test_what_a_callback_has_changed_stays(tmp_path):
-    """Only what is asked for otherwise is otherwise."""
+def test_what_a_callback_has_changed_stays_and_a_change_counts_once(tmp_path, caplog):
+    """Only what is asked for otherwise is otherwise; the checkpoints that follow are those of the new options."""
 
     class Once(TrainerCallback):
         def on_step_end(self, args, state, control, optimizer, **kwargs):
@@ -127,41 +109,37 @@ def test_what_a_callback_has_changed_stays(tmp_path):
 
     trainer_of(tmp_path, Once(), StopAfter(4)).train()
     groups = Groups()
-    trainer_of(tmp_path, groups, eta=0.02).train(resume_from_checkpoint=True)
+    trainer_of(tmp_path, groups, eta=0.02, save_steps=1).train(resume_from_checkpoint=True)
     assert (groups.seen[4]["weight_decay"], groups.seen[4]["eta"]) == (0.25, 0.02)
+    assert len(told(caplog)) == 1
+    caplog.clear()
+    trainer_of(tmp_path, eta=0.02, save_steps=1).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert told(caplog) == []
 
 
 SCALED = {"learning_rate": None, "base_learning_rate": 0.5, "base_batch_size": 64}
 
 
-@pytest.mark.parametrize("optim", ["clars", "lars", "mnag", "sgd"])
-def test_linear_scaling_is_resumed_exactly(tmp_path, optim):
+@pytest.mark.parametrize(
+    "optim", ["clars", "sgd", *(pytest.param(o, marks=pytest.mark.slow) for o in ("lars", "mnag"))]
+)
+def test_linear_scaling_is_resumed_exactly(tmp_path, caplog, optim):
     """A rate that follows from others is a plain number in every file, which torch reads without running code."""
     whole = trainer_of(tmp_path / "a", optim=optim, **SCALED)
     whole.train()
     cut, _ = resumed(tmp_path / "b", {"optim": optim, **SCALED}, {})
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(cut), strict=True))
+    assert_same_weights(whole, cut)
+    assert told(caplog) == []
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.load(tmp_path / "b" / "checkpoint-4" / name, weights_only=True)
 
 
 def test_linear_scaling_of_an_optimizer_made_by_hand(tmp_path):
-    args = arguments(tmp_path, total_batch_size=16, save_strategy="steps", save_steps=1, max_steps=1, **SCALED)
-    model = seeded()
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.learning_rate)
-    ClarsTrainer(model, args, train_dataset=dataset(16), optimizers=(optimizer, None)).train()
+    rate = arguments(tmp_path, total_batch_size=16, **SCALED).learning_rate
+    options = {"save_steps": 1, "max_steps": 1, **SCALED}
+    trainer_of(tmp_path, by_hand=(torch.optim.SGD, {"lr": rate}), **options).train()
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.load(tmp_path / "checkpoint-1" / name, weights_only=True)
-
-
-def test_a_change_counts_once(tmp_path, caplog):
-    """The checkpoints that follow are those of the new options."""
-    resumed(tmp_path, {}, {"eta": 0.02, "learning_rate": 1.0})
-    caplog.clear()
-    groups = Groups()
-    trainer = trainer_of(tmp_path, groups, eta=0.02, learning_rate=1.0, max_steps=8)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
-    assert not [m for m in caplog.messages if "changed since" in m]
 
 
 @pytest.mark.parametrize(
@@ -171,29 +149,23 @@ def test_a_change_counts_once(tmp_path, caplog):
         (torch.optim.SGD, {}, {"momentum": 0.9, "nesterov": True}),
         (torch.optim.SGD, {"lr": 0.1}, {"lr": 0.2}),
         (torch.optim.Adam, {"amsgrad": True}, {"amsgrad": False}),
-        (torch.optim.Adam, {}, {"maximize": True}),
-        (torch.optim.RMSprop, {}, {"alpha": 0.9}),
-        (torch.optim.NAdam, {}, {"momentum_decay": 1e-3}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (torch.optim.Adam, {}, {"maximize": True}),
+                (torch.optim.RMSprop, {}, {"alpha": 0.9}),
+                (torch.optim.NAdam, {}, {"momentum_decay": 1e-3}),
+            )
+        ),
     ],
     ids=str,
 )
 def test_optimizers_of_torch_made_by_hand(tmp_path, caplog, kind, before, after):
-    def trained(folder, options, *callbacks, resume=False):
-        model = seeded()
-        args = arguments(folder, total_batch_size=16, save_strategy="steps", save_steps=4, max_steps=8)
-        optimizer = kind(model.parameters(), **{"lr": 0.01, **options})
-        trainer = ClarsTrainer(
-            model, args, train_dataset=dataset(128), callbacks=[*callbacks], optimizers=(optimizer, None)
-        )
-        trainer.train(resume_from_checkpoint=resume)
-
-    trained(tmp_path, before, StopAfter(4))
-    groups = Groups()
-    trained(tmp_path, {**before, **after}, groups, resume=True)
+    _, group = resumed(tmp_path, {"by_hand": (kind, before)}, {"by_hand": (kind, {**before, **after})})
     name = next(iter(after))
-    assert groups.seen[4]["initial_lr" if name == "lr" else name] == after[name]
-    (told,) = [m for m in caplog.messages if "changed since" in m]
-    assert f"{name} {before.get(name, kind([torch.zeros(1)], lr=0.01).defaults[name])} → {after[name]}" in told
+    assert group["initial_lr" if name == "lr" else name] == after[name]
+    (line,) = told(caplog)
+    assert f"{name} {before.get(name, kind([torch.zeros(1)], lr=0.01).defaults[name])} → {after[name]}" in line
 
 
 @pytest.mark.parametrize(
@@ -205,18 +177,9 @@ def test_optimizers_of_torch_made_by_hand(tmp_path, caplog, kind, before, after)
     ],
 )
 def test_an_option_that_needs_a_state_of_its_own_is_refused(tmp_path, kind, after):
-    def trainer(*callbacks, **options):
-        model = seeded()
-        args = arguments(tmp_path, total_batch_size=16, save_strategy="steps", save_steps=4, max_steps=8)
-        optimizer = kind(model.parameters(), lr=0.01, **options)
-        return ClarsTrainer(
-            model, args, train_dataset=dataset(128), callbacks=[*callbacks], optimizers=(optimizer, None)
-        )
-
-    trainer(StopAfter(4)).train()
     (name, value), *_ = after.items()
     with pytest.raises(UserError, match=f"cannot go on from the checkpoint with {name}={value}: its state has no"):
-        trainer(**after).train(resume_from_checkpoint=True)
+        resumed(tmp_path, {"by_hand": (kind, {})}, {"by_hand": (kind, after)})
 
 
 def test_a_schedule_of_another_kind_is_refused(tmp_path):
@@ -224,23 +187,19 @@ def test_a_schedule_of_another_kind_is_refused(tmp_path):
         "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 4,
         "metric_for_best_model": "loss", "lr_scheduler_kwargs": {"patience": 3},
     }  # fmt: skip
-    trainer_of(tmp_path, StopAfter(4)).train()
     with pytest.raises(UserError, match="the checkpoint is of lr_scheduler_type='polynomial', not 'reduce_lr_on_plat"):
-        trainer_of(tmp_path, **plateau).train(resume_from_checkpoint=True)
+        resumed(tmp_path, {}, plateau)
 
 
-def test_steps_of_logging_and_saving_are_those_of_now(tmp_path):
-    trainer, _ = resumed(tmp_path, {"logging_steps": 4}, {"logging_steps": 1, "save_steps": 2})
-    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [4, 5, 6, 7, 8]
-    assert (tmp_path / "checkpoint-6").is_dir()
-
-
-def test_images_of_steps_of_another_size_are_counted_as_they_were(tmp_path, caplog):
-    trainer_of(tmp_path, StopAfter(4)).train()
-    args = arguments(tmp_path, total_batch_size=32, max_steps=6)
+def test_steps_of_logging_and_saving_and_images_of_steps_of_another_size(tmp_path, caplog):
+    """Those of now count; images that were seen before are counted as they were."""
+    after = {"logging_steps": 1, "save_steps": 2, "total_batch_size": 32}
+    trainer_of(tmp_path, StopAfter(4), logging_steps=4).train()
+    args = arguments(tmp_path, max_steps=6, save_strategy="steps", **after)
     trainer = ClarsTrainer(seeded(0.3), args, train_dataset=dataset(256))
     trainer.train(resume_from_checkpoint=True)
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert [row["images_seen"] for row in rows] == [16, 32, 48, 64, 96, 128]
+    rows = [row for row in logged(trainer, "loss", "images_seen") if row[1] is not None]
+    assert [(step, images) for step, _, images in rows] == [(4, 64), (5, 96), (6, 128)]
+    assert math.isfinite(rows[-1][1])
     assert "total_batch_size 16 → 32" in caplog.text
-    assert math.isfinite(rows[-1]["loss"])
+    assert (tmp_path / "checkpoint-6").is_dir()

@@ -1,7 +1,6 @@
 """What is set is used, or refused in a line: every option of optimizers with every optimizer."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,20 +13,11 @@ from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.validation.schema import Count, check, one_of
 
 from .helpers.models import dataset
-from .test_trainer import arguments, seeded
+from .helpers.training import arguments, seeded
 
 OPTIMIZERS = (
-    "clars",
-    "lars",
-    "mnag",
-    "lamb",
-    "sgd",
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adafactor",
-    "adagrad",
-    "rmsprop",
-)
+    "clars", "lars", "mnag", "lamb", "sgd", "adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop",
+)  # fmt: skip
 
 # Field → a value that no optimizer has by default, with what else it wants.
 FIELDS: dict[str, Any] = {
@@ -58,35 +48,34 @@ def in_force(tmp_path: Any, **options: Any) -> Any:
     return type(optimizer), groups, measuring, trainer.args.layerwise_epochs
 
 
-def why_refused(work: Callable[[], object]) -> str | None:
-    try:
-        work()
-    except UserError as error:
-        return str(error)
-    return None
+def used_or_refused(tmp_path: Any, optim: str, cases: dict[str, tuple[dict, dict]]) -> tuple[set[str], dict[str, str]]:
+    """Of settings, each with what it wants beside it: those that change something, and why the others are refused."""
+    used, refused, without = set(), {}, {}
+    for name, (beside, setting) in cases.items():
+        try:
+            after = in_force(tmp_path, optim=optim, **{**beside, **setting})
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        if str(beside) not in without:
+            without[str(beside)] = in_force(tmp_path, optim=optim, **beside)
+        assert after != without[str(beside)], name
+        used.add(name)
+    return used, refused
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_every_field_is_used_or_refused(tmp_path, optim):
-    used, seen = set(), []
-    for name, value in {**FIELDS, "decay_in_denominator": optim != "lars"}.items():
-        beside = WANTS.get(name, {}) if optim == "clars" else {}
-        before = in_force(tmp_path, optim=optim, **beside)
-        refusal = why_refused(
-            lambda beside=beside, name=name, value=value: seen.append(
-                in_force(tmp_path, optim=optim, **{**beside, name: value})
-            )
-        )
-        if refusal is None:
-            assert seen[-1] != before, name
-            used.add(name)
-        else:
-            assert refusal.startswith(f"{name}=")
-            assert optim in refusal
-    ours = {"learning_rate", "weight_decay"}
+    fields = {**FIELDS, "decay_in_denominator": optim != "lars"}
+    wants = WANTS if optim == "clars" else {}
+    cases = {name: (wants.get(name, {}), {name: value}) for name, value in fields.items()}
+    used, refused = used_or_refused(tmp_path, optim, cases)
+    for name, why in refused.items():
+        assert why.startswith(f"{name}=")
+        assert optim in why
     adam = {"adam_beta1", "adam_beta2", "adam_epsilon"}
     layerwise = {"eta", "momentum", "bias_and_norm", "decay_in_denominator", "layerwise_epochs"}
-    assert used - ours == {
+    assert used - {"learning_rate", "weight_decay"} == {
         "clars": {*layerwise, "mode", "norm_samples", "untracked"}, "lars": layerwise, "mnag": {"momentum"},
         "lamb": adam, "adamw_torch": adam, "adamw_torch_fused": adam,
     }.get(optim, set())  # fmt: skip
@@ -94,22 +83,12 @@ def test_every_field_is_used_or_refused(tmp_path, optim):
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_all_of_optim_args_is_used_or_refused(tmp_path, optim):
-    used, seen = set(), []
+    cases = {}
     for name, value in IN_OPTIM_ARGS.items():
         beside = WANTS_IN_OPTIM_ARGS.get(name, "")
-        refusal = why_refused(
-            lambda beside=beside, name=name, value=value: seen.extend(
-                (
-                    in_force(tmp_path, optim=optim, optim_args=beside.rstrip(",")),
-                    in_force(tmp_path, optim=optim, optim_args=f"{beside}{name}={value}"),
-                )
-            )
-        )
-        if refusal is None:
-            assert seen[-1] != seen[-2], name
-            used.add(name)
-        else:
-            assert "optim_args" in refusal
+        cases[name] = ({"optim_args": beside.rstrip(",")}, {"optim_args": f"{beside}{name}={value}"})
+    used, refused = used_or_refused(tmp_path, optim, cases)
+    assert all("optim_args" in why for why in refused.values())
     layerwise = {"eta", "momentum", "weight_decay", "bias_and_norm"}
     assert used == {
         "clars": {*layerwise, "mode", "norm_samples", "untracked"}, "lars": layerwise,
@@ -125,8 +104,8 @@ def test_all_of_optim_args_is_used_or_refused(tmp_path, optim):
         ("momentum=0.9,momentum=0.8", "'momentum' stands twice"),
         ("momentum=0.9,", "'' is not of the form key=value"),
         ("momentum=0.9=1", "'momentum' is not of the form key=value"),
-        ("momentum=fast", "could not convert string to float: 'fast'"),
-        ("momentum=-1", "Invalid momentum value"),
+        ("momentum=fast", "'fast'"),
+        ("momentum=-1", "momentum"),
         ("momentum=nan", "momentum='nan' must be a finite number"),
         ("momentum=0.9,nesterov=maybe", "nesterov='maybe' must be true or false"),
         ("weight_decay=0.1", "would be ignored: give weight_decay itself"),
@@ -144,12 +123,20 @@ def test_optim_args_of_transformers_optimizers(tmp_path, optim_args, message):
         ({"optim": "sgd", "momentum": 0.9}, r"momentum=0.9 is nothing that optim='sgd' takes.*optim_args: momentum="),
         ({"optim": "mnag", "eta": 3.0}, "eta=3.0 is nothing that optim='mnag' takes"),
         ({"optim": "adamw_torch", "eta": -3.0}, "eta=-3.0 must be greater than 0"),
+        ({"optim": "mnag", "optim_args": "eta=0.1"}, "'eta' is unknown to optim='mnag'.*takes momentum, weight_decay"),
+        ({"optim": "mnag", "layerwise_epochs": 1.0}, "layerwise_epochs=1.0 is for clars and lars, not mnag"),
+        ({"optim": "lamb", "optim_args": "eps=1e-6"}, "'eps' is unknown to optim='lamb', which takes none; its"),
+        ({"optim": "lars", "mode": "authors"}, "mode='authors' is nothing that optim='lars' takes"),
+        ({"layerwise_epochs": -1.0}, "layerwise_epochs=-1.0 must be at least 0"),
+        ({"mode": "authors", "fp16": True}, "mode='authors' with fp16=True"),
+        ({"optim_args": "mode=authors", "fp16": True}, "mode='authors' with fp16=True"),
+        ({"bias_and_norm": "raw"}, "bias_and_norm='raw' is unknown"),
         ({"norm_samples": 8}, "norm_samples=8 is for mode=subset"),
         ({"mode": "authors", "untracked": "error"}, "untracked=error is nothing that mode=authors"),
         ({"fp16": True}, "fp16=True needs a GPU"),
         ({"fsdp": "full_shard"}, "fsdp=.* is for several processes"),
-        ({"optim": "lomo"}, "optim='lomo' cannot be made: You need to install `lomo_optim`"),
-        ({"optim": "galore_adamw"}, "optim='galore_adamw' cannot be made: You need to install `galore_torch`"),
+        ({"optim": "lomo"}, "optim='lomo' cannot be made: .*`lomo_optim`"),
+        ({"optim": "galore_adamw"}, "optim='galore_adamw' cannot be made: .*`galore_torch`"),
         ({"accelerator_config": {"x": 1}}, "accelerator_config={'x': 1} cannot be used: .*'x'"),
         ({"max_steps": 0}, "max_steps=0 must be"),
         ({"num_train_epochs": None}, "num_train_epochs=None must be a valid number"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,10 +15,11 @@ from hf_clars.formulas import stand_in_denominators
 from hf_clars.norms import PerSampleNorms
 from hf_clars.optimizers import CLARS
 
+from .helpers.parameters import give_gradients, parameters
+
 sizes = st.floats(1e-3, 1e3)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(sizes, sizes | st.none()), min_size=1, max_size=9), st.floats(1e-3, 1))
 def test_stand_ins_against_numpy(layers, eta):
     gradient_norms = np.array([g for g, _ in layers])
@@ -39,19 +40,18 @@ def test_what_tells_nothing_has_no_part_in_the_median():
 
 
 def layers(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
-    found = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
-    for parameter in found:
-        parameter.grad = torch.randn_like(parameter)
+    found = parameters(*shapes, dtype=torch.float64)
+    give_gradients(found)
     return found
 
 
 @pytest.mark.parametrize("given", ["mapping", "function", "names"])
 def test_a_layer_that_norms_lack_is_like_the_median_of_the_others(given):
-    *measured, other, bias, uniform = parameters = layers((3, 3), (4, 2), (2, 5), (3, 2), (7,), (2, 2))
+    *measured, other, bias, uniform = given_all = layers((3, 3), (4, 2), (2, 5), (3, 2), (7,), (2, 2))
     norms = {p: 3.0 * (k + 1) * p.grad.norm() for k, p in enumerate(measured)}  # ratios 1/3, 1/6, 1/9
     norms[bias] = bias.grad.norm() / 100  # is not adapted, and no layer
     norms[uniform] = uniform.grad.norm() / 100
-    named = [(str(k), p) for k, p in enumerate(parameters)]
+    named = [(str(k), p) for k, p in enumerate(given_all)]
     by_name = {name: norms[p] for name, p in named if p in norms}
     groups = [{"params": named[:3]}, {"params": named[3:5], "eta": 0.02}, {"params": named[5:], "uniform": True}]
     norms_of = {"mapping": norms, "function": lambda: norms, "names": by_name}[given]
@@ -63,8 +63,8 @@ def test_a_layer_that_norms_lack_is_like_the_median_of_the_others(given):
 
 def test_nothing_is_computed_where_all_is_measured(monkeypatch):
     monkeypatch.setattr("hf_clars.optimizers.sharded.norms_of_any", None)
-    parameters = layers((3, 3), (4,))
-    CLARS(parameters, 0.5, norms={parameters[0]: torch.tensor(1.0)}).step()
+    matrix, vector = layers((3, 3), (4,))
+    CLARS([matrix, vector], 0.5, norms={matrix: torch.tensor(1.0)}).step()
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

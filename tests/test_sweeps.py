@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +19,11 @@ from hf_clars.experiments import Run, read_sweep
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.trainer import ClarsTrainingArguments
 
-from .helpers.sweeps import METHODS, ROOT, TINY, command, sweep_file
+from .helpers.scripts import ROOT, without
+from .helpers.sweeps import METHODS, TINY, command, sweep_file
 from .helpers.wandb_files import offline_runs
 
-SWEEPS = sorted((ROOT / "recipes" / "sweeps").glob("*.yaml"))
+SWEEPS = ROOT / "recipes" / "sweeps"
 
 
 # ---- which runs ------------------------------------------------------------------------------------------------------
@@ -132,6 +132,7 @@ DRAWN = {"method": "random", "run_cap": 2}
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
+        *((text, ("tiny.yaml",)) for text in ("[1", "- a", "", None)),
         ({"method": "bayes"}, ("method", "'bayes'", "grid")),
         ({"method": None}, ("method",)),
         ({"early_terminate": {"type": "hyperband"}}, ("'early_terminate'",)),
@@ -174,29 +175,24 @@ DRAWN = {"method": "random", "run_cap": 2}
 )  # fmt: skip
 def test_files_that_are_no_sweeps(tmp_path, sections, words):
     """The line names the file, the key and the value."""
+    file = tmp_path / "tiny.yaml"
+    if isinstance(sections, dict):
+        sweep_file(tmp_path, **sections)
+    elif sections is not None:
+        file.write_text(sections)
     with pytest.raises(UserError) as error:
-        read_sweep(sweep_file(tmp_path, **sections)).runs()
+        read_sweep(file).runs()
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("text", ["[1", "- a", "", None])
-def test_files_that_are_nothing(tmp_path, text):
-    if text is not None:
-        (tmp_path / "tiny.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"tiny\.yaml"):
-        read_sweep(tmp_path / "tiny.yaml")
-
-
 ODD = st.sampled_from([None, True, -1, 0, 1e400, "", "x", "\x1b[31m\n", [], [[]], [None], {}, {"x": None}, {"a": [1]}])
 
 
-def _places(value: object, path: tuple = ()) -> list[tuple]:
+def places(value: object, path: tuple = ()) -> list[tuple]:
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(found for key, v in inside for found in _places(v, (*path, key)))] if path else [
-        found for key, v in inside for found in _places(v, (key,))
-    ]  # fmt: skip
+    return [*([path] if path else []), *(found for key, v in inside for found in places(v, (*path, key)))]
 
 
 WHOLE = {
@@ -209,7 +205,7 @@ WHOLE = {
 }  # fmt: skip
 
 
-@given(st.sampled_from(_places(WHOLE)), ODD, st.sampled_from([None, "small"]), st.sampled_from(["grid", "random"]))
+@given(st.sampled_from(places(WHOLE)), ODD, st.sampled_from([None, "small"]), st.sampled_from(["grid", "random"]))
 def test_any_value_anywhere_is_taken_or_named_in_a_line(tmp_path_factory, path, odd, preset, method):
     content = copy.deepcopy(WHOLE) | {"method": method}
     where = content
@@ -235,6 +231,8 @@ def test_any_value_anywhere_is_taken_or_named_in_a_line(tmp_path_factory, path, 
 @pytest.mark.parametrize(
     ("flags", "sections", "message"),
     [
+        (["tune"], {}, "hf-clars sweep"),
+        ([], {"tuning": {"search": {"seed": 0}, "seeds": [1], "trials": {m: [{}] for m in METHODS}}}, "hf-clars tune"),
         (["--preset", "huge"], {}, "has no preset 'huge': it has none"),
         (["--only", "optim=x"], {}, "there is no axis 'optim': the axes are method, seed"),
         (["--only", "seed=3"], {}, "seed is never '3': it is 0, 1"),
@@ -257,19 +255,12 @@ def test_any_value_anywhere_is_taken_or_named_in_a_line(tmp_path_factory, path, 
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, flags, sections, message):
-    assert main(command("sweep", sweep_file(tmp_path, **sections), tmp_path, *flags)) == 2
+    name, flags = (flags[0], flags[1:]) if flags[:1] == ["tune"] else ("sweep", flags)
+    assert main(command(name, sweep_file(tmp_path, **sections), tmp_path, *flags)) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "w").exists()
-
-
-def test_commands_name_each_other(tmp_path, capsys):
-    tuning = {"search": {"seed": 0}, "seeds": [1], "trials": {method: [{}] for method in METHODS}}
-    assert main(command("sweep", sweep_file(tmp_path, tuning=tuning), tmp_path)) == 2
-    assert "hf-clars tune" in capsys.readouterr().err
-    assert main(command("tune", sweep_file(tmp_path), tmp_path)) == 2
-    assert "hf-clars sweep" in capsys.readouterr().err
 
 
 def test_wandb_that_is_missing_is_said_before_the_first_run(tmp_path, fashion_mnist, capsys, monkeypatch):
@@ -289,6 +280,11 @@ def test_no_is_a_word_where_words_are_wanted(tmp_path, capsys):
 
 # ---- the files we ship, and W&B's agent ------------------------------------------------------------------------------
 
+RUNS = {
+    "cifar10": 15, "cifar10_8192": 42, "cifar10_8192_rates": 16, "fashion_mnist": 24, "fashion_mnist_random": 12,
+    "imagenet": 18,
+}  # fmt: skip
+
 
 def agent_command(file: Path, chosen: dict) -> list[str]:
     """The command line of one run as W&B's agent makes it (`Agent._command_run`), with its own functions."""
@@ -302,12 +298,12 @@ def agent_command(file: Path, chosen: dict) -> list[str]:
     return words
 
 
-def _some_value(spec: dict) -> object:
+def some_value(spec: dict) -> object:
     return spec["value"] if "value" in spec else spec["values"][0] if "values" in spec else spec["min"]
 
 
-@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_our_sweeps_are_what_wandb_takes_and_the_recipe_takes_what_its_agents_say(file, monkeypatch):
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_wandb_takes_our_sweeps_and_the_recipe_takes_their_runs(file, monkeypatch, capsys, tmp_path):
     """The client sends the file as it is, and the server checks it against a schema, of which this is the gist."""
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(file.read_text())
@@ -319,7 +315,7 @@ def test_our_sweeps_are_what_wandb_takes_and_the_recipe_takes_what_its_agents_sa
         assert spec.keys() in ({"value"}, {"values"}, {"distribution", "min", "max"}), name
         for path in spec.get("values", [spec.get("value")]) if name == "config" else ():
             assert (ROOT / path).is_file()
-    words = agent_command(file, {name: _some_value(spec) for name, spec in config["parameters"].items()})
+    words = agent_command(file, {name: some_value(spec) for name, spec in config["parameters"].items()})
     assert words[0] == "/usr/bin/env"
     flags = words[words.index(config["program"]) + 1 :]
     elsewhere = [flag for flag in flags if flag.partition("=")[0] not in ("--bf16", "--use_cpu")]
@@ -329,40 +325,29 @@ def test_our_sweeps_are_what_wandb_takes_and_the_recipe_takes_what_its_agents_sa
     assert (args.optim_name, args.report_to) == ("clars", ["wandb"])
     assert args.run_name in (None, "")
 
-
-@pytest.mark.parametrize("name", [file.stem for file in SWEEPS])
-def test_the_recipe_takes_every_run_of_our_sweeps(name, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    assert main(["sweep", f"recipes/sweeps/{name}.yaml", "--list", "--results", str(tmp_path)]) == 0
+    assert main(["sweep", str(file), "--list", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = {
-        "cifar10": 15, "cifar10_8192": 42, "cifar10_8192_rates": 16, "fashion_mnist": 24, "fashion_mnist_random": 12,
-        "imagenet": 18,
-    }  # fmt: skip
-    assert len(lines) == expected[name]
+    assert len(lines) == RUNS[file.stem]
     assert all(line.endswith(": no result") for line in lines)
-
-
-def test_the_imagenet_sweep_is_of_both_optimizers():
-    runs = read_sweep(ROOT / "recipes" / "sweeps" / "imagenet.yaml").runs()
-    assert {run.settings["optim"] for run in runs} == {"clars", "lars"}
-    assert {run.settings["total_batch_size"] for run in runs} == {16384}
+    if file.stem == "imagenet":
+        settings = [run.settings for run in read_sweep(file).runs()]
+        both = {("clars", 16384), ("lars", 16384)}
+        assert {(one["optim"], one["total_batch_size"]) for one in settings} == both
 
 
 @pytest.mark.slow
 def test_an_agents_run_starts_the_recipe(tmp_path, fashion_mnist):
     """With the environment and the file of parameters that an agent leaves for `wandb.init`, offline."""
-    file = ROOT / "recipes" / "sweeps" / "fashion_mnist.yaml"
+    file = SWEEPS / "fashion_mnist.yaml"
     config = yaml.safe_load(file.read_text())
-    chosen = {name: _some_value(spec) for name, spec in config["parameters"].items()}
+    chosen = {name: some_value(spec) for name, spec in config["parameters"].items()}
     chosen |= {"output_dir": str(tmp_path / "out"), "max_steps": 2, "eval_examples": 64, "save_strategy": "no"}
     parameters = tmp_path / "config.yaml"
     parameters.write_text(yaml.safe_dump({name: {"value": value} for name, value in chosen.items()}))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    environment |= {
-        "WANDB_SWEEP_ID": "abcdefgh", "WANDB_RUN_ID": "r1234567", "WANDB_SWEEP_PARAM_PATH": str(parameters),
-        "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    environment = without(
+        "WANDB", WANDB_SWEEP_ID="abcdefgh", WANDB_RUN_ID="r1234567", WANDB_SWEEP_PARAM_PATH=str(parameters),
+        WANDB_MODE="offline", WANDB_DIR=str(tmp_path),
+    )  # fmt: skip
     words = agent_command(file, chosen)
     result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,7 +1,6 @@
 """Theorems 1-2 and Corollaries 1-3: values worked out by hand, reductions, and the bounds against simulated runs."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 
 from hf_clars import theory
 from hf_clars.errors import UserError
+
+from .helpers.convex import Problems, largest_gamma
 
 positive = st.floats(1e-3, 1e3)
 momenta = st.floats(0.0, 0.99)
@@ -32,12 +33,7 @@ def test_theorem_1_learning_rates():
 
 
 def test_theorem_2_learning_rates():
-    at: dict[str, Any] = {
-        "L": [1.0, 2.0],
-        "M": [4.0, 64.0],
-        "L_g": 10.0,
-        "batch_size": 16,
-    }
+    at: dict[str, Any] = {"L": [1.0, 2.0], "M": [4.0, 64.0], "L_g": 10.0, "batch_size": 16}
     # β = 1/2: (1−β)²/β² = 1 > 1−β = 1/2, so the terms without β² bind
     half = theory.mnag_learning_rate_bounds(**at, momentum=0.5)
     assert half.per_layer == pytest.approx([1 / 16, 1 / 128])
@@ -118,7 +114,7 @@ def test_admits():
 def test_the_largest_gamma_over_L_is_admitted_and_nothing_larger(L, beta, batch, m):
     L_g = sum(L)
     bounds = theory.mnag_learning_rate_bounds(L, [m] * len(L), L_g, batch, momentum=beta)
-    gamma = _largest_gamma(bounds, L)
+    gamma = largest_gamma(bounds, L)
     assert bounds.admits([gamma / l_k for l_k in L])
     assert not bounds.admits([gamma * 1.001 / l_k for l_k in L])
 
@@ -157,14 +153,7 @@ def test_without_momentum_theorem_2_adds_two_kappa_to_theorem_1(L, gamma, noise,
 
 @given(L=layers, noise=st.floats(0, 1e3), drop=positive, steps=st.integers(1, 10**6), kappa=st.floats(1, 100))
 def test_corollary_1_is_at_least_theorem_1_with_its_gamma(L, noise, drop, steps, kappa):
-    at: dict[str, Any] = {
-        "f0_minus_finf": drop,
-        "steps": steps,
-        "L": L,
-        "M": noise,
-        "batch_size": 32,
-        "kappa": kappa,
-    }
+    at: dict[str, Any] = {"f0_minus_finf": drop, "steps": steps, "L": L, "M": noise, "batch_size": 32, "kappa": kappa}
     rate = theory.mgd_rate(**at)
     implied = theory.mgd_convergence_bound(**at, gamma=rate.gamma)
     assert implied <= rate.bound * (1 + 1e-9)
@@ -210,12 +199,7 @@ def test_corollary_2_drops_a_factor_that_theorem_2_gives():
 
 @given(L_g=positive, gamma_g=positive, M=positive, drop=positive, beta=momenta, K=st.integers(1, 50))
 def test_corollary_3_is_K_times_theorem_2(L_g, gamma_g, M, drop, beta, K):
-    common: dict[str, Any] = {
-        "f0_minus_finf": drop,
-        "steps": 5,
-        "batch_size": 8,
-        "momentum": beta,
-    }
+    common: dict[str, Any] = {"f0_minus_finf": drop, "steps": 5, "batch_size": 8, "momentum": beta}
     general = theory.mnag_convergence_bound(**common, gamma=gamma_g * L_g, L=[L_g] * K, M=M, L_g=L_g)
     uniform = theory.mnag_uniform_convergence_bound(**common, gamma_g=gamma_g, L_g=L_g, M_C=K * M)
     assert uniform == pytest.approx(K * general)
@@ -224,82 +208,27 @@ def test_corollary_3_is_K_times_theorem_2(L_g, gamma_g, M, drop, beta, K):
 # ---- against simulated runs ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Quadratics:
-    """N problems of n samples and K layers: `f_i(w) = ½ (w − a_i)ᵀ H (w − a_i)`.
+class Quadratics(Problems):
+    """`f_i(w) = ½ (w − a_i)ᵀ H (w − a_i)`.
 
     `H = diag(L_k)` is the separable `½ Σ_k L_k ‖w_k − a_{k,i}‖²`. All samples share H, so the gradient's variance does
     not depend on w: Assumption 2 holds with `M_k = 0` and M the largest layer's variance.
     """
 
-    hessian: np.ndarray  # [N, D, D], D = K · d
-    samples: np.ndarray  # [N, n, D]
-    start: np.ndarray  # [N, D]
-    layers: int
-
-    def __post_init__(self):
-        count, _, width = self.samples.shape
-        blocks = self.hessian.reshape(count, self.layers, width // self.layers, self.layers, -1)
+    def __init__(self, hessian, centres, start, layers):
+        self.hessian, self.centres, self.start, self.layers = hessian, centres, start, layers
+        count, self.samples, width = centres.shape  # hessian: [N, D, D], centres: [N, n, D]
+        blocks = hessian.reshape(count, layers, width // layers, layers, -1)
         blocks = np.moveaxis(np.diagonal(blocks, axis1=1, axis2=3), -1, 1)  # [N, K, d, d]
         self.L = np.linalg.eigvalsh(blocks)[..., -1]
-        self.L_g = np.linalg.eigvalsh(self.hessian)[:, -1]
-        self.minimum = self.samples.mean(1)
-        deviations = (self.samples - self.minimum[:, None]) @ self.hessian
-        self.M = self.layer_squares(deviations).mean(1).max(-1)
-        offset = self.start - self.minimum
-        self.f0_minus_finf = 0.5 * np.einsum("np,npq,nq->n", offset, self.hessian, offset)
+        self.L_g = np.linalg.eigvalsh(hessian)[:, -1]
+        minimum = centres.mean(1)
+        self.M = self.layer_squares((centres - minimum[:, None]) @ hessian).mean(1).max(-1)
+        offset = start - minimum
+        self.f0_minus_finf = 0.5 * np.einsum("np,npq,nq->n", offset, hessian, offset)
 
-    def layer_squares(self, gradients):
-        """`‖∇_k‖²`: [N, …, D] → [N, …, K]."""
-        return np.square(gradients).reshape(*gradients.shape[:-1], self.layers, -1).sum(-1)
-
-    def measured(self, gamma, momentum, batch_size, steps, seeds, rng):
-        """`(1/T) Σ_t Σ_k q_k E‖∇_k f(w_t)‖²` of Eq. 4 with `γ_k = γ/L_k`, E over the seeds: [N]."""
-        count, n, width = self.samples.shape
-        rates = np.repeat(gamma[:, None] / self.L, width // self.layers, axis=1)[:, None]  # [N, 1, D]
-        q = np.array([theory.convergence_weights(row) for row in self.L])
-        w = np.repeat(self.start[:, None], seeds, axis=1)  # [N, seeds, D]
-        v = w.copy()
-        total = np.zeros(count)
-        for _ in range(steps):
-            total += (self.layer_squares((w - self.minimum[:, None]) @ self.hessian).mean(1) * q).sum(-1)
-            drawn = rng.integers(n, size=(count, seeds, batch_size))
-            centres = self.samples[np.arange(count)[:, None, None], drawn].mean(2)
-            v_next = w - rates * ((w - centres) @ self.hessian)
-            w, v = v_next + momentum * (v_next - v), v_next
-        return total / steps
-
-    def bound(self, gamma, momentum, batch_size, steps):
-        """Theorem 1's right-hand side for `momentum=None`, otherwise Theorem 2's: [N]."""
-        extra: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
-        evaluate = theory.mgd_convergence_bound if momentum is None else theory.mnag_convergence_bound
-        rows = zip(self.f0_minus_finf, gamma, self.L, self.M, self.L_g, strict=True)
-        return np.array(
-            [
-                evaluate(f0_minus_finf=delta, steps=steps, gamma=g, L=L, M=M, batch_size=batch_size, L_g=L_g, **extra)
-                for delta, g, L, M, L_g in rows
-            ]
-        )
-
-    def largest_gammas(self, momentum, batch_size, proven=False):
-        """The largest γ that the paper's conditions admit; `proven`: with L_g for L_k and max γ_k for the mean."""
-        largest = []
-        for L, L_g in zip(self.L.tolist(), self.L_g.tolist(), strict=True):
-            at = ([L_g] * len(L) if proven else L, [0.0] * len(L), L_g, batch_size)
-            bounds = (
-                theory.mgd_learning_rate_bounds(*at)
-                if momentum is None
-                else theory.mnag_learning_rate_bounds(*at, momentum=momentum)
-            )
-            gamma = _largest_gamma(bounds, L)
-            largest.append(min(gamma, bounds.mean * min(L)) if proven else gamma)
-            assert bounds.admits([largest[-1] / l_k for l_k in L])
-        return np.array(largest)
-
-
-def _largest_gamma(bounds, L):
-    per_layer = min(bound * l_k for bound, l_k in zip(bounds.per_layer, L, strict=True))
-    return min(per_layer, bounds.mean * len(L) / sum(1 / l_k for l_k in L))
+    def gradients(self, w, weights):
+        return (w - weights @ self.centres) @ self.hessian
 
 
 def random_quadratics(rng, coupled, count=48, n=20, K=4, d=3):
@@ -363,13 +292,7 @@ def test_the_papers_conditions_do_not_suffice_for_coupled_layers(momentum, cliqu
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
-RATES: dict[str, Any] = {
-    "L": [1.0, 2.0],
-    "M": [0.0, 1.0],
-    "L_g": 2.0,
-    "batch_size": 8,
-    "momentum": 0.9,
-}
+RATES: dict[str, Any] = {"L": [1.0, 2.0], "M": [0.0, 1.0], "L_g": 2.0, "batch_size": 8, "momentum": 0.9}
 BOUND: dict[str, Any] = {
     "f0_minus_finf": 1.0,
     "steps": 10,

@@ -1,16 +1,15 @@
 """Theorems 1 and 2 on logistic regression, whose constants hold at all weights."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
-from hf_clars import theory
+from .helpers.convex import Problems
 
 
-class Logistic:
-    """N problems `f_i(w) = log(1 + exp(−y_i ⟨x_i, w⟩))` of n samples, whose features are split into K layers.
+class Logistic(Problems):
+    """`f_i(w) = log(1 + exp(−y_i ⟨x_i, w⟩))`, with the features split into K layers.
 
     What the theorems need holds at all weights, since `0 < σ(1−σ) ≤ ¼` and `|∇_k f_i| = σ(−y_i ⟨x_i, w⟩) ‖x_{i,k}‖`
     with `0 < σ < 1`: `L_k = ¼ λ_max(X_kᵀX_k/n)`, `L_g = ¼ λ_max(XᵀX/n)`, and Assumption 2 with `M_k = 0` and
@@ -20,8 +19,8 @@ class Logistic:
     def __init__(self, x, y, start, layers, lowest=0.0):
         self.signed = x * y[..., None]  # [N, n, D]
         self.start, self.layers = start, layers
-        _, n, width = x.shape
-        gram = np.einsum("nip,niq->npq", x, x) / n
+        _, self.samples, width = x.shape
+        gram = np.einsum("nip,niq->npq", x, x) / self.samples
         d = width // layers
         blocks = [gram[:, k * d : (k + 1) * d, k * d : (k + 1) * d] for k in range(layers)]
         self.L = np.stack([np.linalg.eigvalsh(block)[:, -1] for block in blocks], 1) / 4
@@ -32,55 +31,12 @@ class Logistic:
     def margins(self, w):
         return np.einsum("nsd,nid->nsi", w, self.signed)
 
-    def layer_squares(self, gradients):
-        return np.square(gradients).reshape(*gradients.shape[:-1], self.layers, -1).sum(-1)
-
     def sample_weights(self, w):
         """`σ(−y_i ⟨x_i, w⟩)`, [N, seeds, n]: sample i's gradient is minus this times `y_i x_i`."""
         return 0.5 * (1 - np.tanh(self.margins(w) / 2))
 
-    def measured(self, gamma, momentum, batch_size, steps, seeds, rng):
-        """`(1/T) Σ_t Σ_k q_k E‖∇_k f(w_t)‖²` of Eq. 4 with `γ_k = γ/L_k`, E over the seeds: [N]."""
-        count, n, width = self.signed.shape
-        rates = np.repeat(gamma[:, None] / self.L, width // self.layers, axis=1)[:, None]
-        q = np.array([theory.convergence_weights(row) for row in self.L])
-        w = np.repeat(self.start[:, None], seeds, axis=1)
-        v, total = w.copy(), np.zeros(count)
-        for _ in range(steps):
-            weights = self.sample_weights(w)
-            full = -np.einsum("nsi,nid->nsd", weights, self.signed) / n
-            total += (self.layer_squares(full).mean(1) * q).sum(-1)
-            drawn = rng.multinomial(batch_size, np.full(n, 1 / n), size=(count, seeds)) / batch_size
-            v_next = w + rates * np.einsum("nsi,nid->nsd", weights * drawn, self.signed)
-            w, v = v_next + momentum * (v_next - v), v_next
-        return total / steps
-
-    def bound(self, gamma, momentum, batch_size, steps):
-        """Theorem 1's right-hand side for `momentum=None`, otherwise Theorem 2's: [N]."""
-        extra: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
-        evaluate = theory.mgd_convergence_bound if momentum is None else theory.mnag_convergence_bound
-        rows = zip(self.f0_minus_finf, gamma, self.L, self.M, self.L_g, strict=True)
-        return np.array(
-            [
-                evaluate(f0_minus_finf=delta, steps=steps, gamma=g, L=L, M=M, batch_size=batch_size, L_g=L_g, **extra)
-                for delta, g, L, M, L_g in rows
-            ]
-        )
-
-    def bounds(self, index, momentum, batch_size, L):
-        at = (L, [0.0] * self.layers, self.L_g[index], batch_size)
-        if momentum is None:
-            return theory.mgd_learning_rate_bounds(*at)
-        return theory.mnag_learning_rate_bounds(*at, momentum=momentum)
-
-    def proven_gammas(self, momentum, batch_size):
-        """The largest γ under the sufficient condition: L_g for every L_k, the largest `γ_k` below the mean's bound."""
-        gammas = []
-        for i, L in enumerate(self.L):
-            sufficient = self.bounds(i, momentum, batch_size, [self.L_g[i]] * self.layers)
-            gammas.append(min(sufficient.mean, *sufficient.per_layer) * L.min())
-            assert self.bounds(i, momentum, batch_size, L.tolist()).admits(gammas[-1] / L)  # the paper's hold, too
-        return np.array(gammas)
+    def gradients(self, w, weights):
+        return -np.einsum("nsi,nid->nsd", self.sample_weights(w) * weights, self.signed)
 
 
 def random_logistic(rng, count=256, n=24, K=3, d=3):
@@ -119,7 +75,7 @@ def test_measured_convergence_stays_below_the_bound(momentum, batch_size, steps)
     """8 × 256 problems; Δ is taken as f(w_0), since f ≥ 0."""
     rng = np.random.default_rng([batch_size, int(10 * (momentum or 0)), momentum is None])
     problems = random_logistic(rng)
-    gamma = problems.proven_gammas(momentum, batch_size)
+    gamma = problems.largest_gammas(momentum, batch_size, proven=True)
     gamma[::2] *= rng.uniform(0.1, 1, gamma[::2].shape)
     measured = problems.measured(gamma, momentum or 0.0, batch_size, steps, seeds=6, rng=rng)
     bound = problems.bound(gamma, momentum, batch_size, steps)
@@ -140,10 +96,10 @@ def test_an_inadmissible_gamma_violates_the_bound(momentum):
     y = np.tile([1.0, -1.0], (count, n))
     problems = Logistic(x, y, 1e-3 * rng.normal(size=(count, K * d)), K, lowest=math.log(2))
     batch_size, steps = 1 << 24, 60
-    small = problems.proven_gammas(momentum, batch_size)
+    small = problems.largest_gammas(momentum, batch_size, proven=True)
     measured = problems.measured(small, momentum or 0.0, batch_size, steps, 1, rng)
     assert (measured <= problems.bound(small, momentum, batch_size, steps)).all()
     large = np.full(count, 8.0)
-    assert not any(problems.bounds(i, momentum, batch_size, L.tolist()).admits(8 / L) for i, L in enumerate(problems.L))
+    assert not any(problems.rate_bounds(i, momentum, batch_size).admits(8 / L) for i, L in enumerate(problems.L))
     measured = problems.measured(large, momentum or 0.0, batch_size, steps, 1, rng)
     assert (measured > problems.bound(large, momentum, batch_size, steps)).all()

@@ -2,44 +2,37 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 
 from hf_clars import ClarsTrainer, TrainingFailedError
+from hf_clars.trainer.records import progress
 from hf_clars.trainer.records.description import GROUP_LENGTH, TAG_LENGTH, describe
-from hf_clars.trainer.records.layer_records import LayerRecords, _thinned, read_records
+from hf_clars.trainer.records.layer_records import LayerRecords, read_records, thinned
 
 from .helpers.models import Classifier, dataset
+from .helpers.processes import run_script
+from .helpers.training import accuracy, arguments, log_of, seeded, state_of
 from .helpers.wandb_files import WrittenRun, offline_runs
-from .test_trainer import accuracy, arguments, seeded
 
 SCRIPT = """
-import json, os, signal, sys
+import json, os, sys
 import wandb
-from transformers import TrainerCallback
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, Preempted, TrainingFailedError
 from hf_clars.trainer.records.tracking import wandb_line
 from tests.helpers.models import Classifier, dataset
-from tests.test_trainer import accuracy
+from tests.helpers.training import Call, accuracy
 
 options = json.loads(sys.argv[1])
 kill_at, number = options.pop("kill", (0, 0))
 after = options.pop("after", "")
 resume = options.pop("resume", None)
 theirs = options.pop("theirs", None)
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == kill_at:
-            os.kill(os.getpid(), number)
 
 if theirs:
     wandb.init(mode="offline", **theirs)
@@ -49,7 +42,8 @@ args = ClarsTrainingArguments(
 )
 trainer = ClarsTrainer(
     Classifier(), args, train_dataset=dataset(64), eval_dataset=dataset(16, 1), compute_metrics=accuracy,
-    callbacks=[Kill()], about={"dataset": "somebody/toys", "image_size": 4},
+    callbacks=[Call("on_step_end", lambda: os.kill(os.getpid(), number), kill_at)] if kill_at else [],
+    about={"dataset": "somebody/toys", "image_size": 4},
 )
 try:
     trainer.train(resume_from_checkpoint=resume)
@@ -59,19 +53,6 @@ if after == "evaluate":
     trainer.evaluate()
 print("LINE", wandb_line())
 """
-
-
-def run_script(script: str, folder: Path, *words: str, environment: dict | None = None, status: int = 0) -> str:
-    """In `folder`, with nothing of W&B in the environment but what is said here."""
-    root = Path(__file__).resolve().parents[1]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    clean |= {"PYTHONPATH": str(root), "HOME": str(folder), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
-    result = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=folder, env={**clean, **(environment or {})},
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240, check=False,
-    )  # fmt: skip
-    assert result.returncode == status, result.stderr[-3000:]
-    return result.stdout
 
 
 def run(folder: Path, environment: dict[str, str] | None = None, status: int = 0, **options) -> str:
@@ -87,12 +68,19 @@ def only(folder: Path) -> WrittenRun:
     return written
 
 
-def test_what_a_training_without_the_recipe_leaves(tmp_path):
-    run(tmp_path, report_to="none")
-    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert state["global_step"] == 4
-    assert [row["step"] for row in state["log_history"] if "loss" in row] == [1, 2, 3, 4]
-    assert run_json(tmp_path)["state"] == "finished"
+def test_what_a_training_with_tensorboard_leaves(tmp_path):
+    """Without the recipe, and nothing of W&B, which nobody asked for."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, report_to=["tensorboard"])
+    assert [row["step"] for row in log_of(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+    record = run_json(tmp_path)
+    assert (record["state"], record["wandb_run_id"]) == ("finished", None)
+    assert not (tmp_path / "wandb").exists()
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    assert [event.value for event in events.Scalars("train/images_seen")] == [32, 64, 64, 96, 128, 128, 128]
+    assert "train/seconds" in events.Tags()["scalars"]
 
 
 # ---- W&B -------------------------------------------------------------------------------------------------------------
@@ -143,17 +131,14 @@ def test_wandb_without_a_login_is_an_offline_run_with_everything_in_it(tmp_path)
     assert {k: record["config"][k] for k in expected} == expected
 
 
-def test_what_the_environment_says_wins(tmp_path):
-    environment = {"WANDB_RUN_GROUP": "mine", "WANDB_TAGS": "b, a", "WANDB_NAME": "called so"}
-    run(tmp_path, environment, report_to=["wandb"], num_train_epochs=1)
+@pytest.mark.parametrize("chosen", [{"WANDB_NAME": "called so"}, {"run_name": "called so"}])
+def test_what_the_environment_and_the_user_say_wins(tmp_path, chosen):
+    environment = {"WANDB_RUN_GROUP": "mine", "WANDB_TAGS": "b, a"} | {k: v for k, v in chosen.items() if k.isupper()}
+    options = {k: v for k, v in chosen.items() if k.islower()}
+    run(tmp_path, environment, report_to=["wandb"], num_train_epochs=1, **options)
     written = only(tmp_path)
     assert (written.run["run_group"], written.run["display_name"]) == ("mine", "called so")
     assert set(written.run["tags"]) == {"a", "b", "clars", "Classifier", "toys"}
-
-
-def test_a_chosen_name_is_left_alone(tmp_path):
-    run(tmp_path, report_to=["wandb"], num_train_epochs=1, run_name="my run")
-    assert only(tmp_path).run["display_name"] == "my run"
 
 
 def test_a_run_that_somebody_else_began_is_added_to_and_nothing_is_overwritten(tmp_path):
@@ -169,9 +154,12 @@ def test_a_run_that_somebody_else_began_is_added_to_and_nothing_is_overwritten(t
     assert written.summary["diverged"] is False
 
 
+DIVERGES = {"report_to": ["wandb"], "learning_rate": 1e30, "optim": "sgd", "max_nonfinite_steps": 2}
+
+
 def test_their_run_survives_a_training_that_fails(tmp_path):
     """It is theirs to end; that it diverged is in its summary."""
-    run(tmp_path, report_to=["wandb"], learning_rate=1e30, optim="sgd", max_nonfinite_steps=2, theirs={"name": "x"})
+    run(tmp_path, theirs={"name": "x"}, **DIVERGES)
     written = only(tmp_path)
     assert written.summary["diverged"] is True
     assert written.exit_code == 0  # the program's
@@ -179,20 +167,13 @@ def test_their_run_survives_a_training_that_fails(tmp_path):
 
 def test_a_run_that_diverges_has_failed(tmp_path):
     """And what is logged afterwards goes to the same run."""
-    printed = run(tmp_path, report_to=["wandb"], learning_rate=1e30, optim="sgd", max_nonfinite_steps=2)
-    assert "the training has diverged" in printed
-    written = only(tmp_path)
+    assert "the training has diverged" in run(tmp_path, after="evaluate", **DIVERGES)
+    written, second = offline_runs(tmp_path)
     assert (written.exit_code, written.summary["diverged"]) == (1, True)
     assert written.config["optim"] == "sgd"
     assert "mode" not in written.run["run_group"]
     assert run_json(tmp_path)["state"] == "diverged"
-
-
-def test_what_is_logged_after_a_failure_goes_to_the_same_run(tmp_path):
-    options = {"learning_rate": 1e30, "optim": "sgd", "max_nonfinite_steps": 2, "after": "evaluate"}
-    run(tmp_path, report_to=["wandb"], **options)
-    first, second = offline_runs(tmp_path)
-    assert first.id == second.id
+    assert second.id == written.id
     assert any("eval/loss" in row for row in second.history)
 
 
@@ -220,22 +201,6 @@ def test_a_run_that_is_cut_off_goes_on_as_the_same_wandb_run(tmp_path, number, s
     assert seconds == sorted(seconds)
 
 
-def test_nothing_of_it_where_wandb_is_not_asked_for(tmp_path):
-    run(tmp_path, report_to=[])
-    assert not (tmp_path / "wandb").exists()
-    assert run_json(tmp_path)["wandb_run_id"] is None
-
-
-def test_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run(tmp_path, report_to=["tensorboard"])
-    (file,) = tmp_path.rglob("events.out.tfevents.*")
-    events = EventAccumulator(str(file)).Reload()
-    assert [event.value for event in events.Scalars("train/images_seen")] == [32, 64, 64, 96, 128, 128, 128]
-    assert "train/seconds" in events.Tags()["scalars"]
-
-
 # ---- run.json and what every run logs --------------------------------------------------------------------------------
 
 
@@ -244,10 +209,6 @@ def trainer_of(folder: Path, **options) -> ClarsTrainer:
     return ClarsTrainer(
         seeded(), args, train_dataset=dataset(64), eval_dataset=dataset(16, 1), compute_metrics=accuracy
     )
-
-
-def state_of(folder: Path) -> str:
-    return json.loads((folder / "run.json").read_text())["state"]
 
 
 def test_every_row_has_images_and_seconds_and_who_evaluates_gets_metrics_alone(tmp_path):
@@ -264,11 +225,9 @@ def test_every_row_has_images_and_seconds_and_who_evaluates_gets_metrics_alone(t
 
 
 def test_the_clock_stands_still_in_evaluations(tmp_path, monkeypatch):
-    from hf_clars.trainer.records import clock
-
     now = [0.0]
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
-    watch = clock.TrainingClock()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    watch = progress.TrainingClock()
     assert watch.seconds == 0
     with watch.paused():
         now[0] = 5
@@ -284,26 +243,15 @@ def test_the_clock_stands_still_in_evaluations(tmp_path, monkeypatch):
     assert watch.seconds == 12
 
 
-def test_run_json_says_how_it_ended(tmp_path):
-    trainer_of(tmp_path / "a").train()
-    assert state_of(tmp_path / "a") == "finished"
+def test_run_json_says_that_it_failed(tmp_path):
     with pytest.raises(TrainingFailedError):
-        trainer_of(tmp_path / "b", learning_rate=1e30, optim="sgd", max_steps=9, max_nonfinite_steps=2).train()
-    assert state_of(tmp_path / "b") == "diverged"
-    trainer_of(tmp_path / "c", learning_rate=1e30, optim="sgd").train()  # too few steps to be ended
-    assert state_of(tmp_path / "c") == "diverged"
-    broken = trainer_of(tmp_path / "d")
+        trainer_of(tmp_path / "a", learning_rate=1e30, optim="sgd", max_steps=9, max_nonfinite_steps=2).train()
+    assert state_of(tmp_path / "a") == "diverged"
+    broken = trainer_of(tmp_path / "b")
     broken.train_dataset = [{"pixel_values": 1, "labels": 1}] * 64
     with pytest.raises(Exception):  # noqa: B017, PT011 (whatever the model says to that)
         broken.train()
-    assert state_of(tmp_path / "d") == "failed"
-
-
-def test_run_json_has_no_secrets(tmp_path):
-    trainer_of(tmp_path, hub_token="hf_secret").train()
-    text = (tmp_path / "run.json").read_text()
-    assert "hf_secret" not in text
-    assert json.loads(text)["config"]["hub_token"] == "<HUB_TOKEN>"
+    assert state_of(tmp_path / "b") == "failed"
 
 
 def test_a_disk_that_takes_no_run_json_is_said_and_the_training_goes_on(tmp_path, caplog):
@@ -377,8 +325,8 @@ def test_a_description_has_the_settings_in_force(tmp_path):
 
 def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
     args, state = SimpleNamespace(output_dir=str(tmp_path), report_to=[]), TrainerState(is_world_process_zero=True)
-    records = LayerRecords("records.jsonl", {"gamma": "γ_k"})
-    records.begin(args, state)
+    records = LayerRecords("records.jsonl", {"gamma": "γ_k"}, "layer")
+    records.on_train_begin(args, state, TrainerControl())
     tracemalloc.start()
     for step in range(1, 3001):
         state.global_step, state.epoch = step, step / 10
@@ -388,13 +336,13 @@ def test_records_of_a_long_run_are_in_its_file_and_not_in_memory(tmp_path):
     assert held < 200_000  # 60,000 numbers are some megabytes
     assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 3001)]
     state.global_step = 1000
-    LayerRecords("records.jsonl", {}).begin(args, state)  # resumed
+    LayerRecords("records.jsonl", {}, "layer").on_train_begin(args, state, TrainerControl())  # resumed
     assert [r["step"] for r in read_records(tmp_path / "records.jsonl")] == [*range(1, 1001)]
 
 
-@pytest.mark.parametrize("number", [0, 1, 499, 500, 501, 100_000])
+@pytest.mark.parametrize("number", [0, 1, 500, 501, 100_000])
 def test_a_panel_has_so_many_records_and_the_last_one(number):
-    drawn = _thinned([{"step": step} for step in range(number)])
+    drawn = thinned([{"step": step} for step in range(number)])
     assert len(drawn) == number if number <= 500 else 250 <= len(drawn) <= 500
     assert [r["step"] for r in drawn[-1:]] == [*range(number)][-1:]
     assert len({b["step"] - a["step"] for a, b in pairwise(drawn)}) <= 1

@@ -1,98 +1,86 @@
 """ClarsTrainer: accumulation that streams, nothing that leaks, resuming, and everything a Trainer user expects."""
 
-import json
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import IterableDataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from hf_clars import ClarsTrainer, ClarsTrainingArguments, UserError, build_model
 
 from .helpers.models import Classifier, dataset
+from .helpers.training import (
+    StopAfter,
+    Unsized,
+    accuracy,
+    arguments,
+    assert_close,
+    assert_same_weights,
+    layer_statistics,
+    logged,
+    seeded,
+    weights,
+)
+
+SIMILAR = ("lars", "mnag", "lamb")
 
 
-def arguments(tmp_path, **options) -> ClarsTrainingArguments:
-    defaults = {
-        "learning_rate": 3.0, "per_device_train_batch_size": 8, "report_to": [], "use_cpu": True, "disable_tqdm": True,
-        "save_strategy": "no", "logging_steps": 1,
-    }  # fmt: skip
-    return ClarsTrainingArguments(output_dir=str(tmp_path), **{**defaults, **options})
+def trained(folder, *, examples=None, kind=ClarsTrainer, dropout: float = 0.0, resume=None, given=None, **options):
+    args = arguments(folder, **options)
+    trainer = kind(seeded(dropout), args, train_dataset=examples or dataset(64), **(given or {}))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
 
 
-def weights(trainer: ClarsTrainer) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in trainer.model.parameters()]
-
-
-def seeded(dropout: float = 0.0) -> Classifier:
-    torch.manual_seed(1)
-    return Classifier(dropout=dropout)
-
-
-def accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-@pytest.mark.parametrize("optim", ["clars", "lars"])
-def test_one_step_of_64_is_eight_of_8_and_64_of_1(tmp_path, optim):
-    results = []
-    for size in (64, 8, 1):
-        args = arguments(
-            tmp_path, optim=optim, per_device_train_batch_size=size, total_batch_size=64, num_train_epochs=3
-        )
-        trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(128))
-        trainer.train()
-        assert trainer.state.global_step == 6
-        results.append(weights(trainer))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(
+    ("options", "total", "sizes"),
+    [
+        ({"optim": "clars"}, 64, (64, 8, 1)),
+        ({"optim": "lars"}, 64, (64, 8, 1)),
+        ({"mode": "authors"}, 64, (64, 8, 4)),
+        pytest.param({"mode": "authors"}, 1024, (1024, 256), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_step_is_the_same_in_micro_batches_of_any_size(tmp_path, options, total, sizes):
+    data = dataset(2 * total)
+    whole, *others = [
+        trained(tmp_path, examples=data, per_device_train_batch_size=size, total_batch_size=total, num_train_epochs=1,
+                **options)
+        for size in sizes
+    ]  # fmt: skip
+    assert whole.state.global_step == 2
+    for other in others:
+        assert_close(weights(whole), weights(other), rtol=1e-4, atol=1e-6)
 
 
 def test_micro_batches_are_fetched_when_they_are_needed(tmp_path):
     """transformers collects all of them first; here at most the one at work and the loader's look-ahead exist."""
     fetched: list[int] = []
+    ahead: list[int] = []
 
     def collate(examples):
         fetched.append(len(fetched))
         return {k: torch.stack([torch.as_tensor(e[k]) for e in examples]) for k in ("pixel_values", "labels")}
 
-    seen: list[int] = []
-
     class Watching(ClarsTrainer):
         def training_step(self, *args, **kwargs):
-            seen.append(len(fetched) - len(seen))
+            ahead.append(len(fetched) - len(ahead))
             return super().training_step(*args, **kwargs)
 
-    args = arguments(tmp_path, total_batch_size=128, num_train_epochs=1)
-    Watching(seeded(), args, train_dataset=dataset(256), data_collator=collate).train()
-    assert len(seen) == 32
-    assert max(seen) <= 2
-
-
-class Unsized(IterableDataset):
-    """A stream without a length, like a generator over tar files."""
-
-    def __init__(self, size: int) -> None:
-        self.examples = dataset(size)
-
-    def __iter__(self):
-        return iter(self.examples)
+    options = {"total_batch_size": 64, "num_train_epochs": 1, "given": {"data_collator": collate}}
+    trained(tmp_path, examples=dataset(128), kind=Watching, **options)
+    assert len(ahead) == 16
+    assert max(ahead) <= 2
 
 
 def test_an_unfinished_accumulation_does_not_leak_into_the_next_pass(tmp_path):
     """40 examples at B = 32 and 8 a micro-batch: each pass ends one micro-batch into its second step."""
-    trainer = ClarsTrainer(seeded(), arguments(tmp_path, total_batch_size=32, max_steps=3), train_dataset=Unsized(40))
-    trainer.train()
-    clean = ClarsTrainer(seeded(), arguments(tmp_path, total_batch_size=32, max_steps=3), train_dataset=Unsized(32))
-    clean.train()
-    for a, b in zip(weights(trainer), weights(clean), strict=True):
-        assert torch.equal(a, b)
+    assert_same_weights(
+        *(trained(tmp_path, examples=Unsized(size), total_batch_size=32, max_steps=3) for size in (40, 32))
+    )
 
 
-@pytest.mark.parametrize(("examples", "size"), [(40, 8), (60, 8), (100, 5), (32, 32)])
+@pytest.mark.parametrize(("examples", "size"), [(60, 8), (100, 5), (32, 32)])
 def test_every_step_of_a_sized_data_set_has_the_whole_batch(tmp_path, examples, size):
     seen = []
 
@@ -102,47 +90,30 @@ def test_every_step_of_a_sized_data_set_has_the_whole_batch(tmp_path, examples, 
             return super().training_step(model, inputs, *args, **kwargs)
 
     total = 32 if size != 5 else 35
-    args = arguments(tmp_path, total_batch_size=total, per_device_train_batch_size=size, num_train_epochs=2)
-    trainer = Counting(seeded(), args, train_dataset=dataset(examples))
-    trainer.train()
+    options = {"total_batch_size": total, "per_device_train_batch_size": size, "num_train_epochs": 2}
+    trainer = trained(tmp_path, examples=dataset(examples), kind=Counting, **options)
     assert trainer.state.global_step == 2 * (examples // total)
     assert seen == [size] * (2 * (examples // total) * (total // size))
 
 
 def test_fewer_examples_than_a_batch_are_an_error(tmp_path):
-    trainer = ClarsTrainer(seeded(), arguments(tmp_path, total_batch_size=64), train_dataset=dataset(40))
-    with pytest.raises(
-        UserError, match="the training data has 40 examples, fewer than one batch of total_batch_size=64"
-    ):
-        trainer.train()
+    message = "the training data has 40 examples, fewer than one batch of total_batch_size=64"
+    with pytest.raises(UserError, match=message):
+        trained(tmp_path, examples=dataset(40), total_batch_size=64)
 
 
-@pytest.mark.parametrize("optim", ["clars", "lars", "sgd"])
+@pytest.mark.parametrize("optim", ["clars", "sgd", *(pytest.param(o, marks=pytest.mark.slow) for o in SIMILAR)])
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, optim):
     options = {"optim": optim, "total_batch_size": 16, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 5}
-    if optim == "sgd":
-        options["learning_rate"] = 0.1
-    whole = ClarsTrainer(seeded(0.3), arguments(tmp_path / "a", **options), train_dataset=dataset(64))
-    whole.train()
-    assert whole.state.global_step == 12
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 7
-
-    cut = ClarsTrainer(seeded(0.3), arguments(tmp_path / "b", **options), train_dataset=dataset(64), callbacks=[Stop()])
-    cut.train()
-    resumed = ClarsTrainer(seeded(0.3), arguments(tmp_path / "b", **options), train_dataset=dataset(64))
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 12
-    for a, b in zip(weights(whole), weights(resumed), strict=True):
-        assert torch.equal(a, b)
-    tail = [[e["loss"] for e in t.state.log_history if "loss" in e and e["step"] > 5] for t in (whole, resumed)]
-    assert tail[0] == tail[1]
+    options |= {"dropout": 0.3, "learning_rate": 3.0 if optim in ("clars", "lars") else 0.1}
+    whole = trained(tmp_path / "a", **options)
+    trained(tmp_path / "b", **options, given={"callbacks": [StopAfter(7)]})
+    resumed = trained(tmp_path / "b", resume=True, **options)
+    assert whole.state.global_step == resumed.state.global_step == 12
+    assert_same_weights(whole, resumed)
+    assert logged(whole, "loss")[5:] == logged(resumed, "loss")[5:]
     if optim == "clars":
-        steps = [
-            json.loads(line)["step"] for line in (tmp_path / "b" / "layer_statistics.jsonl").read_text().splitlines()
-        ]
+        steps = [record["step"] for record in layer_statistics(tmp_path / "b")]
         assert steps == sorted(set(steps))
 
 
@@ -153,7 +124,7 @@ def test_what_a_trainer_user_expects(tmp_path):
         {"pixel_values": e["pixel_values"].expand(3, 4, 4).repeat(1, 4, 4), "labels": e["labels"]} for e in dataset(64)
     ]
     args = arguments(
-        tmp_path, total_batch_size=32, num_train_epochs=6, label_smoothing_factor=0.1, load_best_model_at_end=True,
+        tmp_path, total_batch_size=32, num_train_epochs=4, label_smoothing_factor=0.1, load_best_model_at_end=True,
         metric_for_best_model="accuracy", eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
     )  # fmt: skip
     trainer = ClarsTrainer(
@@ -161,14 +132,13 @@ def test_what_a_trainer_user_expects(tmp_path):
         callbacks=[EarlyStoppingCallback(2)],
     )  # fmt: skip
     trainer.train()
-    evaluations = [e["eval_accuracy"] for e in trainer.state.log_history if "eval_accuracy" in e]
+    evaluations = [value for _, value in logged(trainer, "eval_accuracy")]
     assert trainer.evaluate()["eval_accuracy"] == pytest.approx(max(evaluations))
     assert trainer.predict(data).predictions.shape == (64, 3)
     trainer.save_model()
     trainer.create_model_card(model_name="clars test")
     assert "clars" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "model.safetensors").exists()
-    assert all("forward" not in m.__dict__ for m in trainer.model.modules())
 
 
 def test_compute_loss_func_sees_the_items_of_the_whole_step(tmp_path):
@@ -178,29 +148,16 @@ def test_compute_loss_func_sees_the_items_of_the_whole_step(tmp_path):
         counts.append(int(num_items_in_batch))
         return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
-    results = []
-    for function in (loss, None):
-        args = arguments(tmp_path, total_batch_size=32, num_train_epochs=2)
-        trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(64), compute_loss_func=function)
-        trainer.train()
-        results.append(weights(trainer))
+    options = {"total_batch_size": 32, "num_train_epochs": 1}
+    own, usual = (trained(tmp_path, **options, given={"compute_loss_func": function}) for function in (loss, None))
     assert set(counts) == {32}
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert_close(weights(own), weights(usual), rtol=1e-5, atol=1e-7)
 
 
-def test_train_may_be_called_again(tmp_path):
-    trainer = ClarsTrainer(seeded(), arguments(tmp_path, max_steps=2), train_dataset=dataset(64))
-    trainer.train()
-    trainer.train()
-    assert trainer.state.global_step == 2
-
-
-def test_layers_are_logged(tmp_path):
-    args = arguments(tmp_path, total_batch_size=32, num_train_epochs=2, layer_statistics_steps=2)
-    trainer = ClarsTrainer(seeded(), args, train_dataset=dataset(64))
-    trainer.train()
-    records = [json.loads(line) for line in (tmp_path / "layer_statistics.jsonl").read_text().splitlines()]
+def test_layers_are_logged_as_they_were_before_clipping(tmp_path):
+    options = {"total_batch_size": 32, "num_train_epochs": 2, "layer_statistics_steps": 2}
+    trainer = trained(tmp_path, **options)
+    records = layer_statistics(tmp_path)
     assert [r["step"] for r in records] == [1, 3]
     for record in records:
         assert record["layers"].keys() == {"conv.weight", "head.weight"}
@@ -211,28 +168,10 @@ def test_layers_are_logged(tmp_path):
     first = records[0]["layers"]["head.weight"]
     assert first["gamma"] == pytest.approx(3.0 * 0.01 * first["weight_norm"] / first["denominator"], rel=1e-5)
     assert any("images_per_second" in entry for entry in trainer.state.log_history)
-
-
-def test_layers_are_logged_as_they_were_before_clipping(tmp_path):
-    first = []
-    for bound in (0.0, 1e-3):
-        args = arguments(
-            tmp_path / str(bound), total_batch_size=32, max_steps=1, layer_statistics_steps=1, max_grad_norm=bound
-        )
-        ClarsTrainer(seeded(), args, train_dataset=dataset(64)).train()
-        lines = (tmp_path / str(bound) / "layer_statistics.jsonl").read_text().splitlines()
-        first.append(json.loads(lines[0])["layers"])
-    for name, layer in first[0].items():
+    trained(tmp_path / "clipped", **{**options, "max_grad_norm": 1e-3, "num_train_epochs": 1})
+    for name, layer in layer_statistics(tmp_path / "clipped")[0]["layers"].items():
         for statistic in ("gradient_norm", "denominator", "variance_factor"):
-            assert first[1][name][statistic] == pytest.approx(layer[statistic], rel=1e-6)
-
-
-def test_divergence_shows(tmp_path):
-    trainer = ClarsTrainer(
-        seeded(), arguments(tmp_path, optim="sgd", learning_rate=1e30, max_steps=6), train_dataset=dataset(64)
-    )
-    trainer.train()
-    assert not all(math.isfinite(e["loss"]) for e in trainer.state.log_history if "loss" in e)
+            assert layer[statistic] == pytest.approx(records[0]["layers"][name][statistic], rel=1e-6)
 
 
 def test_weight_decay_is_decided_by_type_for_every_optimizer(tmp_path):
@@ -243,14 +182,15 @@ def test_weight_decay_is_decided_by_type_for_every_optimizer(tmp_path):
     assert not [n for n in decayed if ".bn" in n or n.endswith("bias")]
 
 
+class TwoGpus(ClarsTrainingArguments):
+    n_gpu = 2
+
+
 def test_bad_input(tmp_path):
-    plain = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(UserError, match="takes ClarsTrainingArguments, not TrainingArguments"):
-        ClarsTrainer(seeded(), plain)
-    args = arguments(tmp_path)
-    args._n_gpu = 2
+        ClarsTrainer(seeded(), TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(UserError, match=r"accelerate launch --num_processes 2"):
-        ClarsTrainer(seeded(), args)
+        ClarsTrainer(seeded(), TwoGpus(str(tmp_path), use_cpu=True, report_to=[]))
 
 
 class Detector(Classifier):
@@ -266,11 +206,8 @@ class Detector(Classifier):
 def test_labels_of_a_detector_evaluate_as_in_trainer(tmp_path, kind):
     generator = torch.Generator().manual_seed(0)
     data = [
-        {
-            **e,
-            "labels": {"boxes": torch.rand(1 + i % 3, 4, generator=generator), "class_labels": torch.zeros(1 + i % 3)},
-        }
-        for i, e in enumerate(dataset(12))
+        {**e, "labels": {"boxes": torch.rand(number, 4, generator=generator), "class_labels": torch.zeros(number)}}
+        for number, e in zip([1, 2, 3] * 4, dataset(12), strict=True)
     ]
 
     def collate(examples):
@@ -286,9 +223,8 @@ def test_labels_of_a_detector_evaluate_as_in_trainer(tmp_path, kind):
     results = []
     for trainer, args in ((Trainer, plain), (ClarsTrainer, arguments(tmp_path, **options))):
         torch.manual_seed(1)
-        evaluated = trainer(
-            Detector(), args, eval_dataset=data, data_collator=collate, compute_metrics=metrics
-        ).evaluate()  # fmt: skip
+        given = {"eval_dataset": data, "data_collator": collate, "compute_metrics": metrics}
+        evaluated = trainer(Detector(), args, **given).evaluate()
         results.append({key: evaluated[key] for key in ("eval_loss", "eval_boxes", "eval_images")})
     assert results[0] == pytest.approx(results[1])
     assert results[0]["eval_images"] == 12

@@ -1,10 +1,12 @@
 """Labelled images from the Hub or from disk to uint8 batches on the device."""
 
 from .batches import SKIP_REASONS, ImageCollator
+from .decoded import DecodedImages, decode_all, ready_batch
 from .handover import SharedBatches
+from .opening import open_source
 from .order import LAST_BATCH
-from .resident import DecodedImages, ResidentImages, check_resident_augmentation, decode_all, ready_batch
-from .sources import ImageSource, open_source
+from .resident import ResidentImages, check_resident_augmentation
+from .source import ImageSource
 from .steps import accumulation_steps, nearest_batch_size
 from .stream import TrainStream
 from .transforms import AUGMENTATIONS, decode_image, eval_transform, train_transform

@@ -56,12 +56,14 @@ class Chunks(ABC):
             try:
                 return self.read(number)
             except Exception as error:
-                if attempt == _ATTEMPTS - 1 or not self._may_pass(number, error):
+                gone = not self.is_far(number) or isinstance(error, (FileNotFoundError, PermissionError))
+                if gone or attempt == _ATTEMPTS - 1:
                     raise
                 time.sleep(_FIRST_WAIT * 2**attempt)
         raise AssertionError
 
-    def _may_pass(self, number: int, error: Exception) -> bool:
+    def is_far(self, number: int) -> bool:
+        """Whether a chunk is read over a network, whose trouble may pass."""
         return False
 
 
@@ -86,7 +88,10 @@ class ParquetChunks(Chunks):
         self.files = list(files)
         self._home = home
         self._columns = (image, label)
-        self.row_groups = row_groups if row_groups is not None else _row_groups(self.files)
+        if row_groups is None:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                row_groups = list(pool.map(rows_of_groups, self.files))
+        self.row_groups = row_groups
         self._where = [(file, group) for file, groups in enumerate(self.row_groups) for group in range(len(groups))]
         self.sizes = np.array([rows for groups in self.row_groups for rows in groups], np.int64)
         self._metadata: dict[int, pq.FileMetaData] = {}
@@ -97,9 +102,9 @@ class ParquetChunks(Chunks):
     def read(self, number: int) -> Sequence[Example]:
         file, group = self._where[number]
         with _opened(self.files[file]) as opened:
-            parquet = pq.ParquetFile(opened, metadata=self._metadata.get(file), pre_buffer=True)
-            self._metadata[file] = parquet.metadata
+            parquet = pq.ParquetFile(opened, metadata=self._metadata.pop(file, None), pre_buffer=True)
             table = parquet.read_row_group(group, columns=list(self._columns))
+            self._metadata[file] = parquet.metadata  # known for the next group, unless there was trouble
         if len(table) != self.sizes[number]:
             raise ValueError(f"it has {len(table)} rows instead of {self.sizes[number]}")
         return _Rows(table, *self._columns, self._home)
@@ -108,11 +113,8 @@ class ParquetChunks(Chunks):
         file, group = self._where[number]
         return f"row group {group} of {self.files[file]}"
 
-    def _may_pass(self, number: int, error: Exception) -> bool:
-        if not is_remote(self.files[self._where[number][0]]) or isinstance(error, (FileNotFoundError, PermissionError)):
-            return False
-        self._metadata.pop(self._where[number][0], None)
-        return True
+    def is_far(self, number: int) -> bool:
+        return is_remote(self.files[self._where[number][0]])
 
 
 class TableChunks(Chunks):
@@ -165,11 +167,6 @@ def _opened(file: str) -> Any:
         return pa.OSFile(file)
     # The block cache of fsspec would fetch what pyarrow's coalesced requests have no use for.
     return fsspec.open(file, "rb", **({"cache_type": "none"} if file.startswith("hf://") else {})).open()
-
-
-def _row_groups(files: Sequence[str]) -> list[list[int]]:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(rows_of_groups, files))
 
 
 def rows_of_groups(file: str) -> list[int]:

@@ -70,10 +70,6 @@ class Home:
         match = _HUB.match(address)
         return match is not None and match[1] == self.repository and ".." not in address.split("/")
 
-    def read(self, path: str) -> bytes:
-        """The content of a file that the data set names; raises `ForeignFileError` or `OSError`."""
-        return read_bytes(self.place(path))
-
 
 def read_bytes(path: str) -> bytes:
     """The content of a regular file or of a file on the Hub.

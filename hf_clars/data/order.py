@@ -120,7 +120,8 @@ class Order:
         """Window `number` of a lane in an epoch."""
         start, length = self._extent(lane)
         size = min(self.window, length - number * self.window)
-        shuffled = np.random.default_rng([self.seed, epoch, lane, number]).permutation(size)
+        # The 1 tells it from the generator of a pass: numpy pads what is shorter with zeros.
+        shuffled = np.random.default_rng([self.seed, epoch, lane, number, 1]).permutation(size)
         per_epoch = int(self._starts[-1]) if self.last_batch == "drop" else len(self)
         return self._examples(epoch * per_epoch + start + number * self.window + shuffled)
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
 
-import numpy as np
 from torch.utils.data import BatchSampler, Dataset
 
 from ..errors import UserError
-from ..safety.texts import plain_records
 from .chunks import Chunks, Example
-from .order import Order, Window
+from .order import Order
+from .reader import WindowReader
 
 _LAYOUT = ("lanes", "piece", "window", "by_example")  # of an `Order`, what processes and their data decide
-_STAND_INS = 8  # chunks that are tried in place of one that cannot be read
-
-logger = logging.getLogger(__name__)
-logger.addFilter(plain_records)
 
 
 class TrainStream(Dataset):
@@ -70,7 +61,7 @@ class TrainStream(Dataset):
         self.total_batch_size, self.last_batch = total_batch_size, last_batch
         self.order = self._first  # until processes are known
         self._unfinished: tuple[int, Order] | None = None
-        self._reader: _Reader | None = None
+        self._reader: WindowReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -147,7 +138,7 @@ class TrainStream(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         if self._reader is None or self._reader.process != os.getpid():  # threads do not survive a fork
-            self._reader = _Reader(self.chunks)
+            self._reader = WindowReader(self.chunks)
         examples = []
         for index in indices:
             epoch, position = divmod(index, len(self))
@@ -177,91 +168,6 @@ class RankBatches(BatchSampler):
         for number in range(len(self)):
             first = start + number * self._world_size * self.batch_size
             yield list(range(first, first + self.batch_size))
-
-
-class _Reader:
-    """Windows in memory, and the next ones under way."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        self.process = os.getpid()
-        self._chunks = chunks
-        self._windows: dict[int, tuple[tuple[int, int], _Loaded]] = {}  # lane → (epoch, number), window
-        self._ahead: dict[int, tuple[tuple[int, int], Future[_Loaded]]] = {}
-        self._shared: WeakValueDictionary[int, _Chunk] = WeakValueDictionary()  # chunks that windows have in common
-        self._pool = ThreadPoolExecutor(1)
-
-    def example(self, order: Order, epoch: int, position: int) -> Example:
-        lane, number, place = order.place(position)
-        key = (epoch, number)
-        if lane not in self._windows or self._windows[lane][0] != key:
-            self._windows[lane] = (key, self._load_or_wait(order, lane, key))
-        window = self._windows[lane][1]
-        if 2 * place >= len(window) and number + 1 < order.windows(lane):
-            self._read_ahead(order, lane, (epoch, number + 1))
-        return window[place]
-
-    def _load_or_wait(self, order: Order, lane: int, key: tuple[int, int]) -> _Loaded:
-        ahead = self._ahead.pop(lane, None)
-        if ahead is not None and ahead[0] == key:
-            return ahead[1].result()
-        return self._load(order.window_at(key[0], lane, key[1]))
-
-    def _read_ahead(self, order: Order, lane: int, key: tuple[int, int]) -> None:
-        if lane not in self._ahead or self._ahead[lane][0] != key:
-            self._ahead[lane] = (key, self._pool.submit(lambda: self._load(order.window_at(key[0], lane, key[1]))))
-
-    def _load(self, window: Window) -> _Loaded:
-        loaded = {}
-        for number in np.unique(window.chunks).tolist():
-            chunk = self._shared.get(number)
-            if chunk is None:
-                chunk = self._shared[number] = _Chunk(self._chunks, number)
-            loaded[number] = chunk
-        return _Loaded(window, loaded)
-
-
-class _Chunk:
-    """A chunk's examples. Where it cannot be read, those of the next one stand in, marked as such."""
-
-    def __init__(self, chunks: Chunks, number: int) -> None:
-        self._instead: _Chunk | None = None
-        self._examples: Sequence[Example] = ()
-        try:
-            self._examples = chunks.read_patiently(number)
-        except Exception as error:  # a reader's errors are of many kinds, and one chunk does not end a run
-            trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            logger.warning(
-                "cannot read %s: its %d examples are skipped (%s)", chunks.name(number), chunks.sizes[number], trouble
-            )
-
-            self._instead = self._next(chunks, number)
-
-    def _next(self, chunks: Chunks, number: int) -> _Chunk:
-        for step in range(1, _STAND_INS + 1):
-            other = (number + step) % len(chunks.sizes)
-            if chunks.sizes[other]:
-                with contextlib.suppress(Exception):
-                    chunk = _Chunk.__new__(_Chunk)
-                    chunk._instead, chunk._examples = None, chunks.read(other)
-                    return chunk
-        raise UserError(f"{chunks.name(number)} cannot be read, nor can the {_STAND_INS} chunks after it")
-
-    def example(self, row: int) -> Example:
-        if self._instead is not None:
-            return {**self._instead.example(row), "skip": "shard"}
-        return self._examples[row % len(self._examples)]
-
-
-class _Loaded(Sequence[Example]):
-    def __init__(self, window: Window, chunks: dict[int, _Chunk]) -> None:
-        self._chunks, self._rows = window.chunks.tolist(), window.rows.tolist()
-        self._loaded = chunks
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._loaded[self._chunks[place]].example(self._rows[place])
 
 
 def _draw(*numbers: int) -> int:

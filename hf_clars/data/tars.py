@@ -85,8 +85,8 @@ class TarChunks(Chunks):
         part = self._parts[number]
         return f"{part.file} from byte {part.ranges[0][0]} on"
 
-    def _may_pass(self, number: int, error: Exception) -> bool:
-        return is_remote(self._parts[number].file) and not isinstance(error, (FileNotFoundError, PermissionError))
+    def is_far(self, number: int) -> bool:
+        return is_remote(self._parts[number].file)
 
     def _scan(self, file: str) -> list[_Part]:
         """Parts of at most 64 examples, in the order in which their first members stand."""
@@ -94,8 +94,9 @@ class TarChunks(Chunks):
         with fsspec.open(file, "rb") as opened, tarfile.open(fileobj=_headers(opened), mode="r:") as tar:
             for member in tar:
                 if member.isfile():
-                    if _extension(member.name, (*self._images, self._label)):
-                        _check_size(member)
+                    of_example = _extension(member.name, (*self._images, self._label))
+                    if of_example and member.size > MOST_BYTES and not member.issparse():  # it would fill the memory
+                        raise ValueError(f"member {member.name!r} has {member.size:,} bytes, more than an image may")
                     ranges[member.name] = (member.offset, tar.offset)
         examples = [sorted(ranges[name] for name in pair if name) for pair in self._pairs(ranges)]
         examples.sort()
@@ -184,12 +185,6 @@ class _Headers:
         if size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self._file.read(size)
-
-
-def _check_size(member: tarfile.TarInfo) -> None:
-    """Raises `ValueError` for what would fill the memory, where the bytes of an example are read."""
-    if member.size > MOST_BYTES and not member.issparse():
-        raise ValueError(f"member {member.name!r} has {member.size:,} bytes, more than an image may")
 
 
 def _extension(member: str, known: Sequence[str]) -> str:

@@ -51,9 +51,9 @@ def decode_image(example_image: dict[str, Any] | None) -> Tensor:
         if path is None:
             raise ValueError("it has neither bytes nor a path")
         home = example_image.get("home")
-        data = read_bytes(path) if home is None else home.read(path)
+        data = read_bytes(path if home is None else home.place(path))
     image = _opened(data)
-    decode_jpeg = _torchcodec()
+    decode_jpeg = torchcodec()
     if image.format == "JPEG" and decode_jpeg is not None:
         try:
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
@@ -73,7 +73,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 @functools.cache
-def _torchcodec() -> Callable[[Tensor], Tensor] | None:
+def torchcodec() -> Callable[[Tensor], Tensor] | None:
     """torchcodec's JPEG decoder, where it is installed: `pip install 'hf_clars[fast]'`."""
     try:
         from torchcodec.decoders import decode_jpeg

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from ..errors import TrainingFailedError, UserError
-from ..image_classification.plots import need_matplotlib
+from ..image_classification.plots import need_matplotlib, save
 from ..safety.texts import printable
 from ..safety.yaml_files import parse_yaml
-from .drawing import draw, save, table
+from .drawing import draw, table
 from .grid import Run
 from .results import Result, read_result
 from .running import Runner
@@ -99,8 +99,9 @@ def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, nam
         print("no picture: matplotlib is not installed. --draw draws one where it is", flush=True)
     elif sweep.drawing is not None:
         need_matplotlib()
-        for path in save(draw(sweep.drawing, results), folder / name):
-            print(printable(path))
+        figure = draw(sweep.drawing, results)
+        for kind in (".png", ".svg"):
+            print(printable(save(figure, (folder / name).with_suffix(kind))))
     text = table(results)
     (folder / "table.md").write_text(text + "\n")
     print(f"{text}\nhf-clars compare {printable(folder)}", flush=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..errors import UserError
-from ..image_classification import plots
 from ..image_classification.plots import draw_layers, panels
 from ..safety.texts import in_markdown
 from ..trainer.callbacks.layer_statistics import STATISTICS
@@ -109,9 +107,3 @@ def _draw_mean(axis: Any, group: Sequence[Result], key: str, **style: Any) -> An
     for xs, ys in (result.points(key) for result in group if result.state == "diverged"):
         axis.plot(xs[-1:], ys[-1:], marker="x", markersize=8, color=style["color"])
     return line
-
-
-def save(figure: Any, stem: Path) -> list[Path]:
-    """As PNG and SVG; closes the figure."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    return [plots.save(figure, stem.with_suffix(kind)) for kind in (".png", ".svg")]

@@ -50,14 +50,13 @@ class Run:
 
     def flags(self) -> list[str]:
         """The settings as command-line flags of the recipe."""
-        return [text for key, value in self.settings.items() if value is not None for text in _flag(key, value)]
+        given = {key: value for key, value in self.settings.items() if value is not None}
+        return [text for key, value in given.items() for text in (f"--{key}", *_words(value))]
 
 
-def _flag(key: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{key}", "true" if value else "false"]
+def _words(value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [f"--{key}", json.dumps(with_numbers(value))]
+        return [json.dumps(with_numbers(value))]
     if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}", str(value)]
+        return list(map(str, value))
+    return [str(value).lower() if isinstance(value, bool) else str(value)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..safety.files import write_whole
 from ..validation.schema import read_as
 from .grid import Run
 
@@ -80,11 +80,8 @@ def read_result(folder: Path, run: Run) -> Result | None:
 
 def write_result(folder: Path, run: Run, result: Result) -> Path:
     """Whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.file_name}.json"
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
-    os.replace(beside, path)
+    write_whole(path, json.dumps(asdict(result), indent=1, allow_nan=False) + "\n")
     return path
 
 

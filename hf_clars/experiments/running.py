@@ -10,20 +10,19 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..configuration import parse
 from ..errors import DIVERGED, Preempted, UserError
-from ..runtime.provenance import commit, hardware
+from ..runtime.provenance import hardware
 from ..safety.secrets import without_secrets
 from ..safety.texts import printable
 from ..trainer.signals import SIGNALS, listening
 from ..validation.checks import writable_folder
 from .grid import Run
-from .processes import devices, start
+from .processes import Attempt, devices
 from .results import Result, left_in, read_result, write_result
 
 # How every run is kept quiet; its own settings go over these.
@@ -108,7 +107,7 @@ class Runner:
 
     def _run_all(self, runs: list[Run]) -> dict[str, Result | None]:
         done: dict[str, Result | None] = {}
-        under_way: list[_Attempt] = []
+        under_way: list[Attempt] = []
         waiting = list(runs)
         bar = tqdm(total=len(runs), smoothing=0, disable=None, dynamic_ncols=True, leave=False, bar_format=_STATUS)
         with bar, listening((*SIGNALS, signal.SIGINT)) as stop:
@@ -142,33 +141,28 @@ class Runner:
             raise Preempted(f"stopped: {left} runs have no result yet; start again to go on")
         return done
 
-    def _started(self, run: Run, taken: set[int]) -> _Attempt:
-        folder = self.work / run.file_name
-        folder.mkdir(exist_ok=True)
+    def _started(self, run: Run, taken: set[int]) -> Attempt:
         slot = next(slot for slot in range(self.jobs) if slot not in taken)
         environment = {"OMP_NUM_THREADS": str(self._threads), "OMP_WAIT_POLICY": "PASSIVE"}
         if len(devices()) > 1 and not self.launch:
             environment["CUDA_VISIBLE_DEVICES"] = devices()[slot % len(devices())]
-        log = folder / "log.txt"
-        logged = log.stat().st_size if log.exists() else 0
-        process = start(self.flags(run), environment, log, self.launch)
-        return _Attempt(run, folder, slot, process, logged)
+        return Attempt(run, self.work / run.file_name, slot, self.flags(run), environment, self.launch)
 
     @property
     def _threads(self) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.threads or max(1, cores // self.jobs)
 
-    def _collect(self, attempt: _Attempt, seconds: float) -> Result | None:
+    def _collect(self, attempt: Attempt, seconds: float) -> Result | None:
         """The run's result, written; None if it has none, which `failed` then says, unless it was asked to end."""
-        run, folder, status = attempt.run, attempt.folder, attempt.process.exitcode
+        run, folder, status = attempt.run, attempt.log.parent, attempt.process.exitcode
         error = attempt.last_error() if status else ""
         diverged = status == 1 and DIVERGED in error
         if status and not diverged:
             if (made := read_result(self.results, run)) is not None:  # by another command, at the same time
                 return made
             if status != Preempted.EXIT_STATUS and not attempt.told:  # launchers make 1 of it
-                self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({folder / 'log.txt'})")
+                self.failed.append(f"{run.title}: {error or f'exit status {status}'} ({attempt.log})")
             return None
         try:
             result = Result(
@@ -186,36 +180,6 @@ class Runner:
             return None
         shutil.rmtree(folder, ignore_errors=True)  # what is left of it is in nobody's way
         return result
-
-
-@dataclass
-class _Attempt:
-    """A run under way. Its training locks its folder: one ends at once where another is at work in there."""
-
-    run: Run
-    folder: Path
-    slot: int
-    process: BaseProcess
-    logged: int  # bytes of its log that are of earlier attempts
-    commit: str = field(default_factory=commit)
-    began: float = field(default_factory=time.monotonic)
-    told: bool = False
-
-    def stop(self) -> None:
-        if not self.told:
-            self.told = True
-            self.process.terminate()
-
-    def kill(self) -> None:
-        """And what it has started."""
-        if self.process.pid and self.process.is_alive():
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def last_error(self) -> str:
-        """In its own words."""
-        lines = (self.folder / "log.txt").read_bytes()[self.logged :].decode(errors="replace").splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines or [""])[-1].strip()
 
 
 def _say(line: str) -> None:

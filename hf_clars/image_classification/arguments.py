@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..trainer import ClarsTrainingArguments
 from ..trainer.arguments.without_effect import without_effect
 from ..trainer.callbacks.variance_records import MODES as VARIANCE_MODES
-from ..validation.schema import Count, check, one_of
+from ..validation.schema import Count, check, one_of, setting
 
 Side = Annotated[int, Field(ge=1, le=8192)]  # pixels
 Classes = Annotated[int, Field(ge=1, le=2**24)]
@@ -92,54 +92,41 @@ def refuse_unused(args: ClarsTrainingArguments) -> None:
 class RecipeArguments:
     """What is trained on what; how is `ClarsTrainingArguments`' business."""
 
-    model_name: str = field(default="resnet50", metadata={"help": "A timm architecture."})
-    model_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of timm.create_model, as JSON on the command line."}
+    model_name: str = setting("resnet50", "A timm architecture.")
+    model_kwargs: dict[str, Any] | str | None = setting(
+        None, "Arguments of timm.create_model, as JSON on the command line."
     )
-    dataset: str = field(
-        default="ILSVRC/imagenet-1k",
-        metadata={"help": "A data set on the Hub, or a folder of Parquet files, of images by class, or of tar files."},
+    dataset: str = setting(
+        "ILSVRC/imagenet-1k",
+        "A data set on the Hub, or a folder of Parquet files, of images by class, or of tar files.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the data set on the Hub."})
-    follow_links: bool = field(
-        default=False, metadata={"help": "Follow links in the data set's folder that lead out of it."}
+    dataset_config: str | None = setting(None, "Configuration of the data set.")
+    dataset_revision: str | None = setting(None, "Revision of the data set on the Hub.")
+    follow_links: bool = setting(False, "Follow links in the data set's folder that lead out of it.")
+    train_split: str = setting("train", "Split to train on.")
+    eval_split: str = setting("validation", "Split to evaluate on.")
+    image_column: str | None = setting(None, "Column of the images; found by default.")
+    label_column: str | None = setting(None, "Column of the labels; found by default.")
+    num_classes: Classes | None = setting(None, "Number of classes; known by most data sets.")
+    train_examples: Count | None = setting(None, "Examples in one epoch, to shorten it; all by default.")
+    eval_examples: Count | None = setting(None, "Examples to evaluate on, likewise.")
+    image_size: Side = setting(224, "Side of the square images the model sees.")
+    augmentation: Annotated[str, one_of(AUGMENTATIONS)] = setting(
+        "random_resized_crop", "random_resized_crop, random_crop, flip or none."
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by default."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by default."})
-    num_classes: Classes | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
-    train_examples: Count | None = field(
-        default=None, metadata={"help": "Examples in one epoch, to shorten it; all by default."}
+    min_scale: PartOfImage = setting(0.08, "Smallest share of the area that a random crop takes.")
+    eval_crop: PartOfImage = setting(0.875, "Share of the shorter side that evaluation crops.")
+    shuffle_buffer: Count = setting(8192, "Examples from which each process draws; their encoded images are in memory.")
+    data_on_device: bool = setting(
+        False, "Decode all images once and keep them on the device: for small ones, such as CIFAR's."
     )
-    eval_examples: Count | None = field(default=None, metadata={"help": "Examples to evaluate on, likewise."})
-    image_size: Side = field(default=224, metadata={"help": "Side of the square images the model sees."})
-    augmentation: Annotated[str, one_of(AUGMENTATIONS)] = field(
-        default="random_resized_crop", metadata={"help": "random_resized_crop, random_crop, flip or none."}
+    channels_last: bool | None = setting(
+        None, "Whether the channels of a pixel are adjacent in memory; by default on CUDA, but for FSDP."
     )
-    min_scale: PartOfImage = field(
-        default=0.08, metadata={"help": "Smallest share of the area that a random crop takes."}
+    gradient_variance: Annotated[str, one_of(VARIANCE_MODES)] = setting(
+        "none", "Measure M_k over all training images before and after each epoch: none, eval or train mode."
     )
-    eval_crop: PartOfImage = field(default=0.875, metadata={"help": "Share of the shorter side that evaluation crops."})
-    shuffle_buffer: Count = field(
-        default=8192, metadata={"help": "Examples from which each process draws; their encoded images are in memory."}
-    )
-    data_on_device: bool = field(
-        default=False,
-        metadata={"help": "Decode all images once and keep them on the device: for small ones, such as CIFAR's."},
-    )
-    channels_last: bool | None = field(
-        default=None,
-        metadata={"help": "Whether the channels of a pixel are adjacent in memory; by default on CUDA, but for FSDP."},
-    )
-    gradient_variance: Annotated[str, one_of(VARIANCE_MODES)] = field(
-        default="none",
-        metadata={
-            "help": "Measure M_k over all training images before and after each epoch: none, eval or train mode."
-        },
-    )
-    plots: bool = field(default=True, metadata={"help": "Draw curves.png and layers.png at the end."})
+    plots: bool = setting(True, "Draw curves.png and layers.png at the end.")
 
     def __post_init__(self) -> None:
         check(self)

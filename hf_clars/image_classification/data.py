@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class RecipeData:
             return DataLoader(self.stream.decoded, batch_size, collate_fn=ready_batch)
         plain = train_transform(self.train_collator.transform.size, "none")
         collator = ImageCollator(plain, self.classes, training=False)
-        everything = replace(self._source, limit=None).table()
+        everything = self._source.whole_table()
         return _Usable(DataLoader(everything, batch_size, collate_fn=collator))
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ResidentImages, TrainStream
+from ..norms.restored import randomness_restored
 from ..trainer import ClarsTrainingArguments
-from ..trainer.evaluating import same_randomness_afterwards
 
 
 def summary(
@@ -95,7 +95,7 @@ def _kept(model: nn.Module, images: int, image_size: int, dtype: torch.dtype) ->
     pixels = torch.zeros(images, 3, image_size, image_size, dtype=torch.uint8)
     was_training = model.training
     low = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    with same_randomness_afterwards(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), low:
+    with randomness_restored(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), low:
         output: Any = model.train()(pixel_values=pixels, labels=torch.zeros(images, dtype=torch.int64))
     del output
     model.train(was_training)

@@ -80,11 +80,11 @@ class Hook(torch.autograd.Function):
         if torch.compiler.is_compiling():
             gradient, token = compiled.close(list(xs), d, ctx.recorder.key, use.number, use.sizes)
             return (d, gradient if use.fused else None, token, *rest)
-        with _without_autocast(d.device.type):
+        with without_autocast(d.device.type):
             gradient = measure(ctx.recorder, use, xs, d)
         return (d, gradient, None, *rest)
 
 
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
+def without_autocast(device: str) -> AbstractContextManager[Any]:
     """`backward()` may have been called under autocast, and norms are taken in float32."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

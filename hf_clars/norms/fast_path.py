@@ -35,7 +35,7 @@ class Layer:
 
     def __init__(self, module: nn.Module, operator: Callable[[Tensor], Operator | None]) -> None:
         self._module, self.operator = module, operator
-        self._kinds: dict[Any, Plan] = {}  # what was decided about inputs of each kind
+        self.kinds: dict[Any, Plan] = {}  # what was decided about inputs of each kind
 
     @classmethod
     def of(cls, module: nn.Module) -> Layer | None:
@@ -68,16 +68,16 @@ class Layer:
     def _plan(self, measurement: Measurement, x: Tensor, axis: SampleAxis) -> Plan | None:
         kind = axis.dim, axis.inner, axis.batch, _kind(self._module, x)
         try:
-            plan = self._kinds.get(kind)
+            plan = self.kinds.get(kind)
         except TypeError:  # strides in a list
             return None
         if plan is None:
             operator = self.operator(x)
             plan = None if operator is None or operator.x is not x else decide(measurement, operator)
             if plan is not None:
-                if len(self._kinds) >= _KINDS:  # of sequences, each may have its length
-                    self._kinds.clear()
-                self._kinds[kind] = plan
+                if len(self.kinds) >= _KINDS:  # of sequences, each may have its length
+                    self.kinds.clear()
+                self.kinds[kind] = plan
         return plan
 
 

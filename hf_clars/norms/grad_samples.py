@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from . import kernels
 from .numerics.reductions import norm_dtype, squared_norms
 from .recorded_calls import Recipe
@@ -16,13 +17,13 @@ from .tracked import TrackedParameter
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
 # between being formed and being summed; on an accelerator what fills it.
-_BUDGET = {"cpu": 2 << 20}
+BUDGET = {"cpu": 2 << 20}
 _BUDGET_ELSEWHERE = 256 << 20
 
 
 def chunks(batch: int, bytes_per_sample: int, device: torch.device) -> list[slice]:
     """The samples, cut into runs of at most the device's budget, and of at least one sample."""
-    size = max(1, _BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, bytes_per_sample))
+    size = max(1, BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, bytes_per_sample))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
@@ -86,7 +87,7 @@ class OperatorSamples(GradSamples):
         return chunks(self.batch, elements * self.dtype.itemsize, self.device)
 
     def samples(self, run: slice) -> Tensor:
-        return self.sampler.samples(*self._cut(run), run.stop - run.start)
+        return self._of(run, self.sampler.samples(*self._cut(run), run.stop - run.start), *self.shape)
 
     def total(self) -> Tensor:
         found = self.sampler.total(self.xs, self.d)
@@ -102,7 +103,7 @@ class OperatorSamples(GradSamples):
             part = self.sampler.squares(*self._cut(run), run.stop - run.start)
             if part is None:
                 return super().squares()
-            squares.append(part)
+            squares.append(self._of(run, part))
         return _joined(squares)
 
     def squares_and_gradient(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -114,9 +115,18 @@ class OperatorSamples(GradSamples):
             return found, gradient if gradient.shape == self.shape else gradient.view(self.shape)
         total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
         squares = [
-            self.sampler.squares_and_sum(*self._cut(run), run.stop - run.start, total=total) for run in self.runs()
+            self._of(run, self.sampler.squares_and_sum(*self._cut(run), run.stop - run.start, total=total))
+            for run in self.runs()
         ]
         return _joined(squares), total.to(dtype, memory_format=memory_format)
+
+    def _of(self, run: slice, found: Tensor, *shape: int) -> Tensor:
+        """What a sampler found, if it is of the samples of the run."""
+        due = (run.stop - run.start, *shape)
+        if found.shape != due:
+            name = type(self.sampler).__name__
+            raise UserError(f"{name} returned values of shape {tuple(found.shape)} for {due[0]} samples, not {due}")
+        return found
 
     def _cut(self, run: slice) -> tuple[Saved, Tensor]:
         if run == slice(0, self.batch):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .numerics.reductions import norm_dtype
+from .samplers.base import Sampler
 from .tracked import TrackedParameter
 
 # Of a parameter's own size, ‖g‖ + Σ‖c_i‖, and of the largest in the model: rounding is relative to either. Half
@@ -39,6 +40,7 @@ class GradientCheck:
         self._received: dict[TrackedParameter, list[Tensor]] = {}
         self._claimed: dict[TrackedParameter, list[Tensor]] = {}
         self._half = False
+        self._samplers: dict[TrackedParameter, str] = {}  # that users wrote
 
     def begin_pass(self, parameters: list[TrackedParameter]) -> None:
         """A forward pass begins, whose gradients are checked if it is its turn."""
@@ -81,9 +83,17 @@ class GradientCheck:
         """The derivative of an operator's result: autograd sums it up in its own precision, and may cast that."""
         self._half = self._half or d.dtype in (torch.bfloat16, torch.float16)
 
-    def claim(self, tracked: TrackedParameter, total: Tensor) -> None:
+    def claim(self, tracked: TrackedParameter, total: Tensor, sampler: Sampler) -> None:
         """`Σ_i c_i` of one use of a parameter, all samples included."""
+        if not type(sampler).__module__.startswith(f"{__package__}."):
+            self._samplers[tracked] = type(sampler).__name__
         self._claimed.setdefault(tracked, []).append(_measures(tracked, total))
+
+    def reason(self, tracked: TrackedParameter) -> str:
+        """Why there is more, or less, in a gradient than what was measured."""
+        reason = "its gradient, or part of it, did not come through a forward pass that was watched"
+        sampler = self._samplers.get(tracked)
+        return f"{reason}; or what {sampler} measures does not add up to it" if sampler else reason
 
     @contextmanager
     def measures(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import compiled
 from .backward import hooked
-from .recipes import is_outdated
+from .weight_recipes import is_outdated
 from .recorder import Recorder
 from .regions import Regions
 from .samplers.base import Saved

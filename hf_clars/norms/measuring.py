@@ -62,7 +62,7 @@ def _close(recorder: Recorder, use: Use, of: TrackedTensor, part: GradSamples, w
             recorder.close(tracked, use, _through(part, of, tracked, recorder))
         if recorder.check.active:
             total = _through(whole, of, tracked, recorder).total() if gradient is None else gradient
-            recorder.check.claim(tracked, total)
+            recorder.check.claim(tracked, total, use.sampler)
     return gradient
 
 

@@ -20,7 +20,7 @@ from .copies import own_copies, shared_copies
 from .measurement import Measurement
 from .ops import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .plan import PICKED, decide
-from .recipes import remember
+from .weight_recipes import remember
 from .recorded_calls import is_random, is_writing
 from .sample_axis.axis import Assumption, Lost, SampleAxis
 from .sample_axis.call import Call, name_of

@@ -35,7 +35,8 @@ class Operator:
         x: the input, whose rows belong to samples.
         weight, bias: None where absent.
         call: the function of `(x, weight, bias)`.
-        kept: what the sampler wants beside x.
+        kept: what the sampler wants beside x: the rest of its `xs`. It is given whole, unless the sampler says with
+            `inputs_with_samples` that the first of these have samples where x has them.
         half: whether autocast runs it in half precision.
     """
 

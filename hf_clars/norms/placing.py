@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .sample_axis.axis import Lost, Place, SampleAxis, seen_through
 from .sample_axis.call import Call, Rule, name_of
-from .sample_axis.indices import index_after
+from .sample_axis.index_tensors import index_after
 from .sample_axis.table import FRESH, place_after
 from .sample_axis.tags import INDEX, PLACE, place_of, tagged
 

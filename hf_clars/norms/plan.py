@@ -66,7 +66,9 @@ class Plan:
         use = Use(self.sampler, self.weight, self.bias, self.batch, fused, self.unbatched, self.axis)
         w = weight.detach() if fused and weight is not None else weight
         y = self.call(given.flatten(0, -2) if flat else given, w, bias)
-        y = measurement.hooked(y, use, (x.detach(), *kept), weight if fused else None)
+        y = measurement.hooked(
+            y, use, (x.detach(), *(t.detach() if t.requires_grad else t for t in kept)), weight if fused else None
+        )
         return y.view(*x.shape[:-1], y.shape[-1]) if flat else y
 
 

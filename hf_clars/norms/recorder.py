@@ -272,7 +272,6 @@ class Recorder:
     def learn(self, wait: bool) -> None:
         """Name what the device found to be unmeasured, here or by another process."""
         mine, others = self.agreement.news(wait)
-        self.untracked.exclude(
-            mine, "its gradient, or part of it, did not come through a forward pass that was watched"
-        )
+        for reason in dict.fromkeys(self.check.reason(tracked) for tracked in mine):
+            self.untracked.exclude([tracked for tracked in mine if self.check.reason(tracked) == reason], reason)
         self.untracked.exclude(others, "another process cannot measure all of it")

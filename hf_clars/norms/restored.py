@@ -28,7 +28,7 @@ def restored(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[Cal
     Yields:
         A function that sets all random states to what they were.
     """
-    rewind = _random_states({p.device for p in model.parameters()})
+    rewind = random_states({p.device for p in model.parameters()})
     with ExitStack() as stack:
         stack.callback(rewind)
         stack.enter_context(modes_restored(model))
@@ -39,7 +39,18 @@ def restored(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[Cal
         yield rewind
 
 
-def _random_states(devices: Iterable[torch.device]) -> Callable[[], None]:
+@contextmanager
+def randomness_restored() -> Iterator[None]:
+    """Whatever happens inside draws random numbers of its own."""
+    rewind = random_states([torch.device("cuda", index) for index in range(torch.cuda.device_count())])
+    try:
+        yield
+    finally:
+        rewind()
+
+
+def random_states(devices: Iterable[torch.device] = ()) -> Callable[[], None]:
+    """What sets the random states of now again: Python's, NumPy's, and torch's on the CPU and on `devices`."""
     python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices if d.type not in ("cpu", "meta")]
 

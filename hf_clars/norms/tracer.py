@@ -13,7 +13,7 @@ from .measurement import Measurement
 from .meeting import Meeting
 from .placing import SORTS, note_index, placed
 from .python_functions import opened, recognised
-from .recipes import note_change
+from .weight_recipes import note_change
 from .recorded_calls import is_writing
 from .sample_axis.axis import Lost
 from .sample_axis.table import LEAVING, OF_FIRST, RULES

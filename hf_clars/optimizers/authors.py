@@ -39,8 +39,6 @@ class AuthorsCLARS(LayerwiseOptimizer):
         UserError: a hyper-parameter is negative, NaN or unknown.
     """
 
-    _can_fuse = False
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -54,7 +52,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
     ) -> None:
         super().__init__(
             params,
-            lr,
+            lr=lr,
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,

@@ -50,11 +50,7 @@ class CLARS(LayerwiseOptimizer):
             `"paper"` Eq. 5 for every tensor, whatever its shape.
         decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`. Off, it is Eq. 5; when every sample is fitted,
             so that all `c_{k,i}` vanish, `γ_k λ w` grows as LARS's does where the mean gradient vanishes.
-        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
-            what is faster: layer by layer for large layers on a CPU, in one call otherwise.
-        fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
-            them where they run, unless `foreach` is chosen. See `LayerwiseOptimizer` for what is left to foreach, and
-            for `weights_changed()`.
+        foreach, fused: how it is computed, see `LayerwiseOptimizer`; None takes what is faster.
         grad_scaler: the `torch.amp.GradScaler` in use, if gradients are unscaled before `step()` (to clip or look at
             them); its scale is then taken out of the norms too.
 
@@ -85,7 +81,7 @@ class CLARS(LayerwiseOptimizer):
         self._scale: Tensor | None = None  # of the loss, in the step at hand
         super().__init__(
             params,
-            lr,
+            lr=lr,
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,

@@ -15,23 +15,13 @@ class LARS(LayerwiseOptimizer):
     `reference.py` has it in one plain loop.
 
     Args:
-        params: parameters, named parameters, or parameter groups.
-        lr: γ_scale, before warmup and schedule; a float or a tensor of one element. At 1 a layer moves by up to η of
-            its own norm, before momentum.
-        momentum: β of Eq. 4, in [0, 1).
+        params, lr, momentum, weight_decay, bias_and_norm, foreach, fused: see `CLARS`.
         eta: η. You et al. (2017) use 1e-3.
-        weight_decay: λ; `λ w` is added to the gradient of adapted layers.
-        bias_and_norm: the learning rate of biases and norm weights, see `CLARS`.
         decay_in_denominator: `D_k = ‖g‖ + λ‖w‖`, as You et al. (2017), the MLPerf reference and timm have it, so that a
             step moves no weight by more than `γ_scale · η` of its norm, before momentum. Off, `D_k = ‖g‖`, which is
             Eq. 3 to the letter: the paper does not mention decay. There a small gradient (behind a residual branch that
             begins at zero, or when the training data are fitted) makes `γ_k λ w` as large as it is small, and the
             weights diverge. Where `‖g‖` is zero the ratio is 1 either way.
-        foreach: compute each operation of Eq. 4 for all layers in one call (True) or layer by layer (False). None takes
-            what is faster: layer by layer for large layers on a CPU, in one call otherwise.
-        fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
-            them where they run, unless `foreach` is chosen. See `LayerwiseOptimizer` for what is left to foreach, and
-            for `weights_changed()`.
 
     Raises:
         UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
@@ -52,7 +42,7 @@ class LARS(LayerwiseOptimizer):
     ) -> None:
         super().__init__(
             params,
-            lr,
+            lr=lr,
             momentum=momentum,
             eta=eta,
             weight_decay=weight_decay,

@@ -45,36 +45,23 @@ class LayerwiseOptimizer(Optimizer, ABC):
     The fused form takes `‖w_k‖` while it writes the weights, for the next step. Weights that were written since are
     noticed and measured again, unless they were written through `.data`, by a collective operation or by a CUDA graph,
     which leave no trace: call `weights_changed()` after that, or one step takes the norms of before.
+
+    Args:
+        params: parameters, named parameters, or parameter groups.
+        options: lr, momentum, eta, weight_decay, bias_and_norm, decay_in_denominator, foreach and fused, see `CLARS`;
+            a subclass gives all of them.
     """
 
     _uniform = False  # the default of `uniform`
-    _can_fuse = True
+    _can_fuse = False
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        *,
-        momentum: float,
-        eta: float,
-        weight_decay: float,
-        bias_and_norm: str,
-        decay_in_denominator: bool,
-        foreach: bool | None,
-        fused: bool | None,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "eta": eta,
-            "weight_decay": weight_decay,
-            "bias_and_norm": bias_and_norm,
-            "decay_in_denominator": decay_in_denominator,
-            "layer_adaptation": None,
-            "uniform": self._uniform,
-            "foreach": foreach,
-            "fused": fused,
-        }
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = LayerwiseOptimizer._adapted_rates, LayerwiseOptimizer._apply  # which is what the kernels compute
+        cls._can_fuse = (cls._adapted_rates, cls._apply) == own
+
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        defaults = {**options, "layer_adaptation": None, "uniform": self._uniform}
         # The last step's vector, in a list so that it can be replaced for all its members; and the parameter's place.
         self._gammas: dict[Tensor, tuple[list[Tensor], int]] = {}
         self._divisions: dict[int, fused_step.Division] = {}  # of groups, by number

@@ -21,11 +21,7 @@ class NAG(LayerwiseOptimizer):
         momentum: β, in [0, 1).
         weight_decay: λ; `λ w` is added to the gradient of tensors of two or more dimensions (or of groups with
             `layer_adaptation=True`), as in CLARS and LARS. Biases and norm weights are not decayed.
-        foreach: compute each operation of Eq. 2 for all layers in one call (True) or layer by layer (False). None takes
-            what is faster: layer by layer for large layers on a CPU, in one call otherwise.
-        fused: take one pass over memory for all of it, in kernels for NVIDIA GPUs (True), or never (False). None takes
-            them where they run, unless `foreach` is chosen. See `LayerwiseOptimizer` for what is left to foreach, and
-            for `weights_changed()`.
+        foreach, fused: how it is computed, see `LayerwiseOptimizer`; None takes what is faster.
 
     Raises:
         UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
@@ -45,7 +41,7 @@ class NAG(LayerwiseOptimizer):
     ) -> None:
         super().__init__(
             params,
-            lr,
+            lr=lr,
             momentum=momentum,
             eta=1.0,
             weight_decay=weight_decay,

@@ -1,8 +1,9 @@
-"""Files that strangers may have made, read as a whole: regular ones, of a size that fits."""
+"""Files as a whole: those that strangers may have made, read; our own, written."""
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from pathlib import Path
 
@@ -21,3 +22,11 @@ def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
     if about.st_size > most:
         raise OSError(errno.EFBIG, f"it has {about.st_size:,} bytes, more than {most:,}", str(file))
     return file.read_bytes()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Put a text in the place of a file: whole or, where it raises an `OSError`, not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.new")
+    beside.write_text(text)
+    os.replace(beside, file)

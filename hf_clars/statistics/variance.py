@@ -1,5 +1,6 @@
 """Moments of every layer's per-sample gradients over a data set, and the variance factor M_k (Fig. 2)."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,13 @@ class GradientMoments:
     def variance(self) -> float:
         """`E‖∇_k f_i − ∇_k f‖²`, Assumption 2's left-hand side."""
         return max(0.0, self.mean_square - self.gradient_square)  # rounding may leave less than 0
+
+    @property
+    def least_factor(self) -> float:
+        """Assumption 2's least `M_k` with `M = 0`; infinite where the mean gradient alone vanishes."""
+        if not self.gradient_square:
+            return math.inf if self.variance else 0.0
+        return self.variance / self.gradient_square
 
 
 def gradient_variance(

@@ -48,22 +48,26 @@ Slips of the paper and what is taken:
 - The theorems' learning-rate conditions do not suffice: the paragraph above.
 """
 
-from .convergence import (
+from .bounds import (
+    Problem,
+    Rate,
     convergence_weights,
     mgd_convergence_bound,
+    mgd_rate,
     mnag_convergence_bound,
+    mnag_rate,
     mnag_uniform_convergence_bound,
 )
 from .curvature import global_lipschitz_constant, lipschitz_constants
 from .estimation import GradientMoments, VarianceConstants, fit_variance_constants, gradient_moments, variance_constants
 from .learning_rates import LearningRateBounds, mgd_learning_rate_bounds, mnag_learning_rate_bounds
-from .rates import Rate, mgd_rate, mnag_rate
 from .rates_table import LayerRates, format_table, layer_rates
 
 __all__ = [
     "GradientMoments",
     "LayerRates",
     "LearningRateBounds",
+    "Problem",
     "Rate",
     "VarianceConstants",
     "convergence_weights",

@@ -98,31 +98,29 @@ class _MeanLoss:
 
     def hessian_products(self, vectors: _Vectors) -> _Vectors:
         """For each block of parameters, its block of the Hessian times its vector."""
+        names = sorted({name for parts in vectors.values() for name in parts})
         products = {b: {n: torch.zeros_like(v) for n, v in parts.items()} for b, parts in vectors.items()}
         for inputs, targets in self.batches:
             with torch.enable_grad():
-                self._add_products(products, vectors, inputs, targets)
+                loss = self._batch_loss(inputs, targets)
+                gradients = dict(zip(names, self._derivative([loss], names, create_graph=True), strict=True))
+            for block, parts in vectors.items():
+                reached = [name for name in parts if gradients[name].requires_grad]  # elsewhere it is constant
+                if reached:
+                    along = [parts[name] for name in reached]
+                    seconds = self._derivative([gradients[name] for name in reached], list(parts), along)
+                    for name, second in zip(parts, seconds, strict=True):
+                        products[block][name] += second
         return products
 
-    def _add_products(self, products: _Vectors, vectors: _Vectors, inputs: Any, targets: Tensor) -> None:
-        names = sorted({name for parts in vectors.values() for name in parts})
-        loss = self._batch_loss(inputs, targets)
-        found = torch.autograd.grad(loss, [self.parameters[n] for n in names], create_graph=True, allow_unused=True)
-        gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None and g.requires_grad}
-        for block, parts in vectors.items():
-            reached = [name for name in parts if name in gradients]
-            if not reached:  # the gradient is zero or constant
-                continue
-            seconds = torch.autograd.grad(
-                [gradients[n] for n in reached],
-                [self.parameters[n] for n in parts],
-                [parts[n] for n in reached],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for name, second in zip(parts, seconds, strict=True):
-                if second is not None:
-                    products[block][name] += second
+    def _derivative(
+        self, of: list[Tensor], by: list[str], along: list[Tensor] | None = None, create_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """By parameters; zeros where it does not depend on one."""
+        parameters = [self.parameters[name] for name in by]
+        return torch.autograd.grad(
+            of, parameters, along, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )
 
     def _batch_loss(self, inputs: Any, targets: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..statistics.variance import GradientMoments, measure_moments
 from ..validation import checks
-from .constants import ratio
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,8 @@ def variance_constants(
     Raises:
         UserError: as `gradient_moments`.
     """
-    return variance_constants_of(gradient_moments(model, batches, loss_fn))
-
-
-def variance_constants_of(moments: Mapping[str, GradientMoments]) -> VarianceConstants:
-    """`variance_constants` of moments that were measured already."""
-    M_k = {n: ratio(m.variance, m.gradient_square) if m.variance else 0.0 for n, m in moments.items()}
-    return VarianceConstants(M_k, M=0.0)
+    moments = gradient_moments(model, batches, loss_fn)
+    return VarianceConstants({name: of_layer.least_factor for name, of_layer in moments.items()}, M=0.0)
 
 
 def fit_variance_constants(

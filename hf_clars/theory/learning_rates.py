@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from ..validation import checks
-from .constants import ROUNDING, ratio
+from .bounds import ROUNDING, ratio
 
 
 @dataclass(frozen=True)

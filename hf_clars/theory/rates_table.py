@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..formulas import layer_learning_rates
 from ..validation import checks
 from .curvature import LossFunction, global_lipschitz_constant, lipschitz_constants
-from .estimation import gradient_moments, variance_constants_of
+from .estimation import gradient_moments
 from .learning_rates import mnag_learning_rate_bounds
 
 
@@ -90,7 +90,7 @@ def layer_rates(
         raise UserError("no layer has curvature at these weights and data: Theorem 2 bounds nothing")
     L_g = global_lipschitz_constant(model, kept, loss_fn, iterations=iterations, seed=seed)
     L_g = max(L_g, *L.values())  # as it is exactly; estimates stop short of it
-    M = variance_constants_of(moments).M_k
+    M = {name: of_layer.least_factor for name, of_layer in moments.items()}
     L_curved = [L[name] for name in curved]
     bounds = mnag_learning_rate_bounds(L_curved, [M[n] for n in curved], L_g, batch_size, momentum=momentum)
     layer_bounds = dict(zip(curved, bounds.per_layer, strict=True))
@@ -127,10 +127,7 @@ HEADINGS = ("layer", "‖w‖", "‖∇f‖", "E‖∇f_i‖", "M_k", "L_k", "γ
 
 def format_table(rows: Sequence[LayerRates]) -> str:
     """The rows as aligned plain text, three digits of each number; `γ_k ≤` is `layer_bound`, `γ/L_k` `admissible`."""
-    cells: list[tuple[str, ...]] = [HEADINGS]
-    for r in rows:
-        numbers = (r.weight_norm, r.gradient_norm, r.mean_sample_norm, r.M, r.L, r.layer_bound, r.admissible)
-        cells.append((r.name, *(f"{number:.3g}" for number in (*numbers, r.lars, r.clars))))
+    cells = [HEADINGS, *((name, *(f"{number:.3g}" for number in numbers)) for name, *numbers in map(astuple, rows))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADINGS))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from accelerate.utils import reduce
+from torch import Tensor
 from transformers import TrainerCallback
 
 from ..errors import UserError
 from ..norms.extra_passes import mean_gradient_norms
 from ..optimizers import AuthorsCLARS, is_adapted
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
+from .measuring import bare
 
 PASSES, IMAGES = 64, 8  # theirs: so many passes of so many images
 
@@ -81,9 +77,7 @@ class AuthorsNorms(TrainerCallback):
         adapted = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and is_adapted(g, p)]
         self._trainer.model.train()  # as for a training step, whoever has evaluated since
         norms = mean_gradient_norms(self._trainer.model, adapted, [self._loss_of(b) for b in self._small_batches()])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(norms)
-            norms = norms / dist.get_world_size()
+        norms = reduce(norms, "mean")  # over processes
         optimizer.measured(dict(zip(adapted, norms.unbind(), strict=True)))
 
     def _small_batches(self) -> list[dict[str, Any]]:
@@ -113,16 +107,6 @@ class AuthorsNorms(TrainerCallback):
         return loss
 
 
-class KeptSamples(_Base):
-    """A mix-in for `Trainer`: shows each micro-batch to `AuthorsNorms`."""
-
-    authors_norms: AuthorsNorms
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        self.authors_norms.keep(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
-
-
 def samples_to_keep(micro_batch: int, count: int, size: int, world_size: int) -> int:
     """How many samples of micro-batch number `micro_batch` (of `count`, of `size` samples each) are measured.
 
@@ -134,7 +118,7 @@ def samples_to_keep(micro_batch: int, count: int, size: int, world_size: int) ->
 
 
 def _authors(optimizer: Any) -> AuthorsCLARS | None:
-    optimizer = getattr(optimizer, "optimizer", optimizer)
+    optimizer = bare(optimizer)
     return optimizer if isinstance(optimizer, AuthorsCLARS) else None
 
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import Trainer
 
+from ..norms.agreement import is_distributed
 from ..norms.extra_passes import buffers_restored
-from ..norms.restored import modes_restored
+from ..norms.restored import modes_restored, randomness_restored
 from ..norms.watch import watches_of
-from .records.clock import TrainingClock
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
+from .records.progress import TrainingClock
 
 
-class Evaluations(_Base):
+class Evaluations(Trainer):
     """A mix-in for `Trainer`: `evaluate` and `predict` may be called from anywhere, by whom ever.
 
     They take the buffers of the first process on every one, as a checkpoint does. A training in whose course they are
@@ -66,12 +60,17 @@ class Evaluations(_Base):
         control = self.control
         was_due = control.should_log, control.should_evaluate
         with ExitStack() as afterwards:
-            afterwards.enter_context(same_randomness_afterwards())
+            afterwards.enter_context(randomness_restored())
             afterwards.enter_context(self.clock.paused())
             if self.is_in_train:
-                afterwards.enter_context(_same_modes_afterwards(model, self.optimizer))
+                if model.training and callable(train := getattr(self.optimizer, "train", None)):
+                    afterwards.callback(train)  # of an optimizer that knows the difference
+                afterwards.enter_context(modes_restored(model))
                 afterwards.enter_context(buffers_restored(model))
-                afterwards.enter_context(_looking_away(model))
+                for watch in watches_of(model):
+                    if not watch.paused:
+                        watch.paused = True  # takes no notice of forward passes
+                        afterwards.callback(setattr, watch, "paused", False)
             share_buffers(model, self.args.device)
             yield
         if self.is_in_train and not self._is_due:  # a callback's, which stands for none of the training's own
@@ -86,56 +85,8 @@ def share_buffers(model: Any, device: torch.device) -> None:
     DistributedDataParallel does it before the first forward pass of each step. After that, each process has running
     statistics of its own samples.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    buffers = [b for b in model.buffers() if b.numel() and not isinstance(b, DTensor)]  # shards are a process's own
-    if not buffers:
-        return
-    packed = torch.cat([_as_bytes(buffer).to(device) for buffer in buffers])
-    dist.broadcast(packed, 0)
-    if dist.get_rank() == 0:
-        return
-    sizes = [buffer.numel() * buffer.element_size() for buffer in buffers]
-    for buffer, part in zip(buffers, packed.split(sizes), strict=True):
-        buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # a clone starts where its dtype may
-
-
-def _as_bytes(buffer: Tensor) -> Tensor:
-    return buffer.detach().contiguous().view(-1).view(torch.uint8)
-
-
-@contextmanager
-def same_randomness_afterwards() -> Iterator[None]:
-    """Whatever happens inside draws random numbers of its own."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@contextmanager
-def _same_modes_afterwards(model: nn.Module, optimizer: Any) -> Iterator[None]:
-    """Every module trains or evaluates as before, and so does an optimizer that knows the difference."""
-    try:
-        with modes_restored(model):
-            yield
-    finally:
-        if model.training and callable(getattr(optimizer, "train", None)):
-            optimizer.train()
-
-
-@contextmanager
-def _looking_away(model: nn.Module) -> Iterator[None]:
-    """Whatever measures takes no notice of forward passes inside."""
-    watching = [norms for norms in watches_of(model) if not norms.paused]
-    for norms in watching:
-        norms.paused = True
-    try:
-        yield
-    finally:
-        for norms in watching:
-            norms.paused = False
+    for buffer in model.buffers() if is_distributed() else ():
+        if buffer.numel() and not isinstance(buffer, DTensor):  # shards are a process's own
+            values = buffer.detach().to(device).contiguous()
+            dist.broadcast(values.view(-1).view(torch.uint8), 0)  # bytes: not every backend knows every dtype
+            buffer.copy_(values)

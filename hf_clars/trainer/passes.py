@@ -11,31 +11,28 @@ import logging
 import pickle
 import random
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils._pytree import tree_leaves
+from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
+from ..norms.restored import random_states
 
 _LOOKED_AT = 1024  # values of each tensor of a micro-batch, to tell whether it is the same
 
 logger = logging.getLogger(__name__)
 
 
-class CountedPasses(_Base):
+class CountedPasses(Trainer):
     """A mix-in for `Trainer`: training on a stream without a length goes on exactly where it was.
 
     A resumed training reads the unfinished pass from its beginning, without training, and compares the last micro-batch
@@ -172,7 +169,8 @@ class Pass(Iterator[Any]):
         self.over = False
         self._last: list[Any] = []
         # The same on all ranks: whoever shuffles a stream must do so alike everywhere.
-        self._randomness = _seeded(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+        own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        self._set_randomness: Callable[[], None] = lambda: _seed(own_seed)
 
     def __next__(self) -> Any:
         with self._own_randomness():
@@ -189,13 +187,13 @@ class Pass(Iterator[Any]):
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        outside = _randomness()
-        _set_randomness(self._randomness)
+        set_outside = random_states()
+        self._set_randomness()
         try:
             yield
         finally:
-            self._randomness = _randomness()
-            _set_randomness(outside)
+            self._set_randomness = random_states()
+            set_outside()
 
     def fingerprint(self) -> int:
         """A checksum of the last micro-batch."""
@@ -234,19 +232,7 @@ def _state_of(dataset: Any) -> Any:
         ) from error
 
 
-def _randomness() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_randomness(state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-
-
-def _seeded(seed: int) -> tuple[Any, ...]:
-    return (
-        random.Random(seed).getstate(),
-        np.random.RandomState(seed).get_state(),
-        torch.Generator().manual_seed(seed).get_state(),
-    )
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)

@@ -16,8 +16,8 @@ from transformers.training_args import OptimizerNames, TrainingArguments
 from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
-from .arguments.options import AUTHORS, OPTIMIZERS, OptimizerOptions, check_lamb, refuse_deepspeed
-from .checkpoints.model_names import refuse_other_names
+from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
+from .checkpoints.model_tensors import refuse_other_names
 from .measuring import MeasureWhileTraining
 from .seams import resumed_from, trainer_on_the_stack
 
@@ -41,12 +41,10 @@ def _member(name: str) -> OptimizerNames:
     return member
 
 
-def resolve_options(args: TrainingArguments, optim_args: dict[str, str]) -> OptimizerOptions:
-    """Options of a run: those of `optim_args`, else of `ClarsTrainingArguments`' fields, else the defaults."""
+def _options_of(args: TrainingArguments, optim_args: dict[str, str]) -> OptimizerOptions:
+    own = getattr(args, "optimizer_options", None)
     name = str(getattr(args.optim, "value", args.optim))
-    given = getattr(args, "optimizer_options", None)
-    base = given() if given is not None else OptimizerOptions(eta=OPTIMIZERS[name], weight_decay=args.weight_decay)
-    return base.override(name, optim_args)
+    return own() if own else OptimizerOptions.in_force(name, {"weight_decay": args.weight_decay}, optim_args)
 
 
 def _clars_handler(context: Any) -> tuple[Any, dict[str, Any]]:
@@ -82,20 +80,10 @@ def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
     return Lamb, {"lr": context.args.learning_rate, **context.adam_kwargs, "max_grad_norm": None}
 
 
-def own_groups(cls: Any, keywords: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Keywords of LARS and mNAG with groups by module type, which Trainer takes in the place of its own by name."""
-    if not (isinstance(cls, type) and issubclass(cls, (LARS, NAG))):
-        return keywords
-    return {
-        **keywords,
-        "params": parameter_groups(model, keywords["weight_decay"], keywords.get("bias_and_norm", "eta")),
-    }
-
-
 def _options(context: Any) -> OptimizerOptions:
     args = context.args
     refuse_deepspeed(args.deepspeed, "CLARS, LARS and mNAG")
-    options = resolve_options(args, context.optim_args)
+    options = _options_of(args, context.optim_args)
     if not hasattr(args, "optimizer_options"):
         _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)) == "clars")
         _check_resumed_model()
@@ -159,7 +147,7 @@ def _build_clars(
     optimizer_dict: list[dict[str, Any]] | None = None,
 ) -> LayerwiseOptimizer:
     """CLARS for a model; `optimizer_dict` are groups that a trainer of its own kind makes (sentence-transformers)."""
-    groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.bias_and_norm_rule)
+    groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.bias_and_norm)
     if options.mode == AUTHORS:
         return AuthorsCLARS(groups, lr, **options.layerwise_keywords())
     norms = PerSampleNorms(
@@ -167,8 +155,8 @@ def _build_clars(
         options.mode,
         options.norm_samples or 512,
         total_batch_size=total_batch_size,
-        bias_and_norm=options.bias_and_norm_rule == "paper",
-        untracked=options.untracked_rule,
+        bias_and_norm=options.bias_and_norm == "paper",
+        untracked=options.untracked or "stand_in",
     )
     if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over
         norms.detach()

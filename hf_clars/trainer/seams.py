@@ -6,7 +6,9 @@ tests/test_gradient_statistics.py and tests/test_no_trace.py fail when these sea
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 from transformers import Trainer
@@ -31,77 +33,87 @@ def calling_trainer() -> Trainer:
 
 def trainer_on_the_stack() -> Trainer | None:
     """The innermost Trainer one of whose methods is under way; None where there is none."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, Trainer):
-            return owner
-        frame = frame.f_back
-    return None
+    return next((trainer for _, trainer in _methods_under_way()), None)
 
 
 def resumed_from() -> str | None:
     """The checkpoint that the Trainer on the stack goes on from; its state says that it does, but not from which."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "train" and isinstance(frame.f_locals.get("self"), Trainer):
+    for frame, _ in _methods_under_way():
+        if frame.f_code.co_name == "train":
             found = frame.f_locals.get("resume_from_checkpoint")
             return found if isinstance(found, str) else None
-        frame = frame.f_back
     return None
 
 
-def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> Callable[[], None]:
-    """Call `observe()` when all gradients of a step are there, before they are unscaled and clipped.
+def _methods_under_way() -> Iterator[tuple[FrameType, Trainer]]:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(owner := frame.f_locals.get("self"), Trainer):
+            yield frame, owner
+        frame = frame.f_back
 
-    Trainer calls accelerate's `clip_grad_norm_` in every step, without a bound when it only wants the norm; its own
-    `on_pre_optimizer_step` comes after that. (It has a way of its own for gradients on several device meshes, which
-    are then not observed.)
 
-    Returns:
-        A function that undoes it; harmless when called again, and whatever others do to the same Trainer.
+def before_clipping(trainer: Trainer, observe: Callable[[], None]) -> None:
+    """Call `observe()` in each step of the training that begins, before gradients are unscaled and clipped.
+
+    All gradients of the step are there. Trainer calls accelerate's `clip_grad_norm_` in every step, without a bound
+    when it only wants the norm; its own `on_pre_optimizer_step` comes after that. (It has a way of its own for
+    gradients on several device meshes, which are then not observed.)
     """
-    accelerator: Any = trainer.accelerator
-    clip = vars(accelerator).get("clip_grad_norm_")
-    if not isinstance(clip, _ObservedClipping):
-        clip = _ObservedClipping(accelerator, "clip_grad_norm_")
-    clip.observers.append(observe)
 
-    def undo() -> None:
-        if observe in clip.observers:
-            clip.observers.remove(observe)
-            if not clip.observers:
-                clip.restore()
+    def clip(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        observe()
+        return method(*args, **kwargs)
 
-    return undo
+    at_end_of_training(trainer, _StandIn(trainer.accelerator, "clip_grad_norm_", clip).restore)
 
 
 def at_end_of_training(trainer: Trainer, undo: Callable[[], None]) -> None:
     """Call `undo()` when the training that begins is over: after `on_train_end`, or before an error leaves `train()`.
 
-    To be called in `on_train_begin`. Trainer tells callbacks of a training that ends well alone, so what it calls from
-    then on is guarded on this very object, until the end: `_run_epoch`, `_finalize_training`, and all events.
+    To be called in `on_train_begin`; what was asked for last is undone first. Trainer tells callbacks of a training
+    that ends well alone, so what it calls from then on is guarded on this very object, until the end: `_run_epoch`,
+    `_finalize_training`, and all events.
     """
     handler = trainer.callback_handler
-    event = vars(handler).get("call_event")
-    if isinstance(event, _Guarded):
-        ending = event.ending
-    else:
-        ending = _Ending()
-        for owner, name in ((trainer, "_run_epoch"), (trainer, "_finalize_training"), (handler, "call_event")):
-            ending.guards.append(_Guarded(owner, name, ending))
-    if undo not in ending.undos:
-        ending.undos.append(undo)
+    ending: ExitStack | None = getattr(vars(handler).get("call_event"), "ending", None)
+    if ending is None:
+        ending = _guarded(trainer)
+    ending.callback(undo)
+
+
+def _guarded(trainer: Trainer) -> ExitStack:
+    """What is to be undone at the end of the training that begins; harmless when it is closed again."""
+    ending = ExitStack()
+
+    def guard(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = method(*args, **kwargs)
+        except BaseException:
+            ending.close()
+            raise
+        if args[:1] == ("on_train_end",):  # of `call_event`, and all callbacks had it
+            ending.close()
+        return result
+
+    handler = trainer.callback_handler
+    for owner, name in ((trainer, "_run_epoch"), (trainer, "_finalize_training"), (handler, "call_event")):
+        ending.callback(_StandIn(owner, name, guard, ending).restore)
+    return ending
 
 
 class _StandIn:
-    """Stands in for a method of this very object, until `restore()`."""
+    """A method of this very object is `around(method, …)` until `restore()`."""
 
-    def __init__(self, owner: Any, name: str) -> None:
-        self._owner, self._name = owner, name
+    def __init__(self, owner: Any, name: str, around: Callable[..., Any], ending: ExitStack | None = None) -> None:
+        self.ending = ending
+        self._owner, self._name, self._around = owner, name, around
         self._others = vars(owner).get(name)  # somebody else's, on this very object; None for that of the class
-        self.method = getattr(owner, name)
+        self._method = getattr(owner, name)
         setattr(owner, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._around(self._method, *args, **kwargs)
 
     def restore(self) -> None:
         """Give the method back; one that was wrapped since stays wrapped."""
@@ -111,50 +123,3 @@ class _StandIn:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._others)
-
-
-class _ObservedClipping(_StandIn):
-    """Stands in for `accelerator.clip_grad_norm_` while there are observers."""
-
-    def __init__(self, owner: Any, name: str) -> None:
-        super().__init__(owner, name)
-        self.observers: list[Callable[[], None]] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for observe in list(self.observers):
-            observe()
-        return self.method(*args, **kwargs)
-
-
-class _Ending:
-    """What is to be undone at the end of a training. Called there; harmless when called again."""
-
-    def __init__(self) -> None:
-        self.guards: list[_Guarded] = []
-        self.undos: list[Callable[[], None]] = []
-
-    def __call__(self) -> None:
-        guards, self.guards = self.guards, []
-        undos, self.undos = self.undos, []
-        for guard in guards:
-            guard.restore()
-        for undo in undos:
-            undo()
-
-
-class _Guarded(_StandIn):
-    """Stands in for a method that a training goes through: an error that comes out of it ends the training."""
-
-    def __init__(self, owner: Any, name: str, ending: _Ending) -> None:
-        super().__init__(owner, name)
-        self.ending = ending
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            result = self.method(*args, **kwargs)
-        except BaseException:
-            self.ending()
-            raise
-        if args and args[0] == "on_train_end":  # of `call_event`, and all callbacks had it
-            self.ending()
-        return result

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard, IterableDatasetShard
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
@@ -51,14 +52,17 @@ class StreamedBatches(CountedPasses):
         if args is not None and args.auto_find_batch_size and batch_size is not None:
             if self._smallest_tried is not None:
                 batch_size = min(batch_size, self._smallest_tried - 1)
-            if batch_size < 1:
-                raise UserError("auto_find_batch_size: not even one sample a device fits into its memory")
             assert args.total_batch_size is not None
             batch_size = nearest_batch_size(args.total_batch_size, batch_size, args.world_size)
             self._smallest_tried = batch_size
             args.gradient_accumulation_steps = derived(args.accumulation_of(batch_size))
             self._undo_attempt()
-        return super()._inner_training_loop(batch_size, args, **kwargs)
+        try:
+            return super()._inner_training_loop(batch_size, args, **kwargs)
+        except Exception as error:
+            if batch_size == 1 and args is not None and args.auto_find_batch_size and should_reduce_batch_size(error):
+                raise UserError("auto_find_batch_size: not even one sample a device fits into its memory") from error
+            raise
 
     def _undo_attempt(self) -> None:
         """Take back what an attempt that ran out of memory did to running statistics."""

@@ -16,18 +16,17 @@ from transformers.trainer_utils import SaveStrategy
 from ..data import TrainStream
 from ..errors import Preempted, TrainingFailedError, UserError
 from ..norms import PerSampleNorms
-from ..optimizers import CLARS, parameter_groups
+from ..optimizers import CLARS, LayerwiseOptimizer, parameter_groups
 from ..runtime.output import forgiving
 from ..runtime.processes import once, what_was_lost
 from .arguments.options import refuse_data_parallel
 from .arguments.schedules import EpochSchedules
 from .arguments.training_arguments import ClarsTrainingArguments
 from .arguments.without_effect import say_without_effect
-from .authors_norms import AuthorsNorms, KeptSamples
-from .callbacks.freezing import FreezeFullyConnected
+from .authors_norms import AuthorsNorms
+from .callbacks.first_epochs import FirstEpochs
 from .callbacks.health import StepHealth
 from .callbacks.layer_statistics import LayerStatisticsCallback
-from .callbacks.layerwise_warmup import LayerwiseWarmup
 from .checkpoints import folders
 from .checkpoints.changes import OptionsOfNow, settings_of
 from .checkpoints.checkpointing import AtomicCheckpoints
@@ -36,12 +35,10 @@ from .checkpoints.model_files import ModelFiles
 from .checkpoints.reading import CheckedReading, readable
 from .checkpoints.resuming import ResumePoint, saved_values, tell_differences
 from .evaluating import Evaluations, share_buffers
-from .measuring import MeasureWhileTraining
-from .records.clock import LoggedProgress, TrainingClock
-from .records.progress import StepProgressCallback
+from .measuring import MeasureWhileTraining, norms_of
+from .records.progress import LoggedProgress, StepProgressCallback, TrainingClock
 from .records.run_record import RunRecord
 from .records.tracking import keep_wandb_offline_without_login
-from .registration import own_groups
 from .signals import listening
 from .streaming import StreamedBatches
 
@@ -53,7 +50,6 @@ class ClarsTrainer(
     StreamedBatches,
     Evaluations,
     LoggedProgress,
-    KeptSamples,
     AtomicCheckpoints,
     ModelFiles,
     OptionsOfNow,
@@ -75,7 +71,7 @@ class ClarsTrainer(
     - A step whose gradient is not finite is skipped, and so are examples of a `TrainStream` that cannot be used; both
       are counted and logged, and too many end the training (`StepHealth`).
     - Warmup and decay of the learning rate may be stated in epochs, fully-connected layers be frozen at first, and
-      layer-wise learning rates be used at first only (`LayerwiseWarmup`).
+      layer-wise learning rates be used at first only (`FirstEpochs`).
     - `mode="authors"` has passes of its own after a step, over some of its samples (`AuthorsNorms`).
     - Weight decay is decided by module type and dimension; layers' norms, γ_k and M_k are logged every
       `layer_statistics_steps`; evaluations take what a checkpoint would hold, and leave no trace (`Evaluations`).
@@ -118,23 +114,25 @@ class ClarsTrainer(
         if self.is_world_process_zero():
             say_without_effect(args)
         self.clock = TrainingClock()
-        self.record = RunRecord(self, about or {})
-        self.add_callback(self.record)
         self.training_lasts = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.record = RunRecord(self, about or {})
+        self.health = StepHealth(self)
+        self.authors_norms = AuthorsNorms(self)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
-            self.add_callback(StepProgressCallback())
-        self.add_callback(_DropUnfinishedStep(self))
-        self.add_callback(LayerwiseWarmup(self))
-        self.add_callback(MeasureWhileTraining())  # behind `LayerwiseWarmup`, which decides whether there is a use
-        self.authors_norms = AuthorsNorms(self)
-        self.add_callback(self.authors_norms)
-        self.add_callback(FreezeFullyConnected(self))
-        self.add_callback(LayerStatisticsCallback())
-        self.health = StepHealth(self)
-        self.add_callback(self.health)
-        self.add_callback(ResumePoint())
+        for callback in (
+            self.record,
+            *(() if args.disable_tqdm else (StepProgressCallback(),)),
+            _DropUnfinishedStep(self),
+            FirstEpochs(self),
+            MeasureWhileTraining(),  # behind `FirstEpochs`, which decides whether there is a use
+            self.authors_norms,
+            LayerStatisticsCallback(),
+            self.health,
+            ResumePoint(),
+        ):
+            self.add_callback(callback)
         self._settle()
 
     def _settle(self) -> None:
@@ -157,9 +155,7 @@ class ClarsTrainer(
     @property
     def norms(self) -> PerSampleNorms | None:
         """What measures for the optimizer; None before it exists and for optimizers other than CLARS."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        norms = optimizer.norms if isinstance(optimizer, CLARS) else None
-        return norms if isinstance(norms, PerSampleNorms) else None
+        return norms_of(self.optimizer)
 
     @property
     def resume_point(self) -> ResumePoint:
@@ -175,7 +171,10 @@ class ClarsTrainer(
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         cls, keywords = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return cls, own_groups(cls, keywords, model)
+        if isinstance(cls, type) and issubclass(cls, LayerwiseOptimizer):  # in place of Trainer's own groups, by name
+            rule = keywords.get("bias_and_norm", "eta")
+            keywords = {**keywords, "params": parameter_groups(model, keywords["weight_decay"], rule)}
+        return cls, keywords
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         decayed = [g for g in parameter_groups(model, 1.0) if g["weight_decay"]]
@@ -244,6 +243,10 @@ class ClarsTrainer(
             )
         share_buffers(self.model, self.args.device)
         return result._replace(training_loss=result.metrics["train_loss"])  # that of all steps
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.authors_norms.keep(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         best = super()._determine_best_metric(metrics, trial)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
@@ -45,6 +45,11 @@ def one_of(choices: Collection[str]) -> AfterValidator:
         return word
 
     return AfterValidator(known)
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A field of a dataclass of settings: its default, and what `--help` says of it."""
+    return field(default=default, metadata={"help": meaning})
 
 
 def check(settings: Any, narrower: Mapping[str, Any] | None = None) -> None:

@@ -8,6 +8,7 @@ from random import Random
 from typing import NamedTuple
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 LARGEST = 3000  # elements of a tensor
@@ -179,3 +180,25 @@ class Chain(nn.Module):
                 x = step.function(x)
             x = layer(x)
         return x
+
+
+FEATURES = 3
+FIRST = {
+    "linear": lambda: nn.Linear(FEATURES, FEATURES),
+    "layer norm": lambda: nn.LayerNorm(FEATURES),
+    "RMS norm": lambda: nn.RMSNorm(FEATURES),
+    "embedding": lambda: nn.Embedding(7, FEATURES),
+}
+SECOND = {"": None, "linear": lambda: nn.Linear(FEATURES, 4), "layer norm": lambda: nn.LayerNorm(FEATURES)}
+
+
+def cases(makes: Sequence[Make]) -> dict[str, st.SearchStrategy]:
+    """`[batch, positions, more]`, layers, what chains are made of, and a seed for the rest."""
+    chain = st.lists(st.sampled_from(makes), max_size=4)
+    return {
+        "shape": st.tuples(st.integers(1, 4), st.sampled_from([2, 3, 4]), st.integers(1, 3)),
+        "first": st.sampled_from(sorted(FIRST)),
+        "second": st.sampled_from(sorted(SECOND)),
+        "chains": st.tuples(chain, chain, chain),
+        "seed": st.integers(0, 1 << 16),
+    }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -56,12 +54,3 @@ def points(run: ComparedRun, metric: str, axis: str = "step") -> tuple[list[floa
     """The run's curve as two lists."""
     curve = run.curve(metric, axis)
     return list(curve.index), list(curve)
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Of a process that keeps W&B's runs offline, and reads nobody's login."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
-    return kept | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "HOME": str(folder), "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1", **more,
-    }  # fmt: skip

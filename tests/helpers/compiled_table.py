@@ -1,4 +1,7 @@
-"""Small models that use their parameters in a way which a compiler might see otherwise than eager torch does."""
+"""Small models that use their parameters in a way which a compiler might see otherwise than eager torch does.
+
+Single functions are in `function_table.py`.
+"""
 
 from __future__ import annotations
 
@@ -91,17 +94,12 @@ for operator, of in OPERATORS.items():
 
 # what is made of weights
 add("weight.T", lambda m, x: x @ m.w.T, V, w=(5, 6))
-add("weight.t()", lambda m, x: x @ m.w.t(), V, w=(5, 6))
-add("weight.mT", lambda m, x: x @ m.w.mT, M, w=(5, 6))
 add("weight.H", lambda m, x: x @ m.w.H, M, w=(5, 6))
 add("weight.transpose", lambda m, x: torch.matmul(x, m.w.transpose(0, 1)), M, w=(5, 6))
 add("weight.data_ptr-free copy", lambda m, x: F.linear(x, m.w.clone()), V, w=(5, 6))
-add("chunk", lambda m, x: sum(F.linear(x, c) for c in m.w.chunk(2)), V, w=(10, 6))
 add("torch.chunk, one of them", lambda m, x: F.linear(x, torch.chunk(m.w, 3)[1]), V, w=(9, 6))
-add("split", lambda m, x: sum(F.linear(x, c).sum(-1) for c in m.w.split([2, 3, 5])), V, w=(10, 6))
 add("torch.split", lambda m, x: F.linear(x, torch.split(m.w, 2)[-1]), V, w=(10, 6))
 add("tensor_split", lambda m, x: F.linear(x, m.w.tensor_split(3)[0]), V, w=(10, 6))
-add("unbind", lambda m, x: sum(F.linear(x, c) for c in m.w.unbind(0)), V, w=(3, 5, 6))
 add("iteration", lambda m, x: sum(F.linear(x, c) for c in m.w), V, w=(3, 5, 6))
 add("unbound biases", lambda m, x: F.linear(x, *[p[0] for p in (m.w.unsqueeze(0), m.b)]), V, w=(5, 6), b=(1, 5))
 add("F.normalize", lambda m, x: F.linear(F.normalize(x), F.normalize(m.w)), V, w=(5, 6))
@@ -115,13 +113,9 @@ add(
     "softmax of weights", lambda m, x: (m.w.softmax(0)[:, None, None] * m.v).sum(0).matmul(x.mT), M, w=(3,), v=(3, 5, 6)
 )
 add("masked", lambda m, x: F.linear(x, m.w.masked_fill(m.mask, 0.0)), V, w=(5, 6), mask=torch.eye(5, 6) > 0)
-add("tril", lambda m, x: m.w.tril() @ x, M, w=(4, 4))
 add("einsum of weights", lambda m, x: F.linear(x, torch.einsum("or,ri->oi", m.a, m.b)), V, a=(5, 2), b=(2, 6))
 add("max of weights", lambda m, x: F.linear(x, m.w.max(0).values), V, w=(3, 5, 6))
-add("sorted, by a keyword", lambda m, x: F.linear(x, torch.sort(m.w, dim=0).values), V, w=(5, 6))
 add("kron", lambda m, x: F.linear(x, torch.kron(m.a, m.b)), V, a=(5, 2), b=(1, 3))
-add("matrix_exp", lambda m, x: x @ torch.linalg.matrix_exp(0.1 * (m.w - m.w.T)), V, w=(6, 6))
-add("complex", lambda m, x: torch.view_as_real(torch.view_as_complex(m.w) * x), V, w=(6, 2))
 add("as a view", lambda m, x: F.linear(x, m.w.view(10, 3).view(5, 6)), V, w=(30,))
 add("indexed by a constant", lambda m, x: x * m.w[m.i], V, w=(9, 6), i=torch.tensor([3]))
 add("dropped out in eval mode", lambda m, x: F.linear(x, F.dropout(m.w, 0.5, False)), V, w=(5, 6))
@@ -195,31 +189,31 @@ def attention(**options: object) -> nn.Module:
     return nn.MultiheadAttention(6, 2, **options)
 
 
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def attend(first: bool, weights: bool, *of: Callable[[Tensor], Tensor]) -> Forward:
+    """Attention, batch `first` or not, of three functions of samples."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = x if first else x.transpose(0, 1)
+        y = m.mha(*(f(y) for f in of), need_weights=weights)[0]
+        return y if first else y.transpose(0, 1)
+
+    return forward
+
+
+ITSELF = (same, same, same)
+INPUTS = {"to itself": ITSELF, "three inputs": (torch.tanh, torch.sin, same), "two inputs": (torch.tanh, same, same)}
 for first in (False, True):
     for weights in (False, True):
         how = f"{'batch' if first else 'positions'} first, {'with' if weights else 'without'} weights"
-
-        def itself(m: Model, x: Tensor, first: bool = first, weights: bool = weights) -> Tensor:
-            y = x if first else x.transpose(0, 1)
-            y = m.mha(y, y, y, need_weights=weights)[0]
-            return y if first else y.transpose(0, 1)
-
-        def three(m: Model, x: Tensor, first: bool = first, weights: bool = weights) -> Tensor:
-            y = x if first else x.transpose(0, 1)
-            y = m.mha(y.tanh(), y.sin(), y, need_weights=weights)[0]
-            return y if first else y.transpose(0, 1)
-
-        def cross(m: Model, x: Tensor, first: bool = first, weights: bool = weights) -> Tensor:
-            y = x if first else x.transpose(0, 1)
-            y = m.mha(y.tanh(), y, y, need_weights=weights)[0]
-            return y if first else y.transpose(0, 1)
-
-        add(f"attention to itself, {how}", itself, (3, 6), mha=attention(batch_first=first))
-        add(f"attention, three inputs, {how}", three, (3, 6), mha=attention(batch_first=first))
-        add(f"attention, two inputs, {how}", cross, (3, 6), mha=attention(batch_first=first))
-    add(
-        f"attention, other sizes, {first}", itself, (3, 6), mha=attention(batch_first=first, kdim=6, vdim=6, bias=False)
-    )
+        for inputs, of in INPUTS.items():
+            name = f"attention {inputs}, {how}" if of is ITSELF else f"attention, {inputs}, {how}"
+            add(name, attend(first, weights, *of), (3, 6), mha=attention(batch_first=first))
+    other_sizes = attention(batch_first=first, kdim=6, vdim=6, bias=False)
+    add(f"attention, other sizes, {first}", attend(first, True, *ITSELF), (3, 6), mha=other_sizes)
     block = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=first)
     add(
         f"TransformerEncoderLayer, batch_first={first}",
@@ -227,7 +221,12 @@ for first in (False, True):
         (3, 6),
         block=block,
     )
-add("attention, keys and values added", itself, (3, 6), mha=attention(batch_first=True, add_bias_kv=True))
+add(
+    "attention, keys and values added",
+    attend(True, True, *ITSELF),
+    (3, 6),
+    mha=attention(batch_first=True, add_bias_kv=True),
+)
 add(
     "decoder layer",
     lambda m, x: m.block(x, x.tanh()),
@@ -305,16 +304,10 @@ add(
     b=(6,),
 )
 add("rms norm", lambda m, x: m.norm(x), M, norm=nn.RMSNorm(6))
-add("einsum", lambda m, x: torch.einsum("bti,oi->bto", x, m.w), M, w=(5, 6))
-add("einsum, positions apart", lambda m, x: torch.einsum("bti,tio->bto", x, m.w), M, w=(4, 6, 3))
-add("bilinear", lambda m, x: m.l(x, x.tanh()), V, l=nn.Bilinear(6, 6, 5))
-add("prelu", lambda m, x: m.l(x), M, l=nn.PReLU(4))
 add("layer scale", lambda m, x: x + m.scale * m.l(x), M, scale=(6,), l=nn.Linear(6, 6))
 add("cdist", lambda m, x: torch.cdist(x, m.w), V, w=(5, 6))
 add("solve", lambda m, x: torch.linalg.solve(m.w.T @ m.w + m.i, x.mT).mT, M, w=(6, 6), i=torch.eye(6))
 add("gru cell", lambda m, x: m.cell(x), V, cell=nn.GRUCell(6, 5))
-add("lstm cell", lambda m, x: m.cell(x)[0], V, cell=nn.LSTMCell(6, 5))
-add("rnn cell", lambda m, x: m.cell(x), V, cell=nn.RNNCell(6, 5))
 add("checked samples", lambda m, x: m.l(torch.where(x > 0, x, m.w)), V, l=nn.Linear(6, 5), w=(6,))
 add(
     "views of the batch, one after the other",

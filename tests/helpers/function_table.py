@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Use = Callable[..., Tensor]
 Entry = tuple[Use, tuple[int, ...], tuple[tuple[int, ...], ...]]  # of samples and parameters; their shapes
@@ -284,3 +284,22 @@ REFUSES_EMPTY = {  # by torch itself
     "attention, w the mask of heads",
 }  # fmt: skip
 UNWATCHED = ("autograd.Function of w", "autograd.Function of x and w", "vmap", "vmap over w")
+
+
+class Function(nn.Module):
+    """A function alone, or `beside` a product that can be measured."""
+
+    def __init__(self, name: str, beside: bool) -> None:
+        super().__init__()
+        self.use, _, shapes = FUNCTIONS[name]
+        self.weights, self.beside = nn.ParameterList(torch.randn(shape) for shape in shapes), beside
+
+    def function(self, x: Tensor) -> Tensor:
+        return self.use(x, *self.weights)
+
+    def products(self, x: Tensor) -> Tensor:
+        return torch.cat([x.flatten(1)[:, :1] * w.flatten() for w in self.weights], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.function(x)
+        return torch.cat([y.reshape(len(x), -1), self.products(x)], 1) if self.beside else y

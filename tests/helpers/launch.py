@@ -17,16 +17,20 @@ from tests.helpers.models import Classifier, dataset
 
 def main(output: str, optim: str, per_device: str) -> None:
     torch.set_num_threads(1)
+    train_and_save(PartialState(cpu=True).process_index, output, optim, int(per_device))
+
+
+def train_and_save(rank: int, output: str, optim: str, per_device: int) -> None:
     torch.manual_seed(1)
     args = ClarsTrainingArguments(
         output_dir=output, optim=optim, learning_rate=3.0, weight_decay=1e-3, total_batch_size=64, max_steps=5,
-        per_device_train_batch_size=int(per_device), report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
+        per_device_train_batch_size=per_device, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
         logging_steps=1, layer_statistics_steps=1,
     )  # fmt: skip
     trainer = ClarsTrainer(Classifier(), args, train_dataset=Ordered(320))
     calls = counted_all_reduces()
     trainer.train()
-    if PartialState().is_main_process:
+    if rank == 0:
         Path(f"{output}/world_size").write_text(str(PartialState().num_processes))
         Path(f"{output}/all_reduces.json").write_text(json.dumps(calls))
         model = trainer.accelerator.unwrap_model(trainer.model)

@@ -1,6 +1,4 @@
-"""Three steps of CLARS on two FSDP2 shards with accumulation; rank 0 saves the weights. For torchrun."""
-
-import sys
+"""Three steps of CLARS on two FSDP2 shards with accumulation; rank 0 saves the weights."""
 
 import torch
 import torch.distributed as dist
@@ -29,18 +27,15 @@ def train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, micro_batche
         optimizer.zero_grad()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def sharded(rank: int, file: str) -> None:
     torch.manual_seed(1)
     model = Classifier()
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
     for layer in (model.conv, model.head, model):
         fully_shard(layer, mesh=mesh)
     x, y = batch()
-    rank, world = dist.get_rank(), dist.get_world_size()
     train(model, x.chunk(world)[rank], y.chunk(world)[rank], 2, True)
     weights = {name: p.full_tensor() for name, p in model.named_parameters()}
     if rank == 0:
-        torch.save(weights, sys.argv[1])
-    dist.destroy_process_group()
+        torch.save(weights, file)

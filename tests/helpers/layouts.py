@@ -44,35 +44,15 @@ def as_it_is(y: Tensor, batch: int) -> Tensor:
     return y
 
 
-def matrix(x: Tensor) -> Tensor:
-    """`[T, B, …]` by the transpose of a matrix."""
-    if x.ndim == 2:
-        return x.t()
-    columns = x.reshape(x.shape[0], -1).t()
-    return columns.view(x.shape[1], -1, x.shape[0]).permute(0, 2, 1).reshape(x.shape[1], x.shape[0], *x.shape[2:])
-
-
+# Functions that do the same by other names are drawn by `chains.py`.
 LAYOUTS = {
     "plain": Layout(lambda x: x, as_it_is, "BT"),
     "transpose": Layout(lambda x: x.transpose(0, 1), transposed, "TB"),
-    "transpose by negative numbers": Layout(
-        lambda x: x.transpose(-x.ndim, 1 - x.ndim), lambda y, b: torch.transpose(input=y, dim0=1, dim1=0), "TB"
-    ),
     "permute": Layout(
         lambda x: x.permute(1, 0, *rest(x)).contiguous(), lambda y, b: torch.permute(y, (1, 0, *rest(y))), "TB"
     ),
     "movedim": Layout(lambda x: x.movedim(0, 1), lambda y, b: y.movedim((0, 1), (1, 0)), "TB"),
-    "moveaxis": Layout(lambda x: torch.moveaxis(x, 1, 0), lambda y, b: torch.moveaxis(y, 0, 1), "TB"),
-    "swapaxes": Layout(lambda x: x.swapaxes(0, 1), lambda y, b: y.swapaxes(1, 0), "TB"),
-    "swapdims": Layout(lambda x: x.swapdims(0, 1), lambda y, b: torch.swapdims(y, 0, 1), "TB"),
-    "t": Layout(matrix, transposed, "TB"),
-    "einsum": Layout(
-        lambda x: torch.einsum("bt...->tb...", x), lambda y, b: torch.einsum("tb...->bt...", y), "TB"
-    ),
     "flatten": Layout(lambda x: x.flatten(0, 1), lambda y, b: y.unflatten(0, (b, -1)), ""),
-    "transpose, flatten": Layout(
-        lambda x: x.transpose(0, 1).flatten(0, 1), lambda y, b: y.unflatten(0, (-1, b)).transpose(0, 1), ""
-    ),
     "transpose, reshape": Layout(
         lambda x: x.transpose(0, 1).reshape(-1, *x.shape[2:]),
         lambda y, b: y.view(-1, b, *y.shape[1:]).transpose(0, 1).contiguous(),

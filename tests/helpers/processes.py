@@ -1,6 +1,6 @@
-"""Trainings in real processes that can be watched and killed: `hf-clars train` with one process or several.
+"""Programs in real processes: trainings that can be watched and killed, scripts, and ranks of a launcher.
 
-A fork server imports everything once, so that a process costs a fraction of a second; what it runs is the program.
+A fork server imports everything once, so that a process costs a fraction of a second.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 PHASES = ("starting", "training", "evaluating", "writing a checkpoint")
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hf_clars.image_classification.recipe", "hf_clars.cli", "tests.helpers.processes"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["hf_clars.image_classification.recipe", "hf_clars.cli", "hf_clars.comparison.command", "wandb",
+     "tests.helpers.processes", "tests.helpers.streams", "tests.helpers.launch"]
+)  # fmt: skip
 
 
 class Training:
@@ -32,8 +36,8 @@ class Training:
     def __init__(
         self, argv: list[str], log: Path, world_size: int = 1, strike: tuple[float, float] = (-1, 0), **environment: str
     ) -> None:
-        self.phase: Any = _context.Value("i", 0)
-        self.strike: Any = _context.Array("d", strike)
+        self.phase: Any = FORKS.Value("i", 0)
+        self.strike: Any = FORKS.Array("d", strike)
         self.log = log
         port = free_port()
         self.processes = []
@@ -41,7 +45,7 @@ class Training:
             variables = {"OMP_NUM_THREADS": "1", **environment}
             if world_size > 1:
                 variables |= _launched(rank, world_size, port)
-            process = _context.Process(target=_run, args=(argv, variables, str(log), self.phase, self.strike))
+            process = FORKS.Process(target=_run, args=(argv, variables, str(log), self.phase, self.strike))
             process.start()
             self.processes.append(process)
 
@@ -121,10 +125,14 @@ def _tell(kind: type, name: str, phase: Any, number: int, strike: Any) -> None:
     setattr(kind, name, told)
 
 
-def by_two(work: Callable[..., None], *args: Any, seconds: float = 120, **kwargs: Any) -> None:
-    """`work(rank, …)` in two processes that a launcher might have started, and that end well."""
+def by_two(
+    work: Callable[..., None], *args: Any, world_size: int = 2, status: int = 0, seconds: float = 120, **kwargs: Any
+) -> None:
+    """`work(rank, …)` in two processes that a launcher might have started, each of which ends with `status`."""
     port = free_port()
-    processes = [_context.Process(target=_ranked, args=(work, rank, port, args, kwargs)) for rank in range(2)]
+    processes = [
+        FORKS.Process(target=_ranked, args=(work, rank, world_size, port, args, kwargs)) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     end = time.monotonic() + seconds
@@ -134,11 +142,11 @@ def by_two(work: Callable[..., None], *args: Any, seconds: float = 120, **kwargs
     for process in hanging:
         process.kill()
     assert not hanging, "a process waits for the other"
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [status] * world_size
 
 
-def _ranked(work: Callable[..., None], rank: int, port: int, args: Any, kwargs: Any) -> None:
-    os.environ.update(_launched(rank, 2, port))
+def _ranked(work: Callable[..., None], rank: int, world_size: int, port: int, args: Any, kwargs: Any) -> None:
+    os.environ.update(_launched(rank, world_size, port))
 
     import torch
     import torch.distributed as dist
@@ -147,8 +155,9 @@ def _ranked(work: Callable[..., None], rank: int, port: int, args: Any, kwargs: 
     torch.set_num_threads(1)
     PartialState(cpu=True)  # joins the others
     work(rank, *args, **kwargs)
-    dist.barrier()
-    dist.destroy_process_group()
+    if world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _launched(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -163,3 +172,43 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def run_script(
+    script: str, folder: Path, *words: str, environment: dict[str, str] | None = None, status: int = 0, seconds=240
+) -> str:
+    """What a program prints that runs in `folder`, with nothing of W&B in its environment but what is said here.
+
+    Libraries are imported already: variables that they read when they are imported have no effect.
+    """
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "NETRC"))}
+    clean |= {"HOME": str(folder), "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+    out, err = folder / "script.out", folder / "script.err"
+    process = FORKS.Process(target=_script, args=(script, words, folder, clean | (environment or {}), out, err))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    said = out.read_text(), err.read_text()
+    out.unlink()
+    err.unlink()
+    assert process.exitcode == status, said[1][-3000:]
+    return said[0]
+
+
+def _script(script: str, words: tuple[str, ...], folder: Path, environment: dict[str, str], *outputs: Path) -> None:
+    for number, file in enumerate(outputs, 1):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["-c", *words]
+    import wandb
+
+    try:
+        exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})
+    except BaseException:
+        wandb.run and wandb.run.finish(exit_code=1)
+        raise
+    if wandb.run is not None:  # as it ends with a program; what is registered with `atexit` does not run in a fork
+        wandb.finish()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,11 +19,9 @@ from torch.distributed.tensor import DTensor
 from hf_clars import CLARS, PerSampleNorms
 from hf_clars.norms.agreement import Agreement
 
-from .processes import free_port
+from . import processes
 
 BATCH, STEPS = 6, 3
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.helpers.ranks"])
 
 
 class Square(torch.autograd.Function):
@@ -88,7 +86,7 @@ def steps(case: str) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any) -> dict[str, Any]:
+def train(case: str, rank: int = 0, world: int = 1, layout: str = "DDP", **options: Any) -> dict[str, Any]:
     """Weights; of each step what was measured and the rates; what is untracked, and what was said of it.
 
     Args:
@@ -101,14 +99,14 @@ def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any)
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     elif world > 1:
         forward = nn.parallel.DistributedDataParallel(model, find_unused_parameters="outside" not in case)
-        if layout == "devices":
-            Agreement.settled = lambda agreement, sums: False  # type: ignore[method-assign]
     bias_and_norm = options.pop("bias_and_norm", "eta")
     norms = PerSampleNorms(model, bias_and_norm=bias_and_norm == "paper", **options)
     optimizer = CLARS(model.parameters(), 0.5, eta=0.1, weight_decay=1e-3, norms=norms, bias_and_norm=bias_and_norm)
     names = {parameter: name for name, parameter in model.named_parameters()}
     measured, rates = [], []
-    with warnings.catch_warnings(record=True) as caught:
+    on_devices = world > 1 and layout == "devices"
+    unsettled = mock.patch.object(Agreement, "settled", return_value=False) if on_devices else nullcontext()
+    with warnings.catch_warnings(record=True) as caught, unsettled:
         warnings.simplefilter("always")
         for x, mark in steps(case):
             size = BATCH // world
@@ -128,30 +126,18 @@ def train(case: str, rank: int, world: int, layout: str = "DDP", **options: Any)
     return {"weights": weights, "measured": measured, "rates": rates, "untracked": dict(norms.untracked), "said": said}
 
 
-def by_two(folder: Path, case: str, **options: Any) -> list[dict[str, Any]]:
-    """`train` by two processes; of each what it returns, or `{"error": …}`."""
-    port = free_port()
-    processes = [
-        _context.Process(target=_run, args=(case, rank, port, str(folder / f"{rank}.pt"), options)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        if process.is_alive():
-            for each in processes:
-                each.kill()
-            raise AssertionError("a process waits for the other")
-        assert process.exitcode == 0
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+def by_two(folder: Path, cases: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """`train` by two processes, one case after the other; of each what either returns, or `{"error": …}`."""
+    processes.by_two(_train_all, folder, cases, seconds=300)
+    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return {name: [results[name] for results in found] for name in cases}
 
 
-def _run(case: str, rank: int, port: int, file: str, options: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        result = train(case, rank, 2, **options)
-    except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}"}
-    torch.save(result, file)
-    dist.destroy_process_group()
+def _train_all(rank: int, folder: Path, cases: Mapping[str, dict[str, Any]]) -> None:
+    results = {}
+    for name, options in cases.items():
+        try:
+            results[name] = train(rank=rank, world=2, **options)
+        except Exception as error:
+            results[name] = {"error": f"{type(error).__name__}: {error}"}
+    torch.save(results, folder / f"{rank}.pt")

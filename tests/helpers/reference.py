@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+from hf_clars.norms import PerSampleNorms
+
+NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 
 
 def contributions(model: nn.Module, name: str, loss: Callable[[], Tensor], batch: int) -> Tensor:
@@ -24,12 +36,49 @@ def contributions(model: nn.Module, name: str, loss: Callable[[], Tensor], batch
     copies = [parameter.detach().clone().requires_grad_() for _ in range(batch)]
     with ExitStack() as stack:
         for module in model.modules():
-            for attribute, held in list(module._parameters.items()):
+            for attribute, held in list(module.named_parameters(recurse=False)):
                 if held is parameter:
                     stack.enter_context(mock.patch.object(module, "forward", _expanded(module, attribute, copies)))
         value = loss()
     gradients = torch.autograd.grad(value, copies, allow_unused=True)
     return torch.stack([torch.zeros_like(parameter) if g is None else g for g in gradients]).detach()
+
+
+def check(model: nn.Module, x: torch.Tensor, dtype: torch.dtype = torch.float64, batch: int | None = None) -> None:
+    """Norms and gradients of every parameter of a layer, measured in `dtype`, against `contributions` in float64."""
+    model = model.double()
+    x = x.double() if x.is_floating_point() else x
+    batch = x.shape[0] if batch is None else batch
+    target = None
+
+    def loss() -> torch.Tensor:
+        nonlocal target
+        y = model(x)
+        if target is None:
+            target = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+        return (y * target).sum() / batch + (y.square() * target).mean()
+
+    expected = {name: contributions(model, name, loss, batch) for name, _ in model.named_parameters()}
+    model.zero_grad()
+    loss().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    model.zero_grad()
+    model.to(dtype)
+    x, target = (x.to(dtype) if x.is_floating_point() else x), target.to(dtype)
+    with PerSampleNorms(model) as norms:
+        loss().backward()
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    assert norms.sums().keys() == expected.keys()
+    for name, parameter in model.named_parameters():
+        truth = expected[name].flatten(1).norm(dim=1)
+        scale = max(truth.max().item(), 1e-3)
+        torch.testing.assert_close(norms.per_sample()[name].double(), truth, rtol=tolerance, atol=tolerance * scale)
+        torch.testing.assert_close(norms.sums()[name].double(), truth.sum(), rtol=tolerance, atol=tolerance * scale)
+        squares = truth.square().sum()
+        torch.testing.assert_close(norms.square_sums()[name].double(), squares, rtol=2 * tolerance, atol=tolerance)
+        torch.testing.assert_close(expected[name].sum(0), gradients[name], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(parameter.grad.double(), gradients[name], rtol=100 * tolerance, atol=10 * tolerance)
 
 
 def _expanded(module: nn.Module, attribute: str, copies: list[Tensor]) -> Callable[..., Tensor]:
@@ -39,13 +88,13 @@ def _expanded(module: nn.Module, attribute: str, copies: list[Tensor]) -> Callab
         return torch.cat([_call(module, {attribute: c}, part) for c, part in zip(copies, parts, strict=True)])
 
     def affine(x: Tensor) -> Tensor:
-        values = {a: p.detach() for a, p in module._parameters.items() if p is not None}
+        values = {a: p.detach() for a, p in module.named_parameters(recurse=False)}
         plain = {a: torch.ones_like(p) if a == "weight" else torch.zeros_like(p) for a, p in values.items()}
         normalised = _call(module, plain, x)
         rows = x.shape[0] // len(copies)
         out = []
         for copy, part in zip(copies, normalised.split(rows), strict=True):
-            mine = {a: (copy if a == attribute else module._parameters[a]) for a in values}
+            mine = {a: (copy if a == attribute else module.get_parameter(a)) for a in values}
             shape = [1] * part.ndim
             if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 shape[-copy.ndim :] = copy.shape

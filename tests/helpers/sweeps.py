@@ -6,7 +6,6 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in_training.py"))]  # words to launch with
 
 TINY = {

@@ -82,6 +82,12 @@ def verdict(
     return Verdict("named", "; ".join(f"{n}: {r}" for n, r in named.items())) if named else Verdict("right")
 
 
+def assert_right(model: nn.Module, *xs: Tensor, loss: Loss = functional) -> None:
+    """That every norm of a model, which is made float64, is that of passes over single samples."""
+    found = verdict(model.double(), tuple(x.double() if x.is_floating_point() else x for x in xs), loss)
+    assert found.word == "right", f"{found.word}: {found.why}"
+
+
 def _run(model: nn.Module, xs: tuple[Tensor, ...], loss: Loss, batch: int) -> Run:
     model.zero_grad()
     torch.manual_seed(1)
@@ -100,11 +106,11 @@ def _truth(
     norms = {n: torch.zeros(batch, dtype=g.dtype) for n, g in whole.items()}
     rest = {n: g.clone() for n, g in whole.items()}
     model = copy.deepcopy(model)
+    taken = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for i in range(batch):
         if together:
-            model.zero_grad()
-            (loss(model, *xs)[i] / batch).backward()
-            found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            each = torch.autograd.grad(loss(model, *xs)[i] / batch, list(taken.values()), allow_unused=True)
+            found = {n: g for n, g in zip(taken, each, strict=True) if g is not None}
         else:
             found = _run(copy.deepcopy(model), tuple(x[i : i + 1] for x in xs), loss, batch).gradients
         for n, g in found.items():

@@ -7,6 +7,7 @@ from typing import Any
 from transformers.integrations import rewrite_logs
 
 from ...configuration import with_numbers
+from ...experiments.grid import Run
 from ...trainer.callbacks.layer_statistics import FILE_NAME
 from ...trainer.records.layer_records import read_records
 from ..runs import AXIS, STATES, ComparedRun
@@ -66,10 +67,9 @@ def read_result_file(file: Path) -> ComparedRun | None:
     axes = {f"{AXIS}{name}": value for name, value in place.items() if name not in settings}
     made = {"commit": result["commit"], "hardware": result["hardware"]}
     config = flat_config({**with_numbers({**axes, **settings}), **made})
-    title = " ".join(value if isinstance(value, str) else f"{name}={value}" for name, value in place.items())
     history = _history(config, result["curve"])
     history.add_layers(result.get("layers", ()))
-    return history.run(title or file.stem, file, result["state"])
+    return history.run(Run(place, settings).title or file.stem, file, result["state"])
 
 
 def _history(config: dict[str, Any], log: Any) -> History:

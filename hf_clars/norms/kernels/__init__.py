@@ -41,7 +41,7 @@ def choose(x: Tensor, shape: Sequence[int], positions: int, groups: int, folds: 
         folds: images of a sample.
         convolution: or a matrix product; what torch says about TF32 is said of each.
     """
-    return by_shape(shape, positions, groups, folds) if _serves(x.device, x.dtype, convolution) else ""
+    return by_shape(shape, positions, groups, folds) if serves(x.device, x.dtype, convolution) else ""
 
 
 def by_shape(shape: Sequence[int], positions: int, groups: int, folds: int) -> str:
@@ -57,7 +57,7 @@ def by_shape(shape: Sequence[int], positions: int, groups: int, folds: int) -> s
 
 
 @torch.compiler.assume_constant_result
-def _serves(device: torch.device, dtype: torch.dtype, convolution: bool) -> bool:
+def serves(device: torch.device, dtype: torch.dtype, convolution: bool) -> bool:
     if not _TRITON or device.type != "cuda" or torch.version.hip is not None:
         return False
     if torch.cuda.get_device_capability(device) < (8, 0):  # Ampere: bfloat16 and TF32

@@ -149,7 +149,7 @@ class _Plan:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(
+def plan_of(
     operands: Operands,
     geometry: Geometry,
     samples: int,
@@ -195,7 +195,7 @@ def squares_and_sum(
     """`‖c_i‖²` `[samples]` in float32, and `Σ_i c_i` in `dtype`: as many groups as channels and outputs."""
     x, d = with_adjacent_channels(convolution.x), with_adjacent_channels(convolution.d)
     device = x.device
-    plan = _plan(Operands.of(x, d), convolution.geometry, samples, dtype, memory_format)
+    plan = plan_of(Operands.of(x, d), convolution.geometry, samples, dtype, memory_format)
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)
     gradient = torch.empty_strided(convolution.shape, plan.gradient_strides, dtype=dtype, device=device)

@@ -27,9 +27,9 @@ class Launch:
         constants: dict[str, Any],
         **options: int,
     ) -> None:
-        self._kernel, self._options = kernel, options
-        self._grid = (*grid, *(1,) * (3 - len(grid)))
-        self._numbers, self._constants = numbers, constants
+        self.kernel, self._options = kernel, options
+        self.grid = (*grid, *(1,) * (3 - len(grid)))
+        self.numbers, self.constants = numbers, constants
         self._arguments = (*numbers, *constants.values())
         self._compiled: Any = None  # stays so in the interpreter
 
@@ -39,7 +39,7 @@ class Launch:
             with torch.cuda.device(device):
                 self(device, *tensors)
         elif self._compiled is not None:
-            self._compiled[self._grid](*tensors, *self._arguments)
+            self._compiled[self.grid](*tensors, *self._arguments)
         else:
-            launch = self._kernel[self._grid]
-            self._compiled = launch(*tensors, *self._numbers, **self._constants, **self._options)
+            launch = self.kernel[self.grid]
+            self._compiled = launch(*tensors, *self.numbers, **self.constants, **self._options)

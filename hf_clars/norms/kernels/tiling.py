@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_MULTIPROCESSORS = 132  # of an H100; elsewhere work is not as even
+MULTIPROCESSORS = 132  # of an H100; elsewhere work is not as even
 _TOTALS = 64 << 20  # bytes, at most, of the runs' totals
 _REST = 2 << 10  # bytes of shared memory for sums and barriers
 _LONG_ROW = 32  # positions that are worth a multiplication of their own
@@ -86,7 +86,7 @@ def run_of(tiles: int, samples: int, chunks: int, tiling: Tiling) -> int:
     Args:
         chunks: boxes of a sample.
     """
-    at_a_time = _MULTIPROCESSORS * tiling.programs
+    at_a_time = MULTIPROCESSORS * tiling.programs
     most = max(1, min(samples, 4 * at_a_time // tiles + 1, _TOTALS // (4 * tiles * tiling.inputs * tiling.outputs)))
 
     def price(runs: int) -> float:  # in samples; a total takes as long as six chunks

@@ -162,7 +162,7 @@ class _Plan:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(
+def plan_of(
     operands: Operands,
     geometry: Geometry,
     samples: int,
@@ -239,7 +239,7 @@ def squares_and_sum(
     if fold:
         x = padded(x, geometry.padding, fold)
     device = x.device
-    plan = _plan(Operands.of(x, d), geometry, samples, dtype, memory_format, fold)
+    plan = plan_of(Operands.of(x, d), geometry, samples, dtype, memory_format, fold)
     each = torch.empty(plan.each, dtype=torch.float32, device=device)
     of_runs = torch.empty(plan.totals, dtype=torch.float32, device=device)
     squares = torch.empty(samples, dtype=torch.float32, device=device)

@@ -14,7 +14,7 @@ _LARGE_PRODUCT = 1 << 20
 _LARGE_RESULT = 1 << 13  # elements; below, it is the other way round
 
 # A private operator, which torch.compile's code calls for linear layers; test_norms_products.py fails if it goes.
-_one_dnn = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+ONE_DNN = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def multiply_and_sum(left: Tensor, right: Tensor, total: Tensor) -> Tensor:
 def one_by_one(left: Tensor, right: Tensor) -> bool:
     """Whether each product is a call of its own: large ones on a CPU."""
     return (
-        _one_dnn is not None
+        ONE_DNN is not None
         and left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
         and left.shape[1] * right.shape[2] >= _LARGE_RESULT
@@ -54,5 +54,5 @@ def one_by_one(left: Tensor, right: Tensor) -> bool:
 
 
 def _product(left: Tensor, right_transposed: Tensor) -> Tensor:
-    assert _one_dnn is not None
-    return _one_dnn(left, right_transposed, None, "none", [], "")
+    assert ONE_DNN is not None
+    return ONE_DNN(left, right_transposed, None, "none", [], "")

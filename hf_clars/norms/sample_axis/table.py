@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .axis import Lost, Place, SampleAxis, fits
 from .call import SPACES, Call, Rule, functions_named, name_of
+from .index_tensors import sorting
 from .indices import (
     adding_rows,
     copying,
@@ -24,7 +25,6 @@ from .indices import (
     scattering,
     selecting_rows,
     setting,
-    sorting,
 )
 from .operands import aligned, choosing
 from .parts import concatenating, hstacking, narrowing, selecting, splitting, stacking

@@ -21,7 +21,8 @@ class Sampler(ABC):
     """Belongs to an operator `y = f(x, weight, bias)` and what it was called with besides tensors.
 
     From `xs`, the input and whatever else must be kept, and `d`, the derivative of the loss by `y`, it computes
-    `‖c_i‖²` or `c_i` of weight and bias; `forms.py` has the notation. Rows `k·i … k·(i+1)−1` belong to sample i.
+    `‖c_i‖²` or `c_i` of weight and bias; `forms.py` has the notation. Rows `k·i … k·(i+1)−1` belong to sample i. A call
+    may be of some of the samples, of which there are `batch` then. Half precision may be summed in float32.
 
     Args:
         shape: of the weight, or of the one parameter that there is.
@@ -29,6 +30,7 @@ class Sampler(ABC):
 
     shape: tuple[int, ...]
 
+    inputs_with_samples = 1  # so many of the first of `xs` have samples where x has them: they are moved and cut with x
     unbatched_ndim = 0  # number of dimensions of an input without a batch dimension; 0: there is no such thing
 
     def sample_dims(self, ndim: int) -> int:
@@ -37,7 +39,8 @@ class Sampler(ABC):
 
     def samples_first(self, xs: Saved, d: Tensor, axis: SampleAxis) -> tuple[Saved, Tensor]:
         """Bring the rows of each sample together, in front, where they are not."""
-        return (samples_first(xs[0], axis), *xs[1:]), samples_first(d, axis)
+        n = self.inputs_with_samples
+        return (*(samples_first(x, axis) for x in xs[:n]), *xs[n:]), samples_first(d, axis)
 
     def operands(self, xs: Saved) -> Saved:
         """From what was kept to what `samples` and `squares` work on, once per backward pass."""
@@ -87,8 +90,8 @@ class Sampler(ABC):
 
     def cut(self, xs: Saved, d: Tensor, run: slice, batch: int) -> tuple[Saved, Tensor]:
         """What belongs to a run of samples: rows of the input and of the derivative, all of everything else."""
-        x, *others = xs
-        return (_rows(x, run, batch), *others), _rows(d, run, batch)
+        n = self.inputs_with_samples
+        return (*(_rows(x, run, batch) for x in xs[:n]), *xs[n:]), _rows(d, run, batch)
 
     def inner(
         self, xs: Saved, d: Tensor, other: Sampler, other_xs: Saved, other_d: Tensor, batch: int

@@ -44,7 +44,7 @@ class Division:
         together: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = defaultdict(list)
         self.rest: list[Tensor] = []
         for weight in self._params:
-            if not _serves(weight.device, bool(group["fused"])):
+            if not serves(weight.device, bool(group["fused"])):
                 if group["fused"]:
                     raise UserError(
                         "fused=True needs Triton and an NVIDIA GPU of compute capability 8.0 or later, and a parameter "
@@ -93,10 +93,11 @@ def _rules(group: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _serves(device: torch.device, asked_for: bool) -> bool:
+def serves(device: torch.device, asked_for: bool) -> bool:
+    """Whether the kernels run on this device; on a CPU, if they are asked for, in Triton's interpreter."""
     if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
         return False
-    if device.type == "cpu" and asked_for:  # in Triton's interpreter, for tests
+    if device.type == "cpu" and asked_for:
         from triton import knobs
 
         return bool(knobs.runtime.interpret)

@@ -132,7 +132,7 @@ class Bucket:
         """A table of the graph's own, brought at each replay from a copy on the host that nothing else writes to."""
         host, self._spare = self._spare, None
         if host is None:
-            host = torch.empty(len(listed), dtype=torch.int64, device="cpu", pin_memory=True)
+            host = self._pinned(torch.empty(len(listed), dtype=torch.int64, device="cpu"))
         host.copy_(torch.tensor(listed, dtype=torch.int64, device="cpu"))
         table = torch.empty_like(self._table)
         table.copy_(host, non_blocking=True)

@@ -18,54 +18,47 @@ _FOLLOWERS = {
 }
 
 
-class _DerivedInt(int):
-    """Marked as not given. A copy is marked, too; what is computed with it, or cast to its type, is a plain number."""
+class _Derived:
+    """Marked as not given. A copy is marked, too; what is computed with it, or cast to its type, is a plain value."""
 
+    def __reduce__(self) -> Any:
+        return derived, (plain(self),)
+
+
+class _DerivedInt(_Derived, int):
     def __new__(cls, value: Any) -> Any:
         return int(value)
 
-    def __reduce__(self) -> Any:
-        return derived, (int(self),)
 
-
-class _DerivedFloat(float):
-    """The same with a fraction."""
-
+class _DerivedFloat(_Derived, float):
     def __new__(cls, value: Any) -> Any:
         return float(value)
 
-    def __reduce__(self) -> Any:
-        return derived, (float(self),)
+
+class _DerivedDict(_Derived, dict[str, Any]):
+    pass
 
 
-class _DerivedDict(dict[str, Any]):
-    """The same of several values."""
-
-
-SafeRepresenter.add_representer(_DerivedDict, SafeRepresenter.represent_dict)
-SafeRepresenter.add_representer(_DerivedInt, SafeRepresenter.represent_int)
-SafeRepresenter.add_representer(_DerivedFloat, SafeRepresenter.represent_float)
+for _kind in (_DerivedInt, _DerivedFloat, _DerivedDict):
+    SafeRepresenter.add_representer(_kind, lambda dumper, value: dumper.represent_data(plain(value)))
 
 
 def derived(value: Any) -> Any:
     """The value, marked."""
     if isinstance(value, dict):
         return _DerivedDict(value)
-    if isinstance(value, int):
-        return int.__new__(_DerivedInt, value)
-    return float.__new__(_DerivedFloat, value)
+    return int.__new__(_DerivedInt, value) if isinstance(value, int) else float.__new__(_DerivedFloat, value)
 
 
 def given(value: Any) -> Any:
     """The value, if somebody gave it; None for a marked one."""
-    return None if isinstance(value, (_DerivedInt, _DerivedFloat, _DerivedDict)) else value
+    return None if isinstance(value, _Derived) else value
 
 
 def plain(value: Any) -> Any:
     """The value without a mark: what goes into a file that others read."""
-    if isinstance(value, (_DerivedInt, _DerivedFloat)):
-        return int(value) if isinstance(value, int) else float(value)
-    return value
+    kinds: tuple[Any, ...] = (int, float, dict)
+    return next(k(value) for k in kinds if isinstance(value, k)) if isinstance(value, _Derived) else value
 
 
 class FollowingNumbers:
@@ -98,7 +91,8 @@ class FollowingNumbers:
             UserError: batch sizes that do not divide, or scaling by what is not above 0.
         """
         if given(self.total_batch_size) is None:
-            self.total_batch_size = derived(self._samples_of_a_step())
+            samples = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.total_batch_size = derived(samples)
         else:
             self.gradient_accumulation_steps = derived(self.accumulation_of(self.train_batch_size))
         if given(self.learning_rate) is None:
@@ -113,9 +107,8 @@ class FollowingNumbers:
         assert self.total_batch_size is not None
         return accumulation_steps(self.total_batch_size, batch_size, self.world_size)
 
-    def _accumulate(self) -> None:
+    def _check_accumulation(self) -> None:
         if self.total_batch_size is None:
-            self.total_batch_size = derived(self._samples_of_a_step())
             return
         steps = self.accumulation_of(self.train_batch_size)
         if given(self.gradient_accumulation_steps) not in (None, 1, steps):
@@ -124,10 +117,6 @@ class FollowingNumbers:
                 f"{self.train_batch_size} × {self.world_size} samples, but gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}: leave that out"
             )
-        self.gradient_accumulation_steps = derived(steps)
-
-    def _samples_of_a_step(self) -> int:
-        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def _scaled_learning_rate(self) -> float:
         values = []

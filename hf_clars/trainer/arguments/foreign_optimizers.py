@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from typing import Any
 
 import torch
@@ -16,31 +17,23 @@ _TARGETED = ("galore", "apollo")  # those of `optim_target_modules`; they want t
 _TRUTH = ("true", "1", "yes", "false", "0", "no")  # a word of another kind is false to transformers
 
 
-class _Noted(dict[str, str]):
+class _Noted(UserDict[str, str]):
     """Notes which of its keys somebody has asked for."""
 
     def __init__(self, given: dict[str, str]) -> None:
-        super().__init__(given)
         self.asked: set[str] = set()
-
-    def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
-        return super().__contains__(key)
+        super().__init__(given)
 
     def __getitem__(self, key: str) -> str:
         self.asked.add(key)
         return super().__getitem__(key)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
-
-    def pop(self, key: str, *default: Any) -> Any:
-        self.asked.add(key)
-        return super().pop(key, *default)
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
 
     def __iter__(self) -> Any:  # whoever walks through them, or copies them, has them all
-        self.asked.update(self.keys())
+        self.asked.update(self.data)
         return super().__iter__()
 
 
@@ -51,7 +44,7 @@ def check_foreign_optimizer(args: TrainingArguments, name: str) -> None:
         UserError: its package is not installed, a value that it refuses, or an option that it would not look at.
     """
     given = parse_optim_args(args.optim_args)
-    noted = _Noted(given)
+    noted: Any = _Noted(given)
     adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     lr = args.learning_rate
     context = trainer_optimizer.OptimizerContext(args, None, {"lr": lr}, adam, noted)

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ...errors import UserError
@@ -25,70 +25,57 @@ NOT_TAKEN: dict[str, tuple[str, ...]] = {
 class OptimizerOptions:
     """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`NOT_TAKEN`).
 
-    `bias_and_norm=None` stands for `"authors"` in CLARS's mode `"authors"`, and for `"eta"` otherwise; see `override`.
-    `decay_in_denominator=None` stands for what the optimizer has by default: True for LARS, and False for CLARS.
     `norm_samples=None` stands for 512 and `untracked=None` for `"stand_in"`; they are refused where nothing uses them.
     """
 
     eta: float
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    bias_and_norm: str | None = None
-    decay_in_denominator: bool | None = None
-    mode: str = "per_sample"
+    momentum: float
+    weight_decay: float
+    bias_and_norm: str
+    decay_in_denominator: bool
+    mode: str
     norm_samples: int | None = None
     untracked: str | None = None
 
-    def override(self, optim: str, optim_args: Mapping[str, str]) -> "OptimizerOptions":
-        """These options with those of `optim_args` in their place, all checked, and `bias_and_norm` decided.
+    @classmethod
+    def in_force(cls, optim: str, given: Mapping[str, Any], optim_args: Mapping[str, str]) -> "OptimizerOptions":
+        """Those of `optim_args`, else those given otherwise (None: not given), else the defaults; all checked.
 
         Raises:
             UserError: an unknown key, a value that cannot be read, or one out of range.
         """
-        known = {f.name: f.type for f in fields(self) if f.name not in NOT_TAKEN[optim]}
-        values: dict[str, Any] = {}
+        known = {f.name: f.type for f in fields(cls) if f.name not in NOT_TAKEN[optim]}
+        values = {name: value for name, value in given.items() if value is not None}
         for key, text in optim_args.items():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise UserError(f"optim_args: {key!r} is unknown to optim={optim!r}{hint} It takes {', '.join(known)}")
             values[key] = _read(key, text, known[key])
-        options = replace(self, **values)
-        if options.bias_and_norm is None:
-            options = replace(
-                options, bias_and_norm="authors" if (optim, options.mode) == ("clars", AUTHORS) else "eta"
-            )
-        if options.decay_in_denominator is None:
-            options = replace(options, decay_in_denominator=optim == "lars")
-        options.check()
+        defaults = {
+            "eta": OPTIMIZERS[optim],
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            "bias_and_norm": "authors" if optim == "clars" and values.get("mode") == AUTHORS else "eta",
+            "decay_in_denominator": optim == "lars",
+            "mode": "per_sample",
+        }
+        options = cls(**{**defaults, **values})
+        options._check()
         return options
-
-    @property
-    def untracked_rule(self) -> str:
-        return self.untracked or "stand_in"
-
-    @property
-    def bias_and_norm_rule(self) -> str:
-        """`bias_and_norm`, which `override` has decided."""
-        return self.bias_and_norm or "eta"
 
     def layerwise_keywords(self) -> dict[str, Any]:
         """What LARS, CLARS and the authors' CLARS take of them, as keywords."""
-        return {
-            "momentum": self.momentum,
-            "eta": self.eta,
-            "weight_decay": self.weight_decay,
-            "bias_and_norm": self.bias_and_norm_rule,
-            "decay_in_denominator": bool(self.decay_in_denominator),
-        }
+        taken = ("momentum", "eta", "weight_decay", "bias_and_norm", "decay_in_denominator")
+        return {name: getattr(self, name) for name in taken}
 
-    def check(self) -> None:
+    def _check(self) -> None:
         check_hyperparameters(
             lr=0.0,
             momentum=self.momentum,
             eta=self.eta,
             weight_decay=self.weight_decay,
-            bias_and_norm=self.bias_and_norm_rule,
+            bias_and_norm=self.bias_and_norm,
         )
         if self.mode not in (*MODES, AUTHORS):
             raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
@@ -98,7 +85,7 @@ class OptimizerOptions:
             raise UserError(f"norm_samples={self.norm_samples} is for mode=subset, not {self.mode}")
         if self.untracked is not None and self.mode == AUTHORS:
             raise UserError(f"untracked={self.untracked} is nothing that mode=authors takes: leave it out")
-        check_untracked(self.untracked_rule)
+        check_untracked(self.untracked or "stand_in")
 
 
 def parse_optim_args(text: str | None) -> dict[str, str]:
@@ -143,7 +130,7 @@ def refuse_data_parallel(args: Any) -> None:
 
 
 def _read(key: str, text: str, kind: Any) -> Any:
-    if kind == bool | None:
+    if kind is bool:
         if text.lower() not in ("true", "false", "1", "0"):
             raise UserError(f"optim_args: {key}={text!r} must be true or false")
         return text.lower() in ("true", "1")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 from transformers import SchedulerType
 from transformers.debug_utils import DebugOption
@@ -34,11 +34,6 @@ def _installed(reporter: str) -> str:
 
 
 _Report = Annotated[str, one_of((*INTEGRATION_TO_CALLBACK, "all", "none")), AfterValidator(_installed)]
-
-
-def _lower(given: Any) -> Any:
-    """accelerate takes either case."""
-    return given.lower() if isinstance(given, str) else given
 
 
 def _json(text: str) -> str:
@@ -84,14 +79,6 @@ def _debug(given: Any) -> Any:
     return given
 
 
-def _fsdp(given: Any) -> Any:
-    if not isinstance(given, str | bool | None) and not (
-        isinstance(given, list) and all(isinstance(word, str) for word in given)
-    ):
-        raise PydanticCustomError("fsdp", "must be words of transformers' fsdp")
-    return given
-
-
 def _mapping_or_file(given: Any) -> Any:
     """A mapping, one in JSON, or a JSON file that holds one, as transformers reads them."""
     if not isinstance(given, str) or not given:
@@ -124,8 +111,8 @@ RANGES: dict[str, Any] = {
         str, one_of(("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
     ]
     | None,
-    "torch_compile_backend": Annotated[
-        str, BeforeValidator(_lower), one_of([backend.value.lower() for backend in DynamoBackend])
+    "torch_compile_backend": Annotated[  # accelerate takes either case
+        str, StringConstraints(to_lower=True), one_of([backend.value.lower() for backend in DynamoBackend])
     ]
     | None,
     "torch_empty_cache_steps": Count | None,
@@ -157,6 +144,6 @@ RANGES: dict[str, Any] = {
     "optim_target_modules": str | list[str] | None,
     "debug": Annotated[Any, AfterValidator(_debug)],
     "deepspeed": Annotated[Any, AfterValidator(_mapping_or_file)],
-    "fsdp": Annotated[Any, AfterValidator(_fsdp)],
+    "fsdp": str | bool | list[str] | None,
     "fsdp_config": Annotated[Any, AfterValidator(_mapping_or_file)],
 }

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import SchedulerType, get_scheduler
+from transformers import SchedulerType, Trainer, get_scheduler
 
 from ...errors import UserError
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 
 def warmup_factor(step: int, warmup_steps: int, start: float) -> float:
@@ -36,7 +31,7 @@ def milestone_factor(step: int, milestones: Sequence[int], decay: float) -> floa
     return decay ** sum(step >= milestone for milestone in milestones)
 
 
-class EpochSchedules(_Base):
+class EpochSchedules(Trainer):
     """A mix-in for `Trainer`: `warmup_epochs`, `warmup_start`, `lr_milestones` and `lr_decay` of its arguments."""
 
     args: Any

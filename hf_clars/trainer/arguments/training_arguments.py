@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from ...data.order import LAST_BATCH
 from ...errors import UserError, one_line
 from ...safety.secrets import is_secret, without_secrets
-from ...validation.schema import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of
+from ...validation.schema import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of, setting
 from .derived import FollowingNumbers, derived, given
 from .foreign_optimizers import check_foreign_optimizer, refuse_adam
 from .options import (
@@ -40,97 +40,66 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     `γ_scale = base_learning_rate × B / base_batch_size`.
 
     Args:
-        total_batch_size: B of one optimizer step. `gradient_accumulation_steps` follows from it, from
-            `per_device_train_batch_size` and from the number of processes.
-        base_learning_rate, base_batch_size: linear scaling, see above; 0.1 and 128 by default for CLARS, LARS and mNAG.
-            Other optimizers need learning_rate, or base_learning_rate. Not with learning_rate.
-        eta: η of Eq. 3 and 5; None is the paper's, 1e-2 for CLARS and 1e-3 for LARS.
-        momentum: β of Eq. 4; None is 0.9.
-        mode: how CLARS measures norms, see `PerSampleNorms`; or `"authors"`, the method of the code that the paper's
-            authors released, see `AuthorsCLARS`. None is `"per_sample"`.
-        norm_samples: how many samples `mode="subset"` measures per step; None is 512.
-        untracked: what a parameter whose norms cannot be measured means for CLARS, see `PerSampleNorms`: `"stand_in"`
-            (None) gives it a denominator of the same units, `"error"` ends the training.
-        bias_and_norm: learning rate of biases and norm weights, see `CLARS`; None is `"authors"` with that mode, and
-            `"eta"` otherwise.
-        decay_in_denominator: add `λ‖w‖` to the denominator, see `LARS`; None is True for LARS, and False for CLARS.
-        layer_statistics_steps: every how many optimizer steps the layers' norms, γ_k and M_k are logged; 0 for never.
-        last_batch: what becomes of the examples that are left when a pass has no whole batch of B any more: `"drop"`
-            leaves them out, others in every epoch; `"carry"` (a `TrainStream` alone) begins the next epoch with them.
-        max_skipped_share: share of an epoch's examples that may be skipped because they cannot be used; more end the
-            training.
-        warmup_epochs: as `warmup_steps`, in epochs.
-        warmup_start: what the warmup of `warmup_epochs` begins with, as a share of γ_scale: 0 as in transformers;
-            `base_batch_size / B` is gradual warmup (Goyal et al. 2017).
-        lr_milestones: epochs at which the learning rate is multiplied by `lr_decay`, on top of the schedule.
-        layerwise_epochs: CLARS or LARS only for the first so many epochs, then plain mNAG (Eq. 2), as in Fig. 3; None
-            for all of them. See `LayerwiseWarmup`.
-        freeze_fc_epochs: leave fully-connected layers (`nn.Linear`) as they are in the first so many epochs.
-        max_nonfinite_steps: so many optimizer steps in a row whose gradient has NaN or infinite values end the
-            training; fewer are skipped. 0 to look at no gradient.
+        those of `TrainingArguments`, and the fields below, whose meaning stands beside them.
 
     Raises:
         UserError: values out of range, batch sizes that do not divide, or DeepSpeed.
     """
 
-    learning_rate: NotNegative | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "γ_scale; by default base_learning_rate × total batch size / base_batch_size."}
+    learning_rate: NotNegative | None = setting(  # type: ignore[assignment]
+        None, "γ_scale; by default base_learning_rate × total batch size / base_batch_size."
     )
-    optim: OptimizerNames | str = field(
-        default="clars", metadata={"help": "The optimizer; clars, lars, mnag, lamb, or any other."}
+    optim: OptimizerNames | str = setting("clars", "The optimizer; clars, lars, mnag, lamb, or any other.")
+    lr_scheduler_type: SchedulerType | str = setting("polynomial", "The learning rate schedule.")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = setting(
+        None, "Arguments of the schedule as JSON; a polynomial has power 2 by default."
     )
-    lr_scheduler_type: SchedulerType | str = field(
-        default="polynomial", metadata={"help": "The learning rate schedule."}
-    )
-    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the schedule as JSON; a polynomial has power 2 by default."}
-    )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 for no clipping."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses from the log."})
+    max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0 for no clipping.")
+    logging_nan_inf_filter: bool = setting(False, "Hide NaN and infinite losses from the log.")
 
-    total_batch_size: Count | None = field(
-        default=None, metadata={"help": "Samples of one optimizer step over all processes and micro-batches."}
+    total_batch_size: Count | None = setting(
+        None, "B, the samples of one optimizer step; gradient_accumulation_steps follows from it."
     )
-    base_learning_rate: Positive | None = field(default=None, metadata={"help": "γ_base of linear scaling; 0.1."})
-    base_batch_size: Count | None = field(default=None, metadata={"help": "B_base of linear scaling; 128."})
-    eta: Positive | None = field(default=None, metadata={"help": "η; by default 0.01 for clars, 0.001 for lars."})
-    momentum: PartOfOne | None = field(default=None, metadata={"help": "β of the Nesterov momentum; 0.9."})
-    mode: str | None = field(default=None, metadata={"help": "per_sample (default), subset, micro_batch or authors."})
-    norm_samples: Count | None = field(
-        default=None, metadata={"help": "Samples measured per step with mode subset; 512."}
+    base_learning_rate: Positive | None = setting(None, "γ_base of linear scaling; 0.1. Not with learning_rate.")
+    base_batch_size: Count | None = setting(None, "B_base of linear scaling; 128. Not with learning_rate.")
+    eta: Positive | None = setting(None, "η of Eq. 3 and 5; by default the paper's, 0.01 for clars and 0.001 for lars.")
+    momentum: PartOfOne | None = setting(None, "β of Eq. 4; 0.9.")
+    mode: str | None = setting(
+        None, "How CLARS measures: per_sample (default), subset, micro_batch, or as the authors' code: authors."
     )
-    untracked: str | None = field(
-        default=None, metadata={"help": "Parameters that cannot be measured: stand_in (default) or error."}
+    norm_samples: Count | None = setting(None, "Samples measured per step with mode subset; 512.")
+    untracked: str | None = setting(
+        None, "Parameters that cannot be measured: stand_in, a denominator of the same units (default), or error."
     )
-    bias_and_norm: str | None = field(
-        default=None, metadata={"help": "Learning rate of biases and norm weights: eta, mlperf, authors or paper."}
+    bias_and_norm: str | None = setting(
+        None, "Learning rate of biases and norm weights: eta, mlperf, authors (default of that mode) or paper."
     )
-    decay_in_denominator: bool | None = field(
-        default=None, metadata={"help": "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."}
+    decay_in_denominator: bool | None = setting(
+        None, "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."
     )
-    layer_statistics_steps: Whole = field(default=50, metadata={"help": "Log layer statistics every so many steps."})
-    last_batch: Annotated[str, one_of(LAST_BATCH)] = field(
-        default="drop", metadata={"help": "Examples that fill no batch at the end of a pass: drop, or carry over."}
+    layer_statistics_steps: Whole = setting(
+        50, "Log layers' norms, γ_k and M_k every so many optimizer steps; 0 for never."
     )
-    warmup_epochs: Epochs | None = field(default=None, metadata={"help": "Linear warmup, in epochs."})
-    warmup_start: Share = field(
-        default=0.0, metadata={"help": "Share of γ_scale that warmup_epochs begins with; base_batch_size / B as Goyal."}
+    last_batch: Annotated[str, one_of(LAST_BATCH)] = setting(
+        "drop", "Examples that fill no batch of B in a pass: drop, or carry over to the next (a TrainStream alone)."
     )
-    lr_milestones: list[Positive] | None = field(
-        default=None, metadata={"help": "Epochs at which the learning rate is multiplied by lr_decay."}
+    warmup_epochs: Epochs | None = setting(None, "Linear warmup, in epochs.")
+    warmup_start: Share = setting(
+        0.0, "Share of γ_scale that warmup_epochs begins with; base_batch_size / B for Goyal et al."
     )
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = field(default=0.1, metadata={"help": "Factor of lr_milestones."})
-    layerwise_epochs: Epochs | None = field(
-        default=None, metadata={"help": "Epochs of CLARS or LARS, after which it is plain mNAG; all by default."}
+    lr_milestones: list[Positive] | None = setting(
+        None, "Epochs at which the learning rate is multiplied by lr_decay, on top of the schedule."
     )
-    freeze_fc_epochs: Epochs | None = field(
-        default=None, metadata={"help": "Epochs in which fully-connected layers are not updated."}
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = setting(0.1, "Factor of lr_milestones.")
+    layerwise_epochs: Epochs | None = setting(
+        None, "Epochs of CLARS or LARS, after which it is plain mNAG (Eq. 2), as in Fig. 3; all by default."
     )
-    max_skipped_share: Share = field(
-        default=0.01, metadata={"help": "End if more than this share of an epoch's examples cannot be used."}
+    freeze_fc_epochs: Epochs | None = setting(
+        None, "Epochs in which fully-connected layers (nn.Linear) are not updated."
     )
-    max_nonfinite_steps: Whole = field(
-        default=20, metadata={"help": "End after so many steps in a row without a finite gradient; 0 for no check."}
+    max_skipped_share: Share = setting(0.01, "End if more than this share of an epoch's examples cannot be used.")
+    max_nonfinite_steps: Whole = setting(
+        20, "End after so many steps in a row without a finite gradient; fewer are skipped. 0 for no check."
     )
 
     def __post_init__(self) -> None:
@@ -173,14 +142,14 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
                 f"optim={self.optim_name} has no learning rate of its own here: state learning_rate, or "
                 f"base_learning_rate, which is multiplied with the batch size (linear scaling)"
             )
-        self._accumulate()
-        scaled = self.base_learning_rate is not None or self.base_batch_size is not None
-        if rate is not None and scaled and rate != self._scaled_learning_rate():
-            raise UserError(
-                f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
-            )
-        if rate is None or scaled:
-            self.learning_rate = derived(self._scaled_learning_rate())
+        self._check_accumulation()
+        self.settle()
+        if rate is not None and (self.base_learning_rate is not None or self.base_batch_size is not None):
+            if rate != self._scaled_learning_rate():
+                raise UserError(
+                    f"learning_rate={rate!r} is γ_scale itself: leave it out, or base_learning_rate and base_batch_size"
+                )
+            self.learning_rate = derived(rate)
         check_schedule(self)
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise UserError("fp16=True needs a GPU, and this training is on the CPU: use bf16=True, or leave it out")
@@ -192,18 +161,9 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
         return str(getattr(self.optim, "value", self.optim))
 
     def optimizer_options(self) -> OptimizerOptions:
-        """The fields that concern the optimizer."""
-        name = self.optim_name
-        return OptimizerOptions(
-            eta=OPTIMIZERS[name] if self.eta is None else self.eta,
-            momentum=0.9 if self.momentum is None else self.momentum,
-            weight_decay=self.weight_decay,
-            bias_and_norm=self.bias_and_norm,
-            decay_in_denominator=self.decay_in_denominator,
-            mode=self.mode or "per_sample",
-            norm_samples=self.norm_samples,
-            untracked=self.untracked,
-        )
+        """Those in force for CLARS, LARS or mNAG: of `optim_args`, else of the fields, else the defaults."""
+        given = {f.name: getattr(self, f.name) for f in fields(OptimizerOptions)}
+        return OptimizerOptions.in_force(self.optim_name, given, parse_optim_args(self.optim_args))
 
     def _check_epochs(self) -> None:
         """What is stated in epochs."""
@@ -237,7 +197,7 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
             raise UserError(f"optim_target_modules={self.optim_target_modules!r} is for galore and apollo, not {name}")
         if name == "lamb":
             return
-        options = self.optimizer_options().override(self.optim_name, parse_optim_args(self.optim_args))
+        options = self.optimizer_options()
         self.weight_decay = options.weight_decay  # Trainer makes groups of it
         if self.optim_name == "clars" and options.mode == AUTHORS and self.mixed_precision == "fp16":
             raise UserError(

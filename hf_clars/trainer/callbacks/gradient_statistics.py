@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ...errors import UserError
@@ -21,17 +17,16 @@ from ...optimizers.loss_scale import loss_scale
 from ...statistics.noise_scale import Averages, noise_statistics
 from ...validation import checks
 from ..arguments.options import refuse_data_parallel, refuse_deepspeed
-from ..measuring import norms_of
-from ..records.layer_records import LayerRecords
-from ..seams import at_end_of_training, before_clipping, calling_trainer
-from .own_norms import OwnNorms
+from ..measuring import OwnNorms, norms_of
+from ..seams import at_end_of_training, calling_trainer
+from .measured_steps import MeasuredSteps
 
 FILE_NAME = "gradient_statistics.jsonl"
 DRAWN = {"gradient_noise_scale": "noise scale", "gradient_variance_factor": "M_k"}
 LOGGED = ("gradient_noise_scale", "gradient_noise_scale_raw", "gradient_variance_factor")
 
 
-class GradientStatisticsCallback(TrainerCallback, ExportableState):
+class GradientStatisticsCallback(MeasuredSteps, ExportableState):
     """Measures the gradient noise scale and M_k in a `transformers.Trainer`, whatever its optimizer.
 
     `Trainer(..., callbacks=[GradientStatisticsCallback(every=10)])`. In every tenth optimizer step the norms of all
@@ -79,16 +74,13 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, every: int = 10, smoothing: float = 0.9) -> None:
+        super().__init__(FILE_NAME, DRAWN, "gradient")
         self.every = int(checks.count("every", every))
         self.smoothing = checks.number("smoothing", smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
         self.averages: Averages = {}
-        self._records = LayerRecords(FILE_NAME, DRAWN)
         self._of_several: dict[str, Any] = {}  # in each record: whose it is, where others write theirs
-        self._trainer: Trainer | None = None
         self._norms: PerSampleNorms | None = None
         self._stays_attached = True
-        self._stop: Callable[[], None] | None = None  # while a step is measured
-        self._pending: tuple[dict[str, bool], int | Tensor, Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -105,67 +97,55 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         refuse_data_parallel(args)
         if args.train_batch_size * args.gradient_accumulation_steps * args.world_size < 2:
             raise UserError("GradientStatisticsCallback needs at least 2 samples per optimizer step, and there is 1")
-        self._trainer = calling_trainer()
-        callbacks = [c for c in self._trainer.callback_handler.callbacks if isinstance(c, GradientStatisticsCallback)]
-        self._of_several = self._arguments if len(callbacks) > 1 else {}
         self._restore(state)
-        self._records.begin(args, state)
-        at_end_of_training(self._trainer, self._end)
-        self._find_norms(self._trainer, kwargs.get("optimizer"))
+        self._find_norms(calling_trainer(), kwargs.get("optimizer"))
+        super().on_train_begin(args, state, control, **kwargs)
+        callbacks = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, GradientStatisticsCallback)]
+        self._of_several = self._arguments if len(callbacks) > 1 else {}
+        at_end_of_training(self.trainer, self._end)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end_measuring()  # of a step that a data set's end cut short
-        norms, trainer = self._norms, self._trainer
-        if isinstance(norms, OwnNorms) and self._stays_attached:
-            norms.hold(self)
-        if norms is None or trainer is None or (state.global_step + 1) % self.every:
-            return
-        if any(p.grad is not None for p in norms.model.parameters()):
-            return  # left over from a step cut short: part of this gradient, and not measured
-        undo = before_clipping(trainer, self._measure)
+    def is_due(self, args: Any, state: Any, optimizer: Any) -> bool:
+        norms = self._norms
+        is_due = (
+            norms is not None
+            and (state.global_step + 1) % self.every == 0
+            # What is left over from a step cut short is part of this gradient, and was not measured.
+            and all(p.grad is None for p in norms.model.parameters())
+        )
         if isinstance(norms, OwnNorms):
-            norms.hold(self)
-            norms.reset()
-
-        def stop() -> None:
-            undo()
-            if isinstance(norms, OwnNorms) and not self._stays_attached:
+            if is_due or self._stays_attached:
+                norms.hold(self)
+            else:
                 norms.release(self)
-
-        self._stop = stop
+            if is_due:
+                norms.reset()
+        return is_due
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end_measuring()
+        if isinstance(self._norms, OwnNorms) and not self._stays_attached:
+            self._norms.release(self)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._pending is None or self._trainer is None:
-            return
-        (names, count, squares), self._pending = self._pending, None
-        squares = squares.to("cpu", torch.float64)  # the only wait for the device
+    def record(self, pending: MeasuredGradient, args: Any, state: Any, control: Any) -> None:
+        squares = pending.squares.to("cpu", torch.float64)  # the only wait for the device
         # Another process may not have been able to measure a parameter, which the device alone knew.
         kept = ~squares[0].isnan() | squares[1].isnan()
-        names = {name: is_layer for (name, is_layer), keep in zip(names.items(), kept.tolist(), strict=True) if keep}
-        squares, samples = squares[:, kept], int(count)
-        if samples < 2 or not names:  # the last batch of an epoch may have one
+        is_layer = {name: is_one for (name, is_one), keep in zip(pending.is_layer.items(), kept, strict=True) if keep}
+        samples = int(pending.samples)
+        if samples < 2 or not is_layer:  # the last batch of an epoch may have one
             return
-        whole, layers = noise_statistics(squares, samples, names, self.averages, self.smoothing)
+        whole, layers = noise_statistics(squares[:, kept], samples, is_layer, self.averages, self.smoothing)
         if not whole:
             return
-        self._records.add(args, state, layers, samples=samples, model=whole, **self._of_several)
+        self.add(args, state, layers, samples=samples, model=whole, **self._of_several)
         should_log = control.should_log  # of the Trainer's own values, later in this step; logging clears it
-        self._trainer.log({key: whole[key] for key in LOGGED if key in whole})
+        self.trainer.log({key: whole[key] for key in LOGGED if key in whole})
         control.should_log = should_log
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._records.end(args, state)
-        self._end()
 
     def _end(self) -> None:
         """The training is over, or an error ended it."""
-        self._end_measuring()
         if isinstance(self._norms, OwnNorms):
             self._norms.release(self)
-        self._norms = self._trainer = self._pending = None
+        self._norms = self.trainer = self.pending = None
 
     def _restore(self, state: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
@@ -179,60 +159,45 @@ class GradientStatisticsCallback(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def _find_norms(self, trainer: Trainer, optimizer: Any) -> None:
-        norms = norms_of(optimizer)
-        if norms is not None:
-            if norms.mode == "micro_batch":
-                raise UserError(
-                    "GradientStatisticsCallback needs norms of samples, and mode='micro_batch' has none: "
-                    "choose 'per_sample' or 'subset'"
-                )
-            self._norms = norms
-            return
-        self._norms = OwnNorms.of(trainer)
-        self._stays_attached = _is_compiled(trainer.model_wrapped)
+        self._norms = norms_of(optimizer)
+        if self._norms is None:
+            self._norms = OwnNorms.of(trainer)
+            self._stays_attached = _is_compiled(trainer.model_wrapped)
+        elif self._norms.mode == "micro_batch":
+            raise UserError(
+                "GradientStatisticsCallback needs norms of samples, and mode='micro_batch' has none: "
+                "choose 'per_sample' or 'subset'"
+            )
 
-    # --- a measured step -----------------------------------------------------------------------------------------
-
-    def _end_measuring(self) -> None:
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
-
-    def _measure(self) -> None:
-        """Leave `Σ_i ‖c_i‖²` and `‖g‖²` of every parameter on the device. Collective, and waits for nothing."""
+    def measure(self) -> MeasuredGradient | None:
         assert self._norms is not None
-        assert self._trainer is not None
-        measured = self._norms.gradient_statistics()
-        parameters = dict(self._norms.model.named_parameters(remove_duplicate=False))
+        return MeasuredGradient.of(self._norms, self.trainer.accelerator.scaler)
+
+
+class MeasuredGradient(NamedTuple):
+    """Which of K parameters are layers, the number of samples, and `Σ_i ‖c_i‖²` and `‖g‖²`, shape `[2, K]`."""
+
+    is_layer: dict[str, bool]
+    samples: int | Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, norms: PerSampleNorms, scaler: Any) -> MeasuredGradient | None:
+        """That of the gradient at hand, without a `GradScaler`'s scale. Collective, and waits for nothing."""
+        measured = norms.gradient_statistics()
+        parameters = dict(norms.model.named_parameters(remove_duplicate=False))
         gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
         if not gradients:
-            return
+            return None
         squares = torch.stack([measured[name][1] for name in gradients])
-        samples: int | Tensor = reduce(_larger, [measured[name][2] for name in gradients])
-        scale = loss_scale(self._trainer.accelerator.scaler, squares.device)
-        norms = _norms(list(gradients.values())).to(squares)
-        names = {name: parameters[name].ndim >= 2 for name in gradients}
-        self._pending = names, samples, torch.stack((squares / scale**2, (norms / scale).square()))
-
-
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """2-norms `[K]` on the first one's device, of tensors that may differ in dtype, device and sharding."""
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for k, tensor in enumerate(tensors):
-        placement = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
-        alike[tensor.device, tensor.dtype, placement].append(k)
-    each: dict[int, Tensor] = {}
-    for which in alike.values():
-        each.update(zip(which, sharded.norms([tensors[k] for k in which]).unbind(), strict=True))
-    return torch.stack([each[k].to(each[0].device, each[0].dtype, non_blocking=True) for k in range(len(tensors))])
-
-
-def _larger(a: int | Tensor, b: int | Tensor) -> int | Tensor:
-    """Of two counts, of which the device alone may know one."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        device = a.device if isinstance(a, Tensor) else b.device  # type: ignore[union-attr]
-        return torch.maximum(*(c if isinstance(c, Tensor) else torch.full((), float(c), device=device) for c in (a, b)))
-    return max(a, b)
+        counts: list[Any] = [measured[name][2] for name in gradients]  # all on the host, or all on the device
+        scale = loss_scale(scaler, squares.device)
+        gradient_norms = sharded.norms_of_any(list(gradients.values())).to(squares)
+        return cls(
+            {name: parameters[name].ndim >= 2 for name in gradients},
+            torch.stack(counts).amax() if isinstance(counts[0], Tensor) else max(counts),
+            torch.stack((squares / scale**2, (gradient_norms / scale).square())),
+        )
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -101,9 +101,7 @@ class StepHealth(TrainerCallback):
             values[0] = ~norm.isfinite() + _LOSS * ~self._trainer._tr_loss.isfinite()
         if skipped is not None:
             values[-len(SKIP_REASONS) :] = skipped
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(values)
-        both, *rest = values.tolist()
+        both, *rest = reduce(values, "sum").tolist()  # over processes
         losses, gradients = divmod(both, _LOSS)
         lost = bool(gradients) and (bool(losses) or not self._has_loss_scale())
         wishes, counts = rest[: len(SIGNALS)], rest[len(SIGNALS) :]

@@ -9,22 +9,19 @@ import json
 import logging
 from collections.abc import Mapping, Set
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
 
 from ...errors import UserError
 from ...safety.secrets import without_secrets
 from ..arguments.derived import plain
+from ..measuring import bare
 from ..records.description import is_housekeeping
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 Groups = list[dict[str, Any]]
 _NOT_A_FUNCTION_OF_THE_STEP = ("reduce_lr_on_plateau", "greedy")
@@ -38,7 +35,7 @@ _HOW_ALONE = ("foreach", "fused", "capturable", "differentiable")  # of a step, 
 logger = logging.getLogger(__name__)
 
 
-class OptionsOfNow(_Base):
+class OptionsOfNow(Trainer):
     """A mix-in for `Trainer`: an optimizer and a schedule that go on keep what they reached, and take the new options.
 
     That is so on resume, and in a second `train()` whose arguments are others than those of the first.
@@ -51,28 +48,28 @@ class OptionsOfNow(_Base):
     _arguments: dict[str, Any] | None = None  # that the optimizer was made from
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        kept, arguments = _bare(self.optimizer), {name: getattr(self.args, name) for name in _OF_OPTIMIZERS}
+        kept, arguments = bare(self.optimizer), {name: getattr(self.args, name) for name in _OF_OPTIMIZERS}
         if kept is not None and self._arguments not in (None, arguments):
             self.optimizer = None
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        bare = _bare(optimizer)
-        for group in bare.param_groups:  # a checkpoint, which holds them and the schedule's copies, has plain values
+        inner = bare(optimizer)
+        for group in inner.param_groups:  # a checkpoint, which holds them and the schedule's copies, has plain values
             group.update({key: plain(value) for key, value in group.items()})
         if is_new:
             self._arguments = arguments
-            if type(bare) is type(kept):
-                own, before, now = _own(bare), self.options_made_with or options_of(kept), options_of(bare)
-                bare.load_state_dict(kept.state_dict())
-                _take_options(bare, own, before, now)
-                for group, mine in zip(bare.param_groups, own, strict=True):
+            if type(inner) is type(kept):
+                own, before, now = _own(inner), self.options_made_with or options_of(kept), options_of(inner)
+                inner.load_state_dict(kept.state_dict())
+                _take_options(inner, own, before, now)
+                for group, mine in zip(inner.param_groups, own, strict=True):
                     group["lr"] = group["initial_lr"] = mine["lr"]  # whose schedule begins
-        if bare is not self._options_of:
-            self._options_of, self.options_made_with = bare, options_of(bare)
+        if inner is not self._options_of:
+            self._options_of, self.options_made_with = inner, options_of(inner)
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        optimizer, schedule = _bare(self.optimizer), self.lr_scheduler
+        optimizer, schedule = bare(self.optimizer), self.lr_scheduler
         own, now = _own(optimizer), self.options_made_with or options_of(optimizer)
         rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         try:
@@ -165,7 +162,7 @@ def _check_state(optimizer: Optimizer, was: Mapping[str, Any], new: Mapping[str,
 def options_of(optimizer: Any) -> Groups:
     """The options of each parameter group, as plain values; the learning rate is that of the schedule's top."""
     found = []
-    for group in _bare(optimizer).param_groups:
+    for group in bare(optimizer).param_groups:
         options = {k: v for k, v in group.items() if k not in ("params", "param_names", "initial_lr")}
         options["lr"] = float(group.get("initial_lr", group["lr"]))
         found.append(json.loads(json.dumps(options, default=_number_or_text)))
@@ -174,10 +171,6 @@ def options_of(optimizer: Any) -> Groups:
 
 def _number_or_text(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else str(value)
-
-
-def _bare(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------

@@ -6,25 +6,21 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...errors import TrainingFailedError
 from ..evaluating import share_buffers
 from . import folders
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
-
 logger = logging.getLogger(__name__)
 
 
-class AtomicCheckpoints(_Base):
+class AtomicCheckpoints(Trainer):
     """A mix-in for `Trainer`: a folder `checkpoint-N` is a whole checkpoint, and earlier ones survive what happens.
 
     Trainer writes into `unfinished-checkpoint/`. When all processes are done, and everything is on disk with its

@@ -42,23 +42,26 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _locked(folder: Path) -> int | None:
     """The descriptor that has the lock; None where there can be none, which is said."""
+    file = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        _say_unlocked(folder, error)
-        return None
-    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = _holder(file)
-        os.close(file)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        holder = None if file is None else _holder(file)
+        if file is not None:
+            os.close(file)
+        if holder is not None and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UserError(
                 f"output_dir: another training is at work in {folder} ({holder}): wait for its end, or choose another "
                 "output_dir"
             ) from None
-        _say_unlocked(folder, error)
+        logger.warning(
+            "%s cannot be locked (%s): a second training in it would not be noticed, and the two would delete each "
+            "other's checkpoints",
+            folder,
+            error.strerror or error,
+        )
         return None
     _held.add(file)
     _sign(file)
@@ -69,15 +72,6 @@ def _release(file: int) -> None:
     if file in _held:  # else this is a process that was forked off, and has let go of it
         _held.discard(file)
         os.close(file)  # which ends the lock, since nobody else has this descriptor
-
-
-def _say_unlocked(folder: Path, error: OSError) -> None:
-    logger.warning(
-        "%s cannot be locked (%s): a second training in it would not be noticed, and the two would delete each other's "
-        "checkpoints",
-        folder,
-        error.strerror or error,
-    )
 
 
 _held: set[int] = set()  # descriptors of this process

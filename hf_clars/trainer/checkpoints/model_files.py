@@ -8,28 +8,22 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
 from ...errors import UserError
+from ...norms.restored import randomness_restored
 from ...runtime.processes import once
 from ...safety.links import is_within, own_folders
-from ..evaluating import same_randomness_afterwards
 from . import folders
-from .model_names import differences, named
-from .shared_tensors import stored_once
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
+from .model_tensors import differences, named, stored_once
 
 
-class ModelFiles(_Base):
+class ModelFiles(Trainer):
     """A mix-in for `Trainer`, which loads what it finds, with a warning for the rest.
 
     - transformers saves some architectures under the names and in the parts that their files on the Hub have (ViT's
@@ -153,7 +147,7 @@ def _is_peft(model: nn.Module) -> bool:
 def _load_converted(model: PreTrainedModel, checkpoint: Path) -> tuple[list[str], list[str]]:
     """Load a checkpoint through `from_pretrained`, which knows the names of the Hub; returns what does not fit."""
     dtype = functools.reduce(torch.promote_types, {p.dtype for p in model.parameters()})  # loses no bit
-    with same_randomness_afterwards():
+    with randomness_restored():
         result: Any = type(model).from_pretrained(
             checkpoint, config=copy.deepcopy(model.config), dtype=dtype, output_loading_info=True, local_files_only=True
         )

@@ -9,18 +9,13 @@ from contextlib import contextmanager
 from dataclasses import fields
 from os.path import normpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 
 from ...errors import UserError, one_line
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 Steps = Annotated[int, Field(ge=0, lt=2**53)]
 _LONGEST = 200  # characters of a message by others
@@ -108,7 +103,7 @@ def _unreadable(checkpoint: Any, what: str, why: str) -> UserError:
     return UserError(f"{checkpoint} cannot be resumed from: {what} is not what it should be ({why[:_LONGEST]})")
 
 
-class CheckedReading(_Base):
+class CheckedReading(Trainer):
     """A mix-in for `Trainer`: the outermost one of those that read checkpoints."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -15,9 +15,8 @@ from transformers.trainer_pt_utils import nested_gather
 
 from ...data import TrainStream
 from ...errors import UserError
-from ..arguments.options import AUTHORS, parse_optim_args
+from ..arguments.options import AUTHORS
 from ..records.tracking import wandb_run_id
-from ..registration import resolve_options
 from ..seams import calling_trainer
 from .changes import changes, refuse_another_schedule, settings_of, tell
 from .reading import Steps, readable, wrong
@@ -191,5 +190,5 @@ def tell_differences(saved: dict[str, Any], stream: Any, args: Any, settings: Ma
 def _method(args: Any) -> str:
     """Whose state an optimizer's is: that of `mode="authors"` means something else than that of CLARS."""
     name: str = args.optim_name
-    authors = name == "clars" and resolve_options(args, parse_optim_args(args.optim_args)).mode == AUTHORS
+    authors = name == "clars" and args.optimizer_options().mode == AUTHORS
     return f"{name} with mode=authors" if authors else name

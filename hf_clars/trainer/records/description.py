@@ -13,7 +13,7 @@ import torch
 from ...runtime.provenance import HOUSEKEEPING, commit, hardware
 from ...safety.secrets import without_secrets
 from ..arguments.derived import plain
-from ..arguments.options import OPTIMIZERS, parse_optim_args
+from ..arguments.options import OPTIMIZERS
 
 GROUP_LENGTH, TAG_LENGTH = 128, 64  # W&B's limits
 # Of TrainingArguments, beside HOUSEKEEPING: what does not change what is computed, or follows from what does.
@@ -78,7 +78,7 @@ def _in_force(args: Any) -> dict[str, Any]:
     name = args.optim_name
     if name not in OPTIMIZERS:
         return {}
-    options = args.optimizer_options().override(name, parse_optim_args(args.optim_args))
+    options = args.optimizer_options()
     values: dict[str, Any] = {"momentum": options.momentum}
     if name != "mnag":
         values["eta"] = options.eta

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from transformers import TrainerCallback
 
 from ...errors import UserError
+from ...safety.files import write_whole
 from .tracking import live_run
 
 logger = logging.getLogger(__name__)
@@ -24,34 +23,33 @@ _LONGEST_LINE = 2**24
 Layers = Mapping[str, Mapping[str, float]]
 
 
-class LayerRecords:
-    """Writes records to `output_dir/<file_name>` and to W&B, from the main process. It keeps none in memory.
+class LayerRecords(TrainerCallback):
+    """Writes records of layers to `output_dir/<file_name>` and to W&B, from the main process. It keeps none in memory.
 
     A line of the file is `{"step": …, "epoch": …, …, "layers": {name: {statistic: value}}}`. In W&B the values are
-    scalars `layers/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
-    panel, `layer panels/<symbol>`, with a line per layer, of at most 500 records.
+    scalars `<group>s/<statistic>/<name>` without a panel of their own; at the end of training each statistic gets a
+    panel, `<group> panels/<symbol>`, with a line per layer, of at most 500 records.
 
     Args:
         file_name: of the file in `output_dir`.
         drawn: statistic → symbol, of those that W&B gets.
+        group: what W&B's keys begin with. Callbacks of one training must not share it.
     """
 
-    def __init__(self, file_name: str, drawn: Mapping[str, str]) -> None:
+    def __init__(self, file_name: str, drawn: Mapping[str, str], group: str) -> None:
         self._file_name = file_name
         self._drawn = drawn
+        self._group = group
 
-    def begin(self, args: Any, state: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A run begins, or goes on after `state.global_step`: what was written of later steps is dropped."""
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / self._file_name
         earlier = read_records(path) if state.global_step else []
         kept = [r for r in earlier if r["step"] <= state.global_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.new")
         try:
-            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(beside, path)
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         except OSError as error:
             logger.warning("%s cannot be written: %s", path, error.strerror or error)
 
@@ -69,17 +67,17 @@ class LayerRecords:
         if (run := _wandb_run(args)) is not None:
             self._log_to_wandb(run, record)
 
-    def end(self, args: Any, state: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over: W&B gets its panels."""
         run = _wandb_run(args) if state.is_world_process_zero else None
-        if run is not None and (records := _thinned(read_records(Path(args.output_dir) / self._file_name))):
+        if run is not None and (records := thinned(read_records(Path(args.output_dir) / self._file_name))):
             run.log({**self._panels(records), "train/global_step": state.global_step})
 
     def _log_to_wandb(self, run: Any, record: dict[str, Any]) -> None:
         for statistic in self._drawn:
-            run.define_metric(f"layers/{statistic}/*", step_metric="train/global_step", hidden=True)
+            run.define_metric(f"{self._group}s/{statistic}/*", step_metric="train/global_step", hidden=True)
         scalars = {
-            f"layers/{statistic}/{name}": value
+            f"{self._group}s/{statistic}/{name}": value
             for name, entry in record["layers"].items()
             for statistic, value in entry.items()
             if statistic in self._drawn
@@ -95,13 +93,13 @@ class LayerRecords:
             names = [n for n, entry in records[-1]["layers"].items() if statistic in entry]
             if names:
                 lines = [[r["layers"].get(n, {}).get(statistic) for r in records] for n in names]
-                panels[f"layer panels/{symbol}"] = wandb.plot.line_series(
+                panels[f"{self._group} panels/{symbol}"] = wandb.plot.line_series(
                     xs=steps, ys=lines, keys=names, title=f"{symbol} per layer", xname="optimizer step"
                 )
         return panels
 
 
-def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """At most `_MOST_DRAWN` of them, as many steps apart, the last one among them."""
     every = -(-len(records) // _MOST_DRAWN) or 1
     return records[::-1][::every][::-1]
@@ -166,12 +164,6 @@ def _record(line: bytes) -> dict[str, Any]:
         line = line[max(0, line.rfind(b'{"step"')) :]
         Record.model_validate_json(line)
     return json.loads(line)
-
-
-def to_host(values: Sequence[Tensor]) -> list[float]:
-    """0-dim tensors of whatever device and dtype as numbers, with one wait for the device."""
-    device = values[0].device
-    return torch.stack([v.to(device, non_blocking=True) for v in values]).to("cpu", torch.float64).tolist()
 
 
 def _wandb_run(args: Any) -> Any:

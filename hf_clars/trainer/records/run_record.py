@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ...errors import DIVERGED, Preempted, TrainingFailedError
+from ...safety.files import write_whole
 from . import tracking
 from .description import Description, describe
 
@@ -93,8 +93,8 @@ class RunRecord(TrainerCallback):
         self._write(state)
         try:
             self._trainer.save_state()  # the whole log; a checkpoint's ends with the step before its evaluation
-        except OSError as error:
-            logger.warning("the log of this training cannot be written: %s", error.strerror or error)
+        except OSError as trouble:
+            logger.warning("the log of this training cannot be written: %s", trouble.strerror or trouble)
         run = tracking.live_run() if self._has_wandb() else None
         if run is None:
             return
@@ -118,11 +118,8 @@ class RunRecord(TrainerCallback):
             "wandb_run_id": tracking.wandb_run_id() if self._has_wandb() else None,
         }
         path = Path(str(self._trainer.args.output_dir)) / FILE_NAME
-        beside = path.with_name(f"{path.name}.new")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(record, indent=1, default=str) + "\n")
-            os.replace(beside, path)
+            write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
         except OSError as error:  # a full disk does not end a training
             logger.warning("%s cannot be written (state: %s): %s", path, state, error.strerror or error)
 

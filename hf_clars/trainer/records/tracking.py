@@ -14,7 +14,6 @@ from ...errors import UserError
 from ...safety.secrets import out_of_command_line
 from .description import Description
 
-_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 _PATIENCE = 10  # seconds for an answer of any kind
 _BEST = {"max": ("accuracy", "f1", "precision", "recall", "auc"), "min": ("loss", "error", "perplexity")}
 
@@ -29,12 +28,9 @@ def keep_wandb_offline_without_login(report_to: str | Sequence[str] | None) -> N
     """
     if not _is_asked_for(report_to):
         return
-    mode = os.environ.get("WANDB_MODE")
-    if mode and mode not in _MODES:
-        raise UserError(f"WANDB_MODE={mode!r} is unknown: choose one of {', '.join(_MODES)}")
     try:
         wandb_for().setup()
-    except ValueError as error:  # pydantic's, of all variables
+    except ValueError as error:  # pydantic's, of all variables, WANDB_MODE among them
         wrong = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"W&B's environment: {': '.join(wrong[1:3])}") from error
     if not os.environ.get("WANDB_MODE") and not somebody_is_logged_in():
