@@ -9,13 +9,13 @@ from torch import Tensor
 
 from . import compiled
 from .backward import hooked
-from .weight_recipes import is_outdated
 from .recorder import Recorder
 from .regions import Regions
 from .samplers.base import Saved
 from .tracked import TrackedParameter, TrackedTensor, parameters_of
 from .untracked import Untracked
 from .uses import Use
+from .weight_recipes import is_outdated
 
 MODES = ("per_sample", "subset", "micro_batch")
 

@@ -20,7 +20,6 @@ from .copies import own_copies, shared_copies
 from .measurement import Measurement
 from .ops import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .plan import PICKED, decide
-from .weight_recipes import remember
 from .recorded_calls import is_random, is_writing
 from .sample_axis.axis import Assumption, Lost, SampleAxis
 from .sample_axis.call import Call, name_of
@@ -30,6 +29,7 @@ from .sample_axis.tags import PLACE, axis_of, place_of, tagged, tensors_in
 from .samplers.function import function_sampler
 from .tracked import LOOKUP, PARAMETERS, TrackedParameter, TrackedTensor, is_tracked, parameters_of, tracked_tensor
 from .uses import Use
+from .weight_recipes import remember
 
 _UNWATCHED = "it is used in a checkpointed function that is not a module"
 

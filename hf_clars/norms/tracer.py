@@ -13,12 +13,12 @@ from .measurement import Measurement
 from .meeting import Meeting
 from .placing import SORTS, note_index, placed
 from .python_functions import opened, recognised
-from .weight_recipes import note_change
 from .recorded_calls import is_writing
 from .sample_axis.axis import Lost
 from .sample_axis.table import LEAVING, OF_FIRST, RULES
 from .sample_axis.tags import INDEX, PLACE, axis_of, place_of, tagged, tensors_in
 from .tracked import CUT, is_input, is_tracked, parameters_behind, tracked_tensor
+from .weight_recipes import note_change
 
 
 class Tracer(TorchFunctionMode):
