@@ -143,11 +143,13 @@ class Order:
         return Window(chunks, rows)
 
     def _in_pass(self, number: int, positions: Ints) -> tuple[Ints, Ints]:
-        if number not in self._passes:
+        found = self._passes.get(number)  # a thread that reads ahead asks, too
+        if found is None:
+            found = self._shuffled(np.random.default_rng([self.seed, number]))
             while len(self._passes) > 1:  # an epoch touches two passes at most
-                del self._passes[next(iter(self._passes))]
-            self._passes[number] = self._shuffled(np.random.default_rng([self.seed, number]))
-        order, starts = self._passes[number]
+                self._passes.pop(next(iter(self._passes)), None)
+            self._passes[number] = found
+        order, starts = found
         if self.by_example:
             examples = order[positions]
             chunks = np.searchsorted(starts, examples, side="right") - 1
