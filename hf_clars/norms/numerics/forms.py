@@ -120,7 +120,8 @@ def depthwise_samples(
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
     batch, channels = x.shape[:2]
     (rows, columns), (down, across) = d.shape[2:], shape[2:]
-    x, d = F.pad(x, [padding[1], padding[1], padding[0], padding[0]]).contiguous(), d.contiguous()  # also if views: for bmm
+    x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]]).contiguous()
+    d = d.contiguous()  # of channels-last images, views are what bmm takes slice by slice
     taps = x.unfold(3, stride[1] * (columns - 1) + 1, dilation[1])[:, :, :, :across, :: stride[1]]
     right = taps.reshape(batch * channels, -1, columns).mT
     products = torch.bmm(d.reshape(batch * channels, -1, columns), right)

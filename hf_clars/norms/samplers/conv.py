@@ -209,11 +209,10 @@ def _for_size(sampler: ConvSampler, size: tuple[int, ...]) -> ConvSampler:
         prices = {"gram": costs.gram_of_pixels(positions, pixels, groups * channels, outputs, groups, kernel)}
     if groups > 1 or not sampler.pointwise:
         prices["grouped"] = costs.grouped(outputs * inputs)
-    if channels == 1 and groups > 1 and len(kernel) < 3 and (max(kernel) > 3 or max(sampler.dilation) > 1):
+    if channels == 1 and groups > 1 and len(kernel) < 3 and kernel[-1] > 3:
         plain = costs.depthwise(positions, inputs, outputs)
-        rows, columns, height = sampler._rows(size)
-        prices = {form: price + plain for form, price in prices.items()}
-        prices["rows"] = costs.depthwise_rows(rows, columns, height, outputs, math.prod(kernel))
+        prices = {"gram": prices["gram"] + plain, "grouped": plain}
+        prices["rows"] = costs.depthwise_rows(*sampler._rows(size), outputs, strided=sampler.geometry[0][-1] > 1)
     if groups == 1:
         unfolding = 0 if sampler.pointwise else costs.unfolding(positions, inputs)
         prices["products"] = costs.conv_products(inputs, outputs) + unfolding
