@@ -232,6 +232,23 @@ def benchmark(*command, cwd):
 
 
 @pytest.mark.slow
+def test_architectures_go_on_where_they_ended(tmp_path):
+    command = (BENCHMARKS / "architectures.py", "--image_size", 32, "--rounds", 1, "--names", "timm/test_resnet")
+
+    def rows():
+        return json.loads((tmp_path / "architectures.json").read_text())["architectures"]
+
+    assert "timm/test_resnet" in benchmark(*command, "--batch_size", 2, cwd=tmp_path)
+    first = rows()
+    assert all(first["timm/test_resnet"][ratio] > 0 for ratio in ("time", "subset", "memory"))
+    printed = benchmark(*command, "timm/test_vit", "--batch_size", 2, cwd=tmp_path)
+    assert rows() == {**first, "timm/test_vit": rows()["timm/test_vit"]}
+    assert "slowest first" in printed
+    refused = run_python(*command, "--batch_size", 4, cwd=tmp_path, status=2)
+    assert refused.stderr.splitlines()[-1] == "error: architectures.json has batch_size=2: name another with --json"
+
+
+@pytest.mark.slow
 def test_everything_that_is_for_a_gpu(tmp_path):
     """But for what is compiled."""
     some = ["norms", "step", "roofline", "large-step", "kernels", "fused"]
