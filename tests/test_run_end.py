@@ -38,14 +38,21 @@ def evaluations(folder) -> list[tuple[int, float]]:
     ids=str,
 )
 def test_the_last_step_is_evaluated_once(tmp_path, images, options, steps):
-    """And not again by a training that goes on with nothing left to do, unless it evaluates on other data."""
+    """And not again by a training that goes on with nothing left to do."""
     argv = config(tmp_path, images, **{**SAVING, **options})
     assert train(argv) == 0
     first = evaluations(tmp_path)
     assert [step for step, _ in first] == steps
     assert metrics_of(tmp_path)["eval_loss"] == first[-1][1]
-    assert train([*argv, "--resume_from_checkpoint", "auto"]) == 0
+    assert train([*argv, "--resume_from_checkpoint", "auto"]) == 0  # there is nothing left to do
     assert evaluations(tmp_path) == first
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_other_data_is_made_anew(tmp_path, images):
+    argv = config(tmp_path, images, eval_strategy="epoch", **SAVING)
+    assert train(argv) == 0
+    first = evaluations(tmp_path)
     assert train([*argv, "--resume_from_checkpoint", "auto", "--eval_split", "train"]) == 0
     *before, again = evaluations(tmp_path)
     assert (before, again[0]) == (first, first[-1][0])
