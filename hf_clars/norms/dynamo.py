@@ -30,8 +30,10 @@ def _show_functions() -> None:
 
 
 def _show_assignment() -> None:
-    """`y[i] = x`."""
+    """`y[i] = x`. Before torch 2.12 it was called as a method, which modes are shown."""
     kind: Any = tensors.TensorVariable
+    if not hasattr(kind, "mp_ass_subscript_impl"):
+        return
     assign = kind.mp_ass_subscript_impl
 
     def shown(self: Any, tx: Any, key: Any, value: Any) -> Any:
@@ -51,6 +53,6 @@ def _show_iteration() -> None:
         rows = unpack(self, tx, idxes)
         if not can_dispatch_torch_function(tx, (self,), {}):
             return rows
-        return [self.mp_subscript_impl(tx, VariableTracker.build(tx, i)) for i in range(len(rows))]
+        return [self.call_method(tx, "__getitem__", [VariableTracker.build(tx, i)], {}) for i in range(len(rows))]
 
     kind.unpack_var_sequence = shown

@@ -28,8 +28,10 @@ def getting(call: Call) -> SampleAxis | None:
     if axis is None:
         return None
     if axis.dim in reading.slices:
-        start, stop, step = reading.slices[axis.dim].indices(x.shape[axis.dim])
-        left = sliced(axis, x.shape[axis.dim], start, stop, step)
+        entries = range(x.shape[axis.dim])[
+            reading.slices[axis.dim]
+        ]  # as `slice.indices`, which torch 2.11 cannot trace
+        left = sliced(axis, x.shape[axis.dim], entries.start, entries.stop, entries.step)
         return None if left is None else left.at(reading.kept[axis.dim])
     if axis.dim in reading.picked:
         return _picked(axis, x.shape[axis.dim], reading, call.out.shape[reading.at] if reading.ndim else 1)
@@ -78,7 +80,7 @@ def _written(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
     for dim, kept in reading.kept.items():
         if kept == place:
             size = target.shape[dim]
-            return axis.at(dim) if reading.slices[dim].indices(size) == (0, size, 1) else None
+            return axis.at(dim) if range(size)[reading.slices[dim]] == range(size) else None
     if not reading.at <= place < reading.at + reading.ndim:
         return None
     if True not in [t.dtype == torch.bool for t in reading.tensors]:
