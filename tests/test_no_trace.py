@@ -98,6 +98,7 @@ KINDS = ["CLARS", "ClarsTrainer", "AdamW", pytest.param("micro_batch", marks=pyt
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")  # torch 2.11 calls it so
 def test_what_others_do_with_a_model_afterwards(tmp_path, kind):
     trainer = trainer_of(kind, tmp_path)
     before = {*vars(trainer)}
