@@ -148,6 +148,19 @@ def test_two_inputs_with_samples(inputs, outputs, transposed):
         assert norms.per_sample()["weight"].shape == (2,)
 
 
+def measured_with(sampler: type[SoftScaleSampler]) -> nn.Module:
+    """A model whose `SoftScale` is measured by another sampler."""
+
+    def apart(x, weight):
+        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
+        return Operator(sampler(tuple(weight.shape)), x, weight, None, call, kept=(weight,))
+
+    function = measured_by(apart)(lambda x, weight: Kernel.apply(x, weight))
+    model = model_of(SoftScale(6))
+    model[1].forward = lambda x: function(x, model[1].weight)
+    return model
+
+
 @pytest.mark.parametrize("wrong", ["too few", "summed"])
 def test_a_sampler_that_returns_another_number_of_samples_is_refused(wrong):
     class Wrong(SoftScaleSampler):
@@ -155,13 +168,7 @@ def test_a_sampler_that_returns_another_number_of_samples_is_refused(wrong):
             found = super().samples(xs, d, batch)
             return found[:1] if wrong == "too few" else found.sum(0)
 
-    def apart(x, weight):
-        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
-        return Operator(Wrong(tuple(weight.shape)), x, weight, None, call, kept=(weight,))
-
-    function = measured_by(apart)(Kernel.apply)
-    model = model_of(SoftScale(6))
-    model[1].forward = lambda x: function(x, model[1].weight)
+    model = measured_with(Wrong)
     with PerSampleNorms(model), pytest.raises(UserError, match=r"Wrong returned values of shape .* for 4 samples"):
         model(torch.randn(4, 5)).sum().backward()
 
@@ -171,13 +178,7 @@ def test_a_sampler_whose_sum_is_not_the_gradient_is_named():
         def samples(self, xs, d, batch):
             return 2 * super().samples(xs, d, batch)
 
-    def apart(x, weight):
-        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
-        return Operator(Wrong(tuple(weight.shape)), x, weight, None, call, kept=(weight,))
-
-    function = measured_by(apart)(Kernel.apply)
-    model = model_of(SoftScale(6))
-    model[1].forward = lambda x: function(x, model[1].weight)
+    model = measured_with(Wrong)
     with PerSampleNorms(model) as norms:
         model(torch.randn(4, 5)).square().sum().backward()
         with pytest.warns(UserWarning, match="what Wrong measures does not add up to it"):
@@ -190,12 +191,6 @@ def test_a_sampler_that_is_wrong_shows():
         def samples(self, xs, d, batch):
             return super().samples(xs, d, batch).roll(1, 0)
 
-    def wrong(x, weight):
-        call = lambda x, w, _: Kernel.apply(x, w)  # noqa: E731
-        return Operator(Wrong(tuple(weight.shape)), x, weight, None, call, kept=(weight.detach(),))
-
-    function = measured_by(wrong)(lambda x, weight: Kernel.apply(x, weight))
-    model = model_of(SoftScale(6)).double()
-    model[1].forward = lambda x: function(x, model[1].weight)
+    model = measured_with(Wrong).double()
     found = verify_norms(model, torch.randn(4, 5).double(), lambda y, _: y.square().sum(), verbose=False)
     assert found.with_status("wrong") == ["1.weight"]

@@ -272,6 +272,9 @@ class Recorder:
     def learn(self, wait: bool) -> None:
         """Name what the device found to be unmeasured, here or by another process."""
         mine, others = self.agreement.news(wait)
-        for reason in dict.fromkeys(self.check.reason(tracked) for tracked in mine):
-            self.untracked.exclude([tracked for tracked in mine if self.check.reason(tracked) == reason], reason)
+        of_reason: dict[str, list[TrackedParameter]] = {}
+        for tracked in mine:
+            of_reason.setdefault(self.check.reason(tracked), []).append(tracked)
+        for reason, parameters in of_reason.items():
+            self.untracked.exclude(parameters, reason)
         self.untracked.exclude(others, "another process cannot measure all of it")

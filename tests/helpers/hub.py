@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from .serving import in_background
+
 NAME = "someone/pictures"
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -112,11 +114,5 @@ class Hub:
 @contextmanager
 def serving(folder: Path, trouble=lambda number: None) -> Iterator[Hub]:
     hub = Hub(folder, trouble)
-    thread = threading.Thread(target=hub.server.serve_forever)
-    thread.start()
-    try:
+    with in_background(hub.server):
         yield hub
-    finally:
-        hub.server.shutdown()
-        thread.join()
-        hub.server.server_close()

@@ -11,13 +11,14 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from .serving import in_background
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the only user
 _AUTHORIZATION = f"Basic {b64encode(f'api:{KEY}'.encode()).decode()}"
@@ -177,11 +178,5 @@ class Server:
 def serving(projects: dict[str, list[Run]], page: int = 100) -> Iterator[Server]:
     """A server whose pages hold `page` runs at most."""
     server = Server(projects, page)
-    thread = threading.Thread(target=server.server.serve_forever)
-    thread.start()
-    try:
+    with in_background(server.server):
         yield server
-    finally:
-        server.server.shutdown()
-        thread.join()
-        server.server.server_close()
