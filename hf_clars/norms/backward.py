@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ def hooked(
     use.dtype = y.dtype if weight is None else weight.dtype
     if weight is not None and _is_channels_last(weight):
         use.memory_format = torch.channels_last  # autograd copies a gradient that lies otherwise than its parameter
-    for tracked in use.parameters:
-        tracked.used(use)
+    for of in (use.weight, use.bias):
+        for tracked in () if of is None else of.parameters:
+            tracked.used(use)
     if torch.compiler.is_compiling():
         use.number, use.sizes = compiled.numbered(use)
         saved = (*saved, *compiled.constants_of(use))
@@ -33,7 +33,7 @@ def hooked(
 def _is_channels_last(weight: Tensor) -> bool:
     """By its strides: of one pixel, or one channel, `is_contiguous` says it is so in either way. And DDP and optimizers
     compare strides, those of such dimensions too."""
-    if weight.ndim != 4:
+    if weight.ndim != 4 or weight.stride(1) != 1:
         return False
     _, channels, height, width = weight.shape
     return weight.stride() == (channels * height * width, 1, width * channels, channels)
@@ -80,11 +80,10 @@ class Hook(torch.autograd.Function):
         if torch.compiler.is_compiling():
             gradient, token = compiled.close(list(xs), d, ctx.recorder.key, use.number, use.sizes)
             return (d, gradient if use.fused else None, token, *rest)
-        with without_autocast(d.device.type):
+        device = d.device.type
+        if torch.is_autocast_enabled(device):  # `backward()` was called under it, and norms are taken in float32
+            with torch.autocast(device, enabled=False):
+                gradient = measure(ctx.recorder, use, xs, d)
+        else:
             gradient = measure(ctx.recorder, use, xs, d)
         return (d, gradient, None, *rest)
-
-
-def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """`backward()` may have been called under autocast, and norms are taken in float32."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

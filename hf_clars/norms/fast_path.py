@@ -58,15 +58,17 @@ class Layer:
         with torch._C.DisableTorchFunction():
             if not (is_tracked(weight) or is_tracked(bias)):
                 return None
-            plan = self._plan(measurement, x, axis)
+            plan = self._plan(measurement, x, weight, bias, axis)
             if plan is None:
                 return None
             y = plan.run(measurement, x, weight, bias)
             setattr(y, PLACE, axis)  # a layer leaves it where it is, or `decide` has refused
             return y
 
-    def _plan(self, measurement: Measurement, x: Tensor, axis: SampleAxis) -> Plan | None:
-        kind = axis.dim, axis.inner, axis.batch, _kind(self._module, x)
+    def _plan(
+        self, measurement: Measurement, x: Tensor, weight: nn.Parameter, bias: Any, axis: SampleAxis
+    ) -> Plan | None:
+        kind = axis.dim, axis.inner, axis.batch, _kind(self._module, x, weight, bias)
         try:
             plan = self.kinds.get(kind)
         except TypeError:  # strides in a list
@@ -111,14 +113,14 @@ def _is_as_built(module: nn.Module) -> bool:
     return values.get("padding_mode", "zeros") == "zeros" and "_conv_forward" not in values
 
 
-def _kind(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
+def _kind(module: nn.Module, x: Tensor, weight: nn.Parameter, bias: Any) -> tuple[Any, ...]:
     """All that the operator depends on, and what is decided about measuring it."""
-    weight, bias = _parameters(module)
-    device = x.device.type
+    where = x.device
+    device = where.type
     return (
         x.shape,
         x.dtype,
-        x.device,
+        where,
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         weight.shape,
         weight.requires_grad,

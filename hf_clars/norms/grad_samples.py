@@ -24,6 +24,8 @@ _BUDGET_ELSEWHERE = 256 << 20
 def chunks(batch: int, bytes_per_sample: int, device: torch.device) -> list[slice]:
     """The samples, cut into runs of at most the device's budget, and of at least one sample."""
     size = max(1, BUDGET.get(device.type, _BUDGET_ELSEWHERE) // max(1, bytes_per_sample))
+    if size >= batch:
+        return [slice(0, batch)]
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
@@ -80,11 +82,12 @@ class OperatorSamples(GradSamples):
         self.sampler, self.xs, self.d, self.batch, self.shape = sampler, xs, d, batch, sampler.shape
         self.dtype, self.device = d.dtype, d.device
 
-    def runs(self) -> list[slice]:
+    def runs(self, summed: bool = False) -> list[slice]:
+        """As for all; or, if `summed`, so that `squares_and_sum` of a run fits the budget."""
         if self.sampler.alone(self.d):
             return [slice(i, i + 1) for i in range(self.batch)]
-        elements = self.sampler.samples_elements(self.xs, self.d, self.batch)
-        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
+        held = self.sampler.sum_elements if summed else self.sampler.samples_elements
+        return chunks(self.batch, held(self.xs, self.d, self.batch) * self.dtype.itemsize, self.device)
 
     def samples(self, run: slice) -> Tensor:
         return self._of(run, self.sampler.samples(*self._cut(run), run.stop - run.start), *self.shape)
@@ -94,7 +97,7 @@ class OperatorSamples(GradSamples):
         return super().total() if found is None else found.view(self.shape)
 
     def squares(self) -> Tensor:
-        convolution = self.sampler.convolution(self.xs, self.d, self.batch)
+        convolution = self.sampler.convolution(self.xs, self.d, self.batch) if self.d.is_cuda else None
         if convolution is not None:
             return kernels.squares(convolution, self.batch)
         squares = []
@@ -108,16 +111,18 @@ class OperatorSamples(GradSamples):
 
     def squares_and_gradient(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype` and `memory_format`."""
-        convolution = self.sampler.convolution(self.xs, self.d, self.batch)
+        convolution = self.sampler.convolution(self.xs, self.d, self.batch) if self.d.is_cuda else None
         if convolution is not None:
             found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype, memory_format)
             # A view has strides of its own in dimensions of one element.
             return found, gradient if gradient.shape == self.shape else gradient.view(self.shape)
-        total = torch.zeros(self.shape, dtype=norm_dtype(self.dtype), device=self.device)
-        squares = [
-            self._of(run, self.sampler.squares_and_sum(*self._cut(run), run.stop - run.start, total=total))
-            for run in self.runs()
-        ]
+        squares, total = [], None
+        for run in self.runs(summed=True):
+            found, total = self.sampler.squares_and_sum(*self._cut(run), run.stop - run.start, total)
+            squares.append(self._of(run, found))
+        assert total is not None
+        if total.shape != self.shape:
+            raise UserError(f"{type(self.sampler).__name__} returned a sum of shape {tuple(total.shape)}")
         return _joined(squares), total.to(dtype, memory_format=memory_format)
 
     def _of(self, run: slice, found: Tensor, *shape: int) -> Tensor:
@@ -129,7 +134,7 @@ class OperatorSamples(GradSamples):
         return found
 
     def _cut(self, run: slice) -> tuple[Saved, Tensor]:
-        if run == slice(0, self.batch):
+        if run.start == 0 and run.stop == self.batch and run.step is None:
             return self.xs, self.d
         return self.sampler.cut(self.xs, self.d, run, self.batch)
 

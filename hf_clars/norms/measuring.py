@@ -27,7 +27,7 @@ def measure(recorder: Recorder, use: Use, xs: Saved, d: Tensor) -> Tensor | None
         if d.ndim < xs[0].ndim and isinstance(use.sampler, LinearSampler):  # the call saw its positions flattened
             d = d.view(*xs[0].shape[:-1], d.shape[-1])
         xs, d = use.sampler.samples_first(xs, d, use.axis)
-    if use.parameters:
+    if use.weight is not None or use.bias is not None:
         recorder.begin_backward()
     if not recorder.check.active:
         return _measure(recorder, use, xs, d)

@@ -93,7 +93,7 @@ class Recorder:
 
     def begin_backward(self) -> None:
         """A backward pass reaches a use of a parameter."""
-        if self.follows_gradient and self.check.begin_backward(self.parameters):
+        if not self.check.decided and self.follows_gradient and self.check.begin_backward(self.parameters):
             at_end_of_pass(self.check.pause)
 
     def _drop_unfinished(self, unfinished: bool) -> None:

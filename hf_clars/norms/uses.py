@@ -11,7 +11,7 @@ from .samplers.base import Sampler
 from .tracked import TrackedParameter, TrackedTensor, parameters_of
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Use:
     """What the backward pass must know to measure.
 

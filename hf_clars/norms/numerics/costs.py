@@ -1,58 +1,117 @@
 """The cost rule: which form of a layer's norms is the cheapest, from shapes alone.
 
-Costs are per sample, in multiply-adds of a matrix product, beyond what the plain weight gradient costs. Forms that
-give the weight gradient too (products, grouped) replace it and pay for traffic and calls; the Gram forms come on top of
-it. `P` positions, `I` inputs to a position (channels of a group × kernel taps), `O` outputs, `S` pixels of the input,
-`C` channels, `G` groups, `k` the kernel's sides.
+Costs are per sample, in multiply-adds of a matrix product, beyond `P·I·O`, which all forms and the plain weight
+gradient take. The Gram forms leave the weight gradient to autograd, and the price of its call is in theirs. `P`
+positions, `I` inputs to a position (channels of a group × kernel taps), `O` outputs, `S` pixels of the input, `C` its
+channels, `G` groups, `k` the kernel's sides, `T = P·O + S·C` numbers in input and output.
 
-=========  ==============================  ===========================================================================
-products   4·I·O + 200,000                 `c_i = d_i x_iᵀ` written, squared and added; one call for each sample
-           8·I·O + 1,000,000               the same for a convolution, whose plain weight gradient is quicker
-unfolding  40·I·P                          the windows of a convolution laid out as a matrix, for products
-grouped    25·I·O                          samples as groups of one convolution, whose kernels are less efficient
-           48·P·I·O + 35,000·O             depthwise and wider than 3, where oneDNN is slow: with the plain gradient
-rows       O·(3·R·W·H + 20·W·H + 50,000)   in its place: products of R rows of W positions with H = rows of pixels
-                                           × width of the kernel; 60·W·H with a stride
-Gram       P²·(I + O)                      `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`
-of pixels  S²·C + P²·O + 10·G·P²·Σk        the same for a convolution: products of pixels, then sums over kernel taps
-=========  ==============================  ===========================================================================
+=========  ===============================  ==========================================================================
+of a convolution whose kernel is one pixel
+products   60,000 + 36·I·O + P·I·O/6 − 8·T  `c_i = d_i x_iᵀ` written, squared and added
+grouped    320,000 + 44·I·O + P·I·O/14      samples as groups of one convolution
+Gram       180,000 + P²·(C + O + 98·G)      `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`
+           + 32·T
+of any other
+products   330,000 + 40·I·O + 57·I·P        the windows of the input are laid out as a matrix first
+           − 15·T
+grouped    420,000 + 40·I·O + P·I·O/8
+           + 48·T
+of pixels  410,000 + 2·S²·C + 2·P²·O        the Gram form from products of pixels, then sums over kernel taps
+           + 32·G·P²·Σk + 14·T
+of a depthwise one that is wider than 3, for which oneDNN is slow: with the plain gradient
+grouped    48·P·I·O + 35,000·O
+rows       O·(3·R·W·H + 20·W·H + 50,000)    products of R rows of W positions with H = rows of pixels × width of the
+                                            kernel; 60·W·H with a stride
+of a linear layer
+products   60,000 + 25·I·O
+Gram       100,000 + P²·(I + O + 98)        40,000 + 4·(I + O) of one position
+           + 32·P·(I + O)
+=========  ===============================  ==========================================================================
 
-The factors were fitted to timings of all convolutions of ResNet-18, ResNet-50, DenseNet-121 and MobileNetV2, and of
-depthwise ones of 16 to 576 channels, kernels of 3 to 11 and 3 to 24 pixels, on one AVX-512 core. Being off by two moves
+A Gram form takes 150,000 more for each of several groups. The factors were fitted to timings, in batches of 16, of the
+layers of architectures of all kinds (`recipes/benchmarks/architectures.py`, without those that are held out) on one
+AVX2 core, where 1,000,000 multiply-adds take 33 µs; those of depthwise layers on an AVX-512 core, and there the numbers
+of `c_i`, `I·O`, cost less of products (4 in place of 25, 8 of 36 and of 40), and of grouped 25. Being off by two moves
 a choice only where both forms cost about the same. On a GPU it serves what has no kernel (`kernels/`).
 """
 
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
+
+import torch
+
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+_LINEAR, _POINTWISE, _WINDOWS, _GROUPED = (4, 8, 8, 25) if WIDE else (25, 36, 40, 40)  # for each number of `c_i`
 
 
 def products(inputs: int, outputs: int) -> int:
-    return 4 * inputs * outputs + 200_000
-
-
-def conv_products(inputs: int, outputs: int) -> int:
-    return 8 * inputs * outputs + 1_000_000
+    return 60_000 + _LINEAR * inputs * outputs
 
 
 def gram(positions: int, inputs: int, outputs: int) -> int:
-    return positions * positions * (inputs + outputs)
+    if positions == 1:
+        return 40_000 + 4 * (inputs + outputs)
+    return 100_000 + positions**2 * (inputs + outputs + 98) + 32 * positions * (inputs + outputs)
 
 
-def unfolding(positions: int, inputs: int) -> int:
-    return 40 * inputs * positions
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution whose forms are priced.
 
+    Args:
+        shape: of its weight.
+        positions, pixels: of the output and of the input of one sample.
+        pointwise: its kernel is one pixel, and nothing is padded.
+    """
 
-def grouped(weights: int) -> int:
-    return 25 * weights
+    shape: tuple[int, ...]
+    groups: int
+    positions: int
+    pixels: int
+    pointwise: bool
 
+    @property
+    def channels(self) -> int:
+        return self.groups * self.shape[1]
 
-def depthwise(positions: int, inputs: int, outputs: int) -> int:
-    return 48 * positions * inputs * outputs + 35_000 * outputs
+    @property
+    def inputs(self) -> int:
+        return math.prod(self.shape[1:])
 
+    @property
+    def outputs(self) -> int:
+        return self.shape[0]
 
-def depthwise_rows(rows: int, columns: int, height: int, outputs: int, strided: bool) -> int:
-    return outputs * (3 * rows * columns * height + (60 if strided else 20) * columns * height + 50_000)
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs
 
+    @property
+    def numbers(self) -> int:
+        return self.positions * self.outputs + self.pixels * self.channels
 
-def gram_of_pixels(positions: int, pixels: int, channels: int, outputs: int, groups: int, kernel: Sequence[int]) -> int:
-    diagonals = 10 * groups * positions * positions * sum(kernel)
-    return pixels * pixels * channels + positions * positions * outputs + diagonals
+    def products(self) -> int:
+        if self.pointwise:
+            return 60_000 + _POINTWISE * self.weights + self.positions * self.weights // 6 - 8 * self.numbers
+        return 330_000 + _WINDOWS * self.weights + 57 * self.inputs * self.positions - 15 * self.numbers
+
+    def grouped(self) -> int:
+        if self.pointwise:
+            return 320_000 + (_GROUPED + 4) * self.weights + self.positions * self.weights // 14
+        return 420_000 + _GROUPED * self.weights + self.positions * self.weights // 8 + 48 * self.numbers
+
+    def grouped_depthwise(self) -> int:
+        return 48 * self.positions * self.weights + 35_000 * self.outputs
+
+    def rows(self, rows: int, columns: int, height: int, *, strided: bool) -> int:
+        edge = (60 if strided else 20) * columns * height
+        return self.outputs * (3 * rows * columns * height + edge + 50_000)
+
+    def gram(self) -> int:
+        squared, several = self.positions**2, 150_000 * self.groups if self.groups > 1 else 0
+        if self.pointwise:
+            products = squared * (self.channels + self.outputs + 98 * self.groups)
+            return 180_000 + several + products + 32 * self.numbers
+        products = 2 * self.pixels**2 * self.channels + 2 * squared * self.outputs
+        diagonals = 32 * self.groups * squared * sum(self.shape[2:])
+        return 410_000 + several + products + diagonals + 14 * self.numbers

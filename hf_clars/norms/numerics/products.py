@@ -6,53 +6,55 @@
 import torch
 from torch import Tensor
 
-from .reductions import add_samples_, squared_norms
+from .costs import WIDE
+from .reductions import squared_norms, sum_of_samples
 
-# From so many multiply-adds a product on, a call of oneDNN for each costs less than MKL's loop over all: on AMD's
-# processors with AVX-512 it is twice as fast, on Intel's about as fast.
-_LARGE_PRODUCT = 1 << 20
-_LARGE_RESULT = 1 << 13  # elements; below, it is the other way round
-
-# A private operator, which torch.compile's code calls for linear layers; test_norms_products.py fails if it goes.
-ONE_DNN = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+# A private operator, which torch.compile's code calls for linear layers; test_norms_products.py fails if it goes. On
+# AMD's processors with AVX-512 it is twice as fast as MKL, on Intel's about as fast, and without AVX-512 slower.
+ONE_DNN = torch.ops.mkldnn._linear_pointwise if WIDE and torch.backends.mkldnn.is_available() else None
+# From such a product on, a call for each costs less than MKL's loop over all.
+_LARGE_RESULT = 1 << 18 if ONE_DNN is None else 1 << 13  # elements
+_LARGE_PRODUCT = 1 << 20  # multiply-adds
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
     """`left [B, O, P]`, `right [B, P, I]` → `[B, O, I]`."""
-    if one_by_one(left, right):
-        return torch.stack([_product(a, b) for a, b in zip(left.unbind(), right.mT.unbind(), strict=True)])
-    return torch.bmm(left, right)
+    if not one_by_one(left, right):
+        return torch.bmm(left, right)
+    each = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    for a, b, out in zip(left.unbind(), right.unbind(), each.unbind(), strict=True):
+        _product(a, b, out)
+    return each
 
 
-def multiply_and_sum(left: Tensor, right: Tensor, total: Tensor) -> Tensor:
-    """`total += Σ_i left_i right_i`; returns `‖left_i right_i‖²`, `[B]`.
+def multiply_and_sum(left: Tensor, right: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`‖left_i right_i‖²`, `[B]`; and `total + Σ_i left_i right_i`.
 
-    `left [B, O, P]`, `right [B, P, I]`, `total [O, I]`, contiguous and of the dtype of norms.
+    `left [B, O, P]`, `right [B, P, I]`, `total [O, I]`, contiguous and of the dtype of norms; it may be changed.
     """
     if not one_by_one(left, right):
         each = torch.bmm(left, right)
-        add_samples_(total, each)
-        return squared_norms(each)
-    squares = []
-    for a, b in zip(left.unbind(), right.mT.unbind(), strict=True):
-        each = _product(a, b)
-        row = each.view(-1)
+        return squared_norms(each), sum_of_samples(each, total)
+    product = left.new_empty(left.shape[1], right.shape[2])
+    row, squares = product.view(-1), []
+    for a, b in zip(left.unbind(), right.unbind(), strict=True):
+        _product(a, b, product)
         squares.append(torch.dot(row, row))
-        total.add_(each)
-    return torch.stack(squares)
+        total = product.clone() if total is None else total.add_(product)
+    assert total is not None
+    return torch.stack(squares), total
 
 
 def one_by_one(left: Tensor, right: Tensor) -> bool:
-    """Whether each product is a call of its own: large ones on a CPU."""
-    return (
-        ONE_DNN is not None
-        and left.device.type == "cpu"
-        and left.dtype == right.dtype == torch.float32
-        and left.shape[1] * right.shape[2] >= _LARGE_RESULT
-        and left.shape[1] * left.shape[2] * right.shape[2] >= _LARGE_PRODUCT
-    )
+    """Whether each product is a call of its own, and only one of them is held: large ones on a CPU."""
+    if left.device.type != "cpu" or left.dtype != torch.float32 or right.dtype != torch.float32:
+        return False
+    result = left.shape[1] * right.shape[2]
+    return result >= _LARGE_RESULT and result * left.shape[2] >= _LARGE_PRODUCT
 
 
-def _product(left: Tensor, right_transposed: Tensor) -> Tensor:
-    assert ONE_DNN is not None
-    return ONE_DNN(left, right_transposed, None, "none", [], "")
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    if ONE_DNN is None:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(ONE_DNN(left, right.T, None, "none", [], ""))

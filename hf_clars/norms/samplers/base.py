@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Convolution
-from ..numerics.reductions import add_samples_, norm_dtype, squared_norms
+from ..numerics.reductions import norm_dtype, squared_norms, sum_of_samples
 from ..sample_axis.axis import SampleAxis, samples_first
 
 Saved = tuple[Tensor, ...]
@@ -70,15 +70,18 @@ class Sampler(ABC):
         """About how many numbers `samples` holds per sample, beside its operands."""
         return math.prod(self.shape)
 
+    def sum_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
+        """About how many numbers `squares_and_sum` holds per sample, beside its operands and one sum."""
+        return self.samples_elements(xs, d, batch)
+
     def alone(self, d: Tensor) -> bool:
         """Whether `samples` is faster for one sample at a time."""
         return False
 
-    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
-        """`‖c_i‖²` of the weight, `[batch]`; and `total += Σ_i c_i`, in the dtype of norms."""
+    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`‖c_i‖²` of the weight, `[batch]`; and `total + Σ_i c_i`, in the dtype of norms; `total` may be changed."""
         each = self.samples(xs, d, batch)
-        add_samples_(total, each)
-        return squared_norms(each)
+        return squared_norms(each), sum_of_samples(each, total)
 
     def total(self, xs: Saved, d: Tensor) -> Tensor | None:
         """`Σ_i c_i` of the weight without forming `c_i`; None where there is no shorter way."""

@@ -74,7 +74,7 @@ class ConvSampler(Sampler):
         return kernel != "gram" if kernel else not self._gram(x, batch)
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
-        if len(self.kernel) > 2:
+        if not x.is_cuda or len(self.kernel) > 2:
             return ""
         positions = math.prod(self._sizes(x.shape[2:])[0])
         return kernels.choose(x, self.shape, positions, self.groups, x.shape[0] // batch, convolution=True)
@@ -96,12 +96,14 @@ class ConvSampler(Sampler):
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
         if not self._gram(xs[0], batch):
             return None
-        x, d = (t.reshape(batch * self.groups, -1, *t.shape[2:]) for t in self._operands(xs[0], d))
+        x, d = self._operands(xs[0], d)
+        if self.groups > 1:
+            x, d = (t.reshape(batch * self.groups, -1, *t.shape[2:]) for t in (x, d))
         if self.pointwise:
             squares = forms.gram_squares(self._strided(x).flatten(2).mT, d.flatten(2).mT)
         else:
             squares = forms.pixel_gram_squares(x, d, self.kernel, *self.geometry)
-        return squares.view(batch, self.groups).sum(1)
+        return squares if self.groups == 1 else squares.view(batch, self.groups).sum(1)
 
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         positions, pixels = self._sizes(xs[0].shape[2:])
@@ -156,9 +158,15 @@ class ConvSampler(Sampler):
             each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
         return each if x.shape[0] == batch else each.view(batch, -1, *self.shape).sum(1)
 
-    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
+    def sum_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
+        one_by_one = self.form == "products" and self.pointwise and products.one_by_one(*self._matrices(xs, d, batch))
+        return 0 if one_by_one else self.samples_elements(xs, d, batch)
+
+    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.form == "products":
-            return products.multiply_and_sum(*self._matrices(xs, d, batch), total.view(self.shape[0], -1))
+            left, right = self._matrices(xs, d, batch)
+            squares, total = products.multiply_and_sum(left, right, None if total is None else total.flatten(1))
+            return squares, total.view(self.shape)
         return super().squares_and_sum(xs, d, batch, total)
 
     def total(self, xs: Saved, d: Tensor) -> Tensor | None:
@@ -201,19 +209,11 @@ class TransposedConvSampler(ConvSampler):
 @functools.lru_cache(maxsize=4096)
 def _for_size(sampler: ConvSampler, size: tuple[int, ...]) -> ConvSampler:
     positions, pixels = map(math.prod, sampler._sizes(size))
-    (outputs, channels, *kernel), groups = sampler.shape, sampler.groups
-    inputs = channels * math.prod(kernel)
-    if sampler.pointwise:
-        prices = {"gram": groups * costs.gram(positions, channels, outputs // groups)}
-    else:
-        prices = {"gram": costs.gram_of_pixels(positions, pixels, groups * channels, outputs, groups, kernel)}
-    if groups > 1 or not sampler.pointwise:
-        prices["grouped"] = costs.grouped(outputs * inputs)
-    if channels == 1 and groups > 1 and len(kernel) < 3 and kernel[-1] > 3:
-        plain = costs.depthwise(positions, inputs, outputs)
-        prices = {"gram": prices["gram"] + plain, "grouped": plain}
-        prices["rows"] = costs.depthwise_rows(*sampler._rows(size), outputs, strided=sampler.geometry[0][-1] > 1)
-    if groups == 1:
-        unfolding = 0 if sampler.pointwise else costs.unfolding(positions, inputs)
-        prices["products"] = costs.conv_products(inputs, outputs) + unfolding
+    layer = costs.Convolution(sampler.shape, sampler.groups, positions, pixels, sampler.pointwise)
+    prices = {"grouped": layer.grouped(), "gram": layer.gram()}
+    if sampler.groups == 1:
+        prices["products"] = layer.products()
+    elif sampler.shape[1] == 1 and len(sampler.kernel) < 3 and sampler.kernel[-1] > 3:
+        prices["grouped"] = layer.grouped_depthwise()
+        prices["rows"] = layer.rows(*sampler._rows(size), strided=sampler.geometry[0][-1] > 1)
     return replace(sampler, form=min(prices, key=lambda form: prices[form]))

@@ -34,6 +34,8 @@ class LinearSampler(Sampler):
         return kernel != "gram" if kernel else not self._gram(x, batch)
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
+        if not x.is_cuda:
+            return ""
         return kernels.choose(x, self.shape, x.numel() // x.shape[-1] // batch, 1, 1, convolution=False)
 
     def convolution(self, xs: Saved, d: Tensor, batch: int) -> kernels.Convolution | None:
@@ -63,7 +65,10 @@ class LinearSampler(Sampler):
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         return products.multiply(*self._matrices(xs, d, batch))
 
-    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor) -> Tensor:
+    def sum_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
+        return 0 if products.one_by_one(*self._matrices(xs, d, batch)) else self.samples_elements(xs, d, batch)
+
+    def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor | None) -> tuple[Tensor, Tensor]:
         return products.multiply_and_sum(*self._matrices(xs, d, batch), total)
 
     def total(self, xs: Saved, d: Tensor) -> Tensor | None:
