@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import kernels
 from .numerics.reductions import norm_dtype, squared_norms
-from .recorded_calls import Recipe
 from .samplers.base import Sampler, Saved
-from .tracked import TrackedParameter
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
 # between being formed and being summed; on an accelerator what fills it.
@@ -52,7 +49,7 @@ class GradSamples(ABC):
 
     def squares(self) -> Tensor:
         """`‖c_i‖²`, `[batch]`."""
-        return _joined([squared_norms(self.samples(run)) for run in self.runs()])
+        return joined([squared_norms(self.samples(run)) for run in self.runs()])
 
     def total(self) -> Tensor:
         """`Σ_i c_i`, of the parameter's shape."""
@@ -89,8 +86,13 @@ class OperatorSamples(GradSamples):
         held = self.sampler.sum_elements if summed else self.sampler.samples_elements
         return chunks(self.batch, held(self.xs, self.d, self.batch) * self.dtype.itemsize, self.device)
 
+    def runs_of_squares(self) -> list[slice]:
+        """How to cut the batch so that `squares` of a run fits the device's budget."""
+        elements = self.sampler.squares_elements(self.xs, self.d, self.batch)
+        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
+
     def samples(self, run: slice) -> Tensor:
-        return self._of(run, self.sampler.samples(*self._cut(run), run.stop - run.start), *self.shape)
+        return self._of(run, self.sampler.samples(*self.cut(run), run.stop - run.start), *self.shape)
 
     def total(self) -> Tensor:
         found = self.sampler.total(self.xs, self.d)
@@ -101,13 +103,12 @@ class OperatorSamples(GradSamples):
         if convolution is not None:
             return kernels.squares(convolution, self.batch)
         squares = []
-        elements = self.sampler.squares_elements(self.xs, self.d, self.batch)
-        for run in chunks(self.batch, elements * self.d.element_size(), self.d.device):
-            part = self.sampler.squares(*self._cut(run), run.stop - run.start)
+        for run in self.runs_of_squares():
+            part = self.sampler.squares(*self.cut(run), run.stop - run.start)
             if part is None:
                 return super().squares()
             squares.append(self._of(run, part))
-        return _joined(squares)
+        return joined(squares)
 
     def squares_and_gradient(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype` and `memory_format`."""
@@ -118,12 +119,12 @@ class OperatorSamples(GradSamples):
             return found, gradient if gradient.shape == self.shape else gradient.view(self.shape)
         squares, total = [], None
         for run in self.runs(summed=True):
-            found, total = self.sampler.squares_and_sum(*self._cut(run), run.stop - run.start, total)
+            found, total = self.sampler.squares_and_sum(*self.cut(run), run.stop - run.start, total)
             squares.append(self._of(run, found))
         assert total is not None
         if total.shape != self.shape:
             raise UserError(f"{type(self.sampler).__name__} returned a sum of shape {tuple(total.shape)}")
-        return _joined(squares), total.to(dtype, memory_format=memory_format)
+        return joined(squares), total.to(dtype, memory_format=memory_format)
 
     def _of(self, run: slice, found: Tensor, *shape: int) -> Tensor:
         """What a sampler found, if it is of the samples of the run."""
@@ -133,76 +134,11 @@ class OperatorSamples(GradSamples):
             raise UserError(f"{name} returned values of shape {tuple(found.shape)} for {due[0]} samples, not {due}")
         return found
 
-    def _cut(self, run: slice) -> tuple[Saved, Tensor]:
+    def cut(self, run: slice) -> tuple[Saved, Tensor]:
+        """What belongs to a run of samples."""
         if run.start == 0 and run.stop == self.batch and run.step is None:
             return self.xs, self.d
         return self.sampler.cut(self.xs, self.d, run, self.batch)
-
-
-class SamplesThroughGraph(GradSamples):
-    """A parameter `w` behind a tensor `u = g(w)` that an operator used: `c_{w,i} = (∂g/∂w)ᵀ c_{u,i}`."""
-
-    def __init__(self, part: GradSamples, u: Tensor, parameter: Tensor) -> None:
-        self.part, self.u, self.parameter = part, u, parameter
-        self.batch, self.shape, self.dtype, self.device = part.batch, parameter.shape, part.dtype, part.device
-
-    def runs(self) -> list[slice]:
-        elements = self.parameter.numel() + self.u.numel()
-        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
-
-    def kept(self) -> GradSamples:
-        return GivenSamples(self.samples(slice(0, self.batch)))
-
-    def samples(self, run: slice) -> Tensor:
-        each = self.part.samples(run).reshape(-1, *self.u.shape).to(self.u.dtype)
-        return self._gradient(each, batched=True)
-
-    def total(self) -> Tensor:
-        of_u = self.part.total().reshape(self.u.shape).to(self.u.dtype)
-        return self._gradient(of_u, batched=False)
-
-    def _gradient(self, of_u: Tensor, batched: bool) -> Tensor:
-        # Hooks on the parameter, ours and those of others, are for its gradient alone.
-        hooks = self.parameter._backward_hooks or {}
-        silenced = dict(hooks)
-        hooks.clear()
-        try:
-            (gradient,) = torch.autograd.grad(self.u, self.parameter, of_u, retain_graph=True, is_grads_batched=batched)
-        finally:
-            hooks.update(silenced)
-        return gradient
-
-
-class SamplesThroughRecipe(GradSamples):
-    """The same where a recipe stands for the graph from `u` to `w`.
-
-    Args:
-        tracked: `w`.
-        others: all parameters that recipes may name by their index.
-    """
-
-    def __init__(
-        self, part: GradSamples, recipe: Recipe, tracked: TrackedParameter, others: Sequence[TrackedParameter]
-    ) -> None:
-        self.part, self.recipe, self.tracked, self.others = part, recipe, tracked, others
-        self.batch, self.shape, self.dtype, self.device = part.batch, tracked.parameter.shape, part.dtype, part.device
-
-    def runs(self) -> list[slice]:
-        elements = self.tracked.parameter.numel() + torch.Size(self.part.shape).numel()
-        return chunks(self.batch, elements * self.dtype.itemsize, self.device)
-
-    def kept(self) -> GradSamples:
-        return GivenSamples(self.samples(slice(0, self.batch)))
-
-    def samples(self, run: slice) -> Tensor:
-        def made(parameter: Tensor) -> Tensor:
-            others, index = self.others, self.tracked.index
-            return self.recipe.made_of(lambda i: parameter if i == index else others[i].parameter.detach())
-
-        made_at = torch.func.vjp(made, self.tracked.parameter.detach())
-        u, back = made_at[0], made_at[1]
-        each = self.part.samples(run).reshape(-1, *u.shape).to(u.dtype)
-        return torch.func.vmap(back)(each)[0]
 
 
 def squares_together(parts: list[GradSamples]) -> Tensor:
@@ -224,10 +160,11 @@ def squares_together(parts: list[GradSamples]) -> Tensor:
             total = samples if total is None else total + samples
         assert total is not None
         squares.append(squared_norms(total))
-    return _joined(squares)
+    return joined(squares)
 
 
-def _joined(squares: list[Tensor]) -> Tensor:
+def joined(squares: list[Tensor]) -> Tensor:
+    """Of all runs."""
     return squares[0] if len(squares) == 1 else torch.cat(squares)
 
 

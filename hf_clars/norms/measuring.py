@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .grad_samples import GivenSamples, GradSamples, OperatorSamples, SamplesThroughGraph, SamplesThroughRecipe
+from .computed_weights import SamplesThroughGraph, SamplesThroughRecipe, squares_through
+from .grad_samples import GivenSamples, GradSamples, OperatorSamples
 from .recorder import Recorder
 from .samplers.base import Saved
 from .samplers.linear import LinearSampler
+from .standardised import Standardisation
 from .tracked import TrackedParameter, TrackedTensor
 from .uses import Use
 
@@ -51,26 +55,42 @@ def _measure(recorder: Recorder, use: Use, xs: Saved, d: Tensor) -> Tensor | Non
 
 def _close(recorder: Recorder, use: Use, of: TrackedTensor, part: GradSamples, whole: GradSamples) -> Tensor | None:
     """`part` is of the samples that are measured, `whole` of all."""
-    gradient = None
-    for tracked in of.parameters:
-        if use.number < 0 and not _is_wanted(tracked, recorder):
-            continue
-        if use.fused and isinstance(part, OperatorSamples) and of is use.weight:
-            squares, gradient = part.squares_and_gradient(use.dtype, use.memory_format)
-            recorder.close(tracked, use, part, squares)
-        else:
-            recorder.close(tracked, use, _through(part, of, tracked, recorder))
+    wanted = [tracked for tracked in of.parameters if use.number >= 0 or _is_wanted(tracked, recorder)]
+    standardisation = None if of.u is None or of.recipe is not None else Standardisation.of(of.u)
+    parts = [_through(part, of, tracked, recorder, standardisation) for tracked in wanted]
+    squares: Sequence[Tensor | None] = [None] * len(parts)
+    gradient: Tensor | None = None
+    fused = use.fused and of is use.weight
+    through = [own for own in parts if isinstance(own, SamplesThroughGraph)]
+    if len(through) > 1 or (through and fused):
+        squares, total = squares_through(through, summed=fused)
+        gradient = None if total is None else total.to(use.dtype, memory_format=use.memory_format)
+    elif fused and parts and isinstance(part, OperatorSamples):
+        found, gradient = part.squares_and_gradient(use.dtype, use.memory_format)
+        squares = [found]
+    elif fused and of.u is not None:  # it leads to something that is not measured
+        gradient = part.total().view(of.u.shape).to(use.dtype, memory_format=use.memory_format)
+    for tracked, own, known in zip(wanted, parts, squares, strict=True):
+        recorder.close(tracked, use, own, known)
         if recorder.check.active:
-            total = _through(whole, of, tracked, recorder).total() if gradient is None else gradient
-            recorder.check.claim(tracked, total, use.sampler)
+            known_total = gradient if own is part else None
+            if known_total is None:
+                known_total = _through(whole, of, tracked, recorder, standardisation).total()
+            recorder.check.claim(tracked, known_total, use.sampler)
     return gradient
 
 
-def _through(part: GradSamples, of: TrackedTensor, tracked: TrackedParameter, recorder: Recorder) -> GradSamples:
+def _through(
+    part: GradSamples,
+    of: TrackedTensor,
+    tracked: TrackedParameter,
+    recorder: Recorder,
+    standardisation: Standardisation | None,
+) -> GradSamples:
     """What a parameter gets, of what the tensor gets which is computed from it."""
     if of.recipe is not None:
         return SamplesThroughRecipe(part, of.recipe, tracked, recorder.parameters)
-    return part if of.u is None else SamplesThroughGraph(part, of.u, tracked.parameter)
+    return part if of.u is None else SamplesThroughGraph(part, of.u, tracked.parameter, standardisation)
 
 
 def _is_wanted(tracked: TrackedParameter, recorder: Recorder) -> bool:

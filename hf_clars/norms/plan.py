@@ -14,6 +14,7 @@ from .sample_axis.axis import Lost, SampleAxis, is_ordinary, samples_first
 from .sample_axis.tags import axis_of, place_of
 from .samplers.base import Sampler, Saved
 from .samplers.linear import LinearSampler
+from .standardised import is_standardised
 from .tracked import TrackedParameter, TrackedTensor, parameters_of, tracked_tensor
 from .uses import Use
 
@@ -62,7 +63,7 @@ class Plan:
                 given = x
         fused = self.fused and self.weight is not None
         if fused and self.weight is not None and not measurement.regions.must_repeat():
-            fused = not self.weight.parameters[0].in_use()
+            fused = True not in [tracked.in_use() for tracked in self.weight.parameters]
         use = Use(self.sampler, self.weight, self.bias, self.batch, fused, self.unbatched, self.axis)
         w = weight.detach() if fused and weight is not None else weight
         y = self.call(given.flatten(0, -2) if flat else given, w, bias)
@@ -92,8 +93,11 @@ def decide(measurement: Measurement, operator: Operator) -> Plan | None:
         # Autocast's cast, done here so that what backward keeps is the half as well.
         kind = x.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    fused = weight is not None and weight.u is None and measurement.mode == "per_sample"
-    if fused:
+    fused = weight is not None and measurement.mode == "per_sample"
+    if fused and weight is not None and weight.u is not None:
+        fused = weight.lookup is None and not torch.compiler.is_compiling() and sampler.forms_weight()
+    # What is computed from a parameter is measured by way of its own `c_i`, unless it is standardised.
+    if fused and weight is not None and (weight.u is None or is_standardised(weight.u)):
         like = x if half is None else x.to(half)
         if unbatched:
             like = like.unsqueeze(0)

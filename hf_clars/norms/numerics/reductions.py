@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# From here on a CPU's BLAS takes a sample's norm about as fast as a reduction over all samples does, and more accurately.
+# From here on a CPU's BLAS takes a sample's norm as fast as a reduction over all samples does, and more accurately.
 _LONG = 1 << 15
 _MANY = 1 << 17  # numbers that a CPU's BLAS sums up faster than a reduction does
 

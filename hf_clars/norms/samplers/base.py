@@ -50,6 +50,15 @@ class Sampler(ABC):
         """Whether the weight gradient shall come out of `samples`, instead of from autograd."""
         return False
 
+    def forms_weight(self) -> bool:
+        """Whether `samples` adds up to the weight gradient of one call, so that it may stand for autograd's."""
+        return False
+
+    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """The operator's result for another weight, with as many outputs of each group as that has; None where only
+        the operator knows it."""
+        return None
+
     def convolution(self, xs: Saved, d: Tensor, batch: int) -> Convolution | None:
         """The same as a convolution's weight gradient, if a kernel serves it."""
         return None

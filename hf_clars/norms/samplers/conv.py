@@ -73,6 +73,13 @@ class ConvSampler(Sampler):
         kernel = self._cuda_kernel(x, batch)
         return kernel != "gram" if kernel else not self._gram(x, batch)
 
+    def forms_weight(self) -> bool:
+        return True
+
+    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+        return convolve(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
         if not x.is_cuda or len(self.kernel) > 2:
             return ""
@@ -149,7 +156,7 @@ class ConvSampler(Sampler):
         return left, right.mT
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
-        if self.form == "products":
+        if self.form == "products" or (self.form == "gram" and self.pointwise and self.groups == 1):
             return products.multiply(*self._matrices(xs, d, batch)).view(batch, *self.shape)
         x, d = self._operands(xs[0], d)
         if self.form == "rows":
@@ -189,6 +196,9 @@ class TransposedConvSampler(ConvSampler):
     """Transposed convolutions: the convolution's weight gradient with input and output derivative exchanged."""
 
     output_padding: tuple[int, ...] = ()
+
+    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        return None
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

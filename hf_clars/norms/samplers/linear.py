@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
@@ -32,6 +33,12 @@ class LinearSampler(Sampler):
     def fused(self, x: Tensor, batch: int) -> bool:
         kernel = self._cuda_kernel(x, batch)
         return kernel != "gram" if kernel else not self._gram(x, batch)
+
+    def forms_weight(self) -> bool:
+        return True
+
+    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        return None if self.transposed else F.linear(x, weight)
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
         if not x.is_cuda:
