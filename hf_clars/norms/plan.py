@@ -92,7 +92,7 @@ def decide(measurement: Measurement, operator: Operator) -> Plan | None:
         # Autocast's cast, done here so that what backward keeps is the half as well.
         kind = x.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    fused = weight is not None and weight.u is None and measurement.mode == "per_sample"
+    fused = weight is not None and weight.u is None and measurement.measures_all(batch)
     if fused:
         like = x if half is None else x.to(half)
         if unbatched:
