@@ -129,7 +129,9 @@ def test_passes_of_all_samples_return_the_gradient_from_measuring(autocast):
     assert fused.call_count == 4  # two layers, two passes
     assert norms.untracked == {}
     for n, gradient in enumerate(gradients, 1):
-        torch.testing.assert_close(gradient / n, gradients[0], rtol=2e-2 if autocast else 1e-4, atol=1e-3 * autocast + 1e-6)
+        torch.testing.assert_close(
+            gradient / n, gradients[0], rtol=2e-2 if autocast else 1e-4, atol=1e-3 * autocast + 1e-6
+        )
 
 
 def zero_each(model: nn.Module) -> None:

@@ -48,7 +48,8 @@ class ForwardPasses:
         recorder = self.measurement.recorder
         self.settle_check()
         recorder.begin_forward()
-        if not any(life.samples for life in recorder.lives):
+        # In compiled code a look at the number of samples would be a guard that each micro-batch fails.
+        if torch.compiler.is_compiling() or not any(life.samples for life in recorder.lives):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             recorder.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
         if torch.compiler.is_compiling():
