@@ -308,9 +308,13 @@ def test_a_parameter_that_unmeasured_passes_alone_use_is_not_named():
 def test_a_gradient_that_comes_past_is_named_before_passes_go_unmeasured():
     model = network()
     with subset(model, bias_and_norm=False) as norms:
-        for _ in range(3):
-            y = F.linear(model[0](alike()).tanh(), model[2].weight)  # no watched call uses it
-            y.square().sum().backward()
+        for gradient in range(3):  # in the first two passes what arrives is checked, too
+            model.zero_grad()
+            for _ in range(3):
+                if gradient < 2:
+                    backward(model)
+                else:  # no watched call uses the last layer
+                    F.linear(model[0](alike()).tanh(), model[2].weight).square().sum().backward()
         with pytest.warns(UserWarning, match=r"2\.weight"):
             norms.denominators()
         assert set(norms.untracked) == {"2.weight"}
@@ -320,8 +324,9 @@ def test_a_check_that_is_under_way_takes_no_unmeasured_pass_for_a_difference():
     """Forward passes run ahead of their backward passes by one, so that either kind meets the other."""
     model = network()
     with subset(model, untracked="error") as norms:
+        backward(model)
         ahead = model(alike())
-        for _ in range(5 * PERIOD):
+        for _ in range(5 * PERIOD - 1):
             behind, ahead = ahead, model(alike())
             behind.square().sum().backward()
         norms.denominators()

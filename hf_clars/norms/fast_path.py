@@ -66,7 +66,7 @@ class Layer:
             return y
 
     def _plan(self, measurement: Measurement, x: Tensor, axis: SampleAxis) -> Plan | None:
-        kind = axis.dim, axis.inner, axis.batch, measurement.measures_all(axis.batch), _kind(self._module, x)
+        kind = axis.dim, axis.inner, axis.batch, measurement.period, _kind(self._module, x)
         try:
             plan = self.kinds.get(kind)
         except TypeError:  # strides in a list
