@@ -310,6 +310,7 @@ def test_a_gradient_that_comes_past_is_named_before_passes_go_unmeasured():
     with subset(model, bias_and_norm=False) as norms:
         for gradient in range(3):  # in the first two passes what arrives is checked, too
             model.zero_grad()
+            norms.close_gradient()
             for _ in range(3):
                 if gradient < 2:
                     backward(model)
