@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .accumulator import COUNT, EXCLUDED, Accumulator
+from .backward_passes import BackwardPasses
 from .flags import FlagsToHost
 from .gradient_life import GradientLife
 from .tracked import TrackedParameter
@@ -31,11 +32,13 @@ class Agreement:
 
     Args:
         parameters: all that are measured, in the order of their columns.
+        passes: backward passes, of which some are not measured.
         looks_at_shares: whether each process looks at what it adds to gradients itself.
     """
 
-    def __init__(self, parameters: list[TrackedParameter], looks_at_shares: bool) -> None:
+    def __init__(self, parameters: list[TrackedParameter], passes: BackwardPasses, looks_at_shares: bool) -> None:
         self._parameters = parameters
+        self._passes = passes
         self._looks_at_shares = looks_at_shares
         self._watches_shares = False
         self._watched: dict[TrackedParameter, list[weakref.ref[nn.Parameter]]] = {}  # whose shares are looked at
@@ -70,7 +73,7 @@ class Agreement:
     def _look_at(self, tracked: TrackedParameter, share: Tensor) -> None:
         if tracked in self._reached:
             self._reached.remove(tracked)
-        elif not tracked.excluded:
+        elif not tracked.excluded and not self._passes.is_unmeasured():
             share = share.to_local() if isinstance(share, DTensor) else share
             values = share._values() if share.is_sparse else share
             self.note_unwatched(tracked, (values != 0).any())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 
 def backward_pass() -> int:
     """The number of the backward pass under way; -1 outside of any.
 
     This and `at_end_of_pass` are private names, those that DistributedDataParallel and FSDP build on; test_norms.py
-    fails if they go.
+    fails if they go. `reaches` has another; test_norms_edges.py fails if that goes.
     """
     return torch._C._current_graph_task_id()
 
@@ -19,6 +22,19 @@ def backward_pass() -> int:
 def at_end_of_pass(callback: Callable[[], None]) -> None:
     """Have the engine call it once the backward pass under way is over."""
     torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def reaches(node: Any) -> bool:
+    """Whether the backward pass under way comes to this node of the graph."""
+    return torch._C._will_engine_execute_node(node)
+
+
+def computes_gradient_of(parameter: Tensor) -> bool:
+    """Whether the backward pass under way computes this parameter's gradient, rather than an input's alone."""
+    try:
+        return reaches(get_gradient_edge(parameter).node)
+    except RuntimeError:  # `torch.autograd.grad` for the parameter itself, which ends at it
+        return True
 
 
 class BackwardPasses:
@@ -31,6 +47,7 @@ class BackwardPasses:
     def __init__(self) -> None:
         self.held_others = -1
         self._holder: int | None = None
+        self._unmeasured = -1
         self._closing: list[Callable[[], None]] = []
 
     def at_end(self, close: Callable[[], None]) -> None:
@@ -56,6 +73,15 @@ class BackwardPasses:
     def outermost(self) -> int:
         """A number for the backward pass under way, or for the one that holds it."""
         return backward_pass() if self._holder is None else self._holder
+
+    def begin_unmeasured(self) -> bool:
+        """The backward pass under way is of a forward pass that was not measured; False if that was said before."""
+        before, self._unmeasured = self._unmeasured, self.outermost()
+        return before != self._unmeasured
+
+    def is_unmeasured(self) -> bool:
+        """Whether it has such a part."""
+        return self.outermost() == self._unmeasured
 
     def _hold_none(self) -> None:
         self._holder = None

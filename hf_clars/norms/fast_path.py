@@ -68,7 +68,7 @@ class Layer:
     def _plan(
         self, measurement: Measurement, x: Tensor, weight: nn.Parameter, bias: Any, axis: SampleAxis
     ) -> Plan | None:
-        kind = axis.dim, axis.inner, axis.batch, _kind(self._module, x, weight, bias)
+        kind = axis.dim, axis.inner, axis.batch, measurement.period, _kind(self._module, x, weight, bias)
         try:
             plan = self.kinds.get(kind)
         except TypeError:  # strides in a list

@@ -14,6 +14,7 @@ from .inputs import Inputs
 from .measurement import Measurement
 from .sample_axis.tags import tensors_in
 from .tracer import Tracer
+from .turns import Turns
 
 
 class ForwardPasses:
@@ -47,7 +48,8 @@ class ForwardPasses:
         recorder = self.measurement.recorder
         self.settle_check()
         recorder.begin_forward()
-        if not any(life.samples for life in recorder.lives):
+        # In compiled code a look at the number of samples would be a guard that each micro-batch fails.
+        if torch.compiler.is_compiling() or not any(life.samples for life in recorder.lives):
             # FSDP keeps unsharded gradients aside, so an empty `grad` says nothing about the gradient's life.
             recorder.follows_gradient = not any(isinstance(m, FSDPModule) for m in self._members)
         if torch.compiler.is_compiling():
@@ -58,24 +60,67 @@ class ForwardPasses:
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass, where checkpointing calls again
             recorder.check.begin_pass(recorder.parameters)
 
-    def enter(self, tensors: list[Tensor], whole: bool, takes_one: Callable[[list[Tensor]], bool]) -> None:
+    def enter(self, tensors: list[Tensor], whole: bool, takes_one: Callable[[list[Tensor]], bool]) -> bool:
         """A watched module is called from outside any other: its arguments are where samples come in.
 
         Args:
             whole: it is the model itself.
             takes_one: whether it takes these for one sample without a batch dimension.
+
+        Returns whether it is measured; if not, `pass_by` is to call it.
         """
-        carried = self.inputs.carried(tensors, self.measurement.recorder, whole)
+        measurement, turns = self.measurement, self._turns()
+        if turns is not None and turns.goes_on():  # nobody watched, so nothing is known of what earlier calls returned
+            return self._begin_unmeasured(turns, tensors, takes_one)
+        carried = self.inputs.carried(tensors, measurement.recorder, whole)
         if carried:
-            self.measurement.batch = self.inputs.go_on(tensors, carried, self.measurement.batch)
-        else:
-            self.begin_pass()
-            self.measurement.batch = self.inputs.begin(tensors, len(self._members) == 1 and takes_one(tensors))
+            measurement.batch = self.inputs.go_on(tensors, carried, measurement.batch)
+            return True
+        trains = turns is not None and (torch.is_grad_enabled() or measurement.regions.current is not None)
+        if turns is not None and not (turns.begin() if trains else turns.measured):
+            return self._begin_unmeasured(turns, tensors, takes_one)
+        self.begin_pass()
+        measurement.batch = self.inputs.begin(tensors, self._takes_one(tensors, takes_one))
+        if turns is None:
+            measurement.period = 1
+        elif trains:
+            measurement.period = turns.period(measurement.norm_samples, measurement.total_batch_size, measurement.batch)
+        return True
+
+    def _turns(self) -> Turns | None:
+        """None where each pass is measured: in compiled code nobody decides anew in each."""
+        if self.measurement.mode != "subset" or torch.compiler.is_compiling():
+            return None
+        if self.measurement.regions.current is not None:
+            self.measurement.turns.always()  # a checkpointed function calls it, and may do so where no gradients are
+        return self.measurement.turns
+
+    def _begin_unmeasured(self, turns: Turns, tensors: list[Tensor], takes_one: Callable[[list[Tensor]], bool]) -> bool:
+        self.settle_check()
+        self.measurement.recorder.begin_forward(measured=False)
+        turns.note_samples(tensors, self.inputs.samples(tensors, self._takes_one(tensors, takes_one)))
+        return False
+
+    def _takes_one(self, tensors: list[Tensor], takes_one: Callable[[list[Tensor]], bool]) -> bool:
+        return len(self._members) == 1 and takes_one(tensors)
+
+    def pass_by(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a module that is not measured, and all that it calls, as if nobody watched."""
+        self.paused = True
+        try:
+            out = forward(*args, **kwargs)
+        finally:
+            self.paused = False
+        self.measurement.turns.watch(tensors_in((out,)))
+        return out
 
     def leave(self, out: Any) -> None:
-        """Such a call has ended, with these results."""
+        """A call that is measured has ended, with these results."""
         if not torch.compiler.is_compiling():
-            remember_results(tensors_in((out,)), self.measurement.recorder)
+            results = tensors_in((out,))
+            remember_results(results, self.measurement.recorder)
+            if self.measurement.mode == "subset" and not self.measurement.regions.repeats():
+                self.measurement.turns.watch(results)
 
     def settle_check(self) -> None:
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:

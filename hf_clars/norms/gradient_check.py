@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backward_passes import BackwardPasses
 from .numerics.reductions import norm_dtype
 from .samplers.base import Sampler
 from .tracked import TrackedParameter
@@ -28,9 +29,14 @@ _PART = 2**18  # numbers of r that are held at a time
 
 
 class GradientCheck:
-    """Compares, in the first passes and in every 512th, what arrives at parameters with what was measured."""
+    """Compares, in the first passes and in every 512th, what arrives at parameters with what was measured.
 
-    def __init__(self) -> None:
+    Args:
+        passes: backward passes, of which some are not measured.
+    """
+
+    def __init__(self, passes: BackwardPasses) -> None:
+        self._of_backward = passes
         self.active = False
         self._measuring = False  # derivatives that are taken to measure arrive at parameters, too
         self.decided = False  # of the pass at hand, when its forward pass began, whether it is checked
@@ -74,7 +80,7 @@ class GradientCheck:
 
     def _receiving(self, tracked: TrackedParameter) -> Any:
         def receive(gradient: Tensor) -> None:
-            if not self._measuring:
+            if not self._measuring and not self._of_backward.is_unmeasured():
                 self._received.setdefault(tracked, []).append(_measures(tracked, gradient))
 
         return receive

@@ -55,6 +55,16 @@ class GradientLife:
         """A new gradient surely began."""
         self.samples, self.zeroed = 0, False
 
+    def left(self) -> None:
+        """A backward pass is over, and leaves the gradient as it is now."""
+        gradient = self._tracked.parameter.grad
+        self._version = 0 if gradient is None else gradient._version
+
+    def is_as_left(self) -> bool:
+        """Whether the gradient is there, and nobody wrote to it since."""
+        gradient = self._tracked.parameter.grad
+        return gradient is not None and gradient._version == self._version
+
     def end(self) -> None:
         """The gradient was used or cleared. It may stay where it is, though: then it is no new one."""
         gradient = self._tracked.parameter.grad

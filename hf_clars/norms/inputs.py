@@ -32,9 +32,16 @@ class Inputs:
         self._tagged: list[weakref.ref[Tensor]] = []
         self._assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
 
+    def samples(self, tensors: list[Tensor], unbatched: bool) -> int | None:
+        """The number of samples in new inputs; None where no argument has any."""
+        return 1 if unbatched and self.size is None else self._number(self._candidates(tensors))
+
+    def _candidates(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [t for t in tensors if t.ndim > self.dim and not is_tracked(t)]
+
     def begin(self, tensors: list[Tensor], unbatched: bool) -> int | None:
-        """A pass over new inputs; the number of its samples, None where no argument has any."""
-        candidates = [t for t in tensors if t.ndim > self.dim and not is_tracked(t)]
+        """A pass over new inputs begins; returns as `samples`."""
+        candidates = self._candidates(tensors)
         if unbatched and self.size is None:
             self._tag(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
             return 1

@@ -13,6 +13,7 @@ from .recorder import Recorder
 from .regions import Regions
 from .samplers.base import Saved
 from .tracked import TrackedParameter, TrackedTensor, parameters_of
+from .turns import Turns, measured_of
 from .untracked import Untracked
 from .uses import Use
 from .weight_recipes import is_outdated
@@ -30,6 +31,8 @@ class Measurement:
         recorder: of what is measured.
         regions: of activation checkpointing.
         batch: the number of samples of the pass at hand; None where it has none.
+        turns: which passes are measured in the mode `subset`.
+        period: how many passes one of them stands for.
     """
 
     def __init__(self, mode: str, norm_samples: int, total_batch_size: int | None, untracked: Untracked) -> None:
@@ -37,12 +40,14 @@ class Measurement:
         self.untracked = untracked
         self.regions = Regions()
         self.batch: int | None = None
+        self.period = 1
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """What was recorded is somebody else's now."""
         self.untracked.clear()
         self.recorder = Recorder(self.untracked, looks_at_shares=self.mode != "micro_batch")
+        self.turns = Turns(self.recorder)
         compiled.register(self.recorder)
 
     def exclude(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
@@ -57,8 +62,12 @@ class Measurement:
         """Which samples of a batch are measured; None for all."""
         if self.mode != "subset":
             return None
-        wanted = min(batch, max(1, round(self.norm_samples * batch / max(self.total_batch_size or batch, batch))))
+        wanted = measured_of(self.norm_samples, self.total_batch_size or batch, batch, self.period)
         return None if wanted == batch else slice(0, wanted * (batch // wanted), batch // wanted)
+
+    def measures_all(self, batch: int) -> bool:
+        """Whether all samples of a batch are measured."""
+        return self.subset_of(batch) is None
 
     def can_measure(self, *tensors: TrackedTensor | None) -> bool:
         """Whether these can be measured here; those that cannot are named."""

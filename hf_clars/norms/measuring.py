@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
+from .backward_passes import computes_gradient_of, reaches
 from .computed_weights import SamplesThroughGraph, SamplesThroughRecipe, squares_through
 from .grad_samples import GivenSamples, GradSamples, OperatorSamples
 from .recorder import Recorder
@@ -94,15 +93,8 @@ def _through(
 
 
 def _is_wanted(tracked: TrackedParameter, recorder: Recorder) -> bool:
-    """Whether this backward pass computes the parameter's gradient, rather than the input's alone.
-
-    A private name, the one that FSDP and checkpointing ask; test_norms_edges.py fails if it goes.
-    """
+    """Whether this backward pass computes the parameter's gradient."""
     if not tracked.parameter.requires_grad:
         return False
-    if torch._C._will_engine_execute_node(recorder.anchor_node):
-        return True  # the pass computes all gradients that there are
-    try:
-        return torch._C._will_engine_execute_node(get_gradient_edge(tracked.parameter).node)
-    except RuntimeError:  # `torch.autograd.grad` for the parameter itself, which ends at it
-        return True
+    # At the anchor it computes all gradients that there are.
+    return reaches(recorder.anchor_node) or computes_gradient_of(tracked.parameter)

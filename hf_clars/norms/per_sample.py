@@ -33,13 +33,17 @@ class PerSampleNorms:
 
     Args:
         model: any module. Its `forward` methods are replaced, per instance, until `detach()`.
-        mode: `"per_sample"` measures every sample, exactly. `"subset"` measures `norm_samples` of each batch of
-            `total_batch_size`, spread evenly, and scales the sums up. `"micro_batch"` takes the norm of each backward
-            pass's whole gradient instead: free, but between `1/√b` and 1 times the truth for b samples, so the
-            learning rates of Eq. 5 come out up to √b too large.
-        norm_samples: `|J_t|` of `"subset"`; the paper uses 512.
+        mode: `"per_sample"` measures every sample, exactly. `"subset"` measures about `norm_samples` of each batch of
+            `total_batch_size`. It measures several samples, or all, of one pass in some, and that pass stands for the
+            others after it, which run almost as if nothing were attached. The first pass of each gradient is measured,
+            and so is the next one after sums were read. In compiled models each pass is measured, of at least one
+            sample. Counts are of all samples. `"micro_batch"` takes the norm of each backward pass's whole gradient
+            instead: free, but between `1/√b` and 1 times the truth for b samples, so the learning rates of Eq. 5 come
+            out up to √b too large.
+        norm_samples: `|J_t|` of `"subset"`, over all ranks; the paper uses 512. They come from at least eight passes
+            of a step, if it has as many.
         total_batch_size: B of an optimizer step over all micro-batches and ranks, for `"subset"`; None stands for
-            the batch of one backward pass.
+            the batch of one backward pass, and each pass is measured.
         bias_and_norm: also measure biases and norm weights.
         untracked: what happens when a parameter cannot be measured. `"stand_in"`: it is warned about once, and CLARS
             gives it a denominator by the median of the measured layers, see there. `"error"`: the first parameter of

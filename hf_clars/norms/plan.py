@@ -93,7 +93,7 @@ def decide(measurement: Measurement, operator: Operator) -> Plan | None:
         # Autocast's cast, done here so that what backward keeps is the half as well.
         kind = x.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    fused = weight is not None and measurement.mode == "per_sample"
+    fused = weight is not None and measurement.measures_all(batch)
     if fused and weight is not None and weight.u is not None:
         fused = weight.lookup is None and not torch.compiler.is_compiling() and sampler.forms_weight()
     # What is computed from a parameter is measured by way of its own `c_i`, unless it is standardised.

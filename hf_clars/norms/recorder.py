@@ -6,18 +6,17 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from .accumulator import Accumulator
 from .agreement import Agreement, is_distributed
-from .backward_passes import BackwardPasses, at_end_of_pass
+from .backward_passes import BackwardPasses, at_end_of_pass, computes_gradient_of, reaches
 from .grad_samples import GradSamples, squares_together
 from .gradient_check import GradientCheck
 from .gradient_life import GradientLife
+from .notes import Notes
 from .tracked import TrackedParameter
 from .untracked import Untracked
 from .uses import Use
@@ -56,12 +55,10 @@ class Recorder:
         self.follows_gradient = True
         self.watched = False  # whether a forward pass was
         self.passes = BackwardPasses()
-        self.check = GradientCheck()
-        self.agreement = Agreement(self.parameters, looks_at_shares)
+        self.check = GradientCheck(self.passes)
+        self.agreement = Agreement(self.parameters, self.passes, looks_at_shares)
+        self.notes = Notes(self.parameters, self.lives)
         self._shared: dict[TrackedParameter, _SharedUses] = {}  # of the backward pass under way
-        self._sums: Accumulator | None = None
-        self._noted: dict[TrackedParameter, tuple[Tensor, int]] = {}  # not summed up yet: squares, of how many samples
-        self._ended: dict[TrackedParameter, bool | Tensor] = {}  # not done yet: whether their gradient began anew
         # An input of every hooked output: in a compiled pass it gets what keeps the measuring from being dropped as
         # unused. And its node tells a pass for all gradients from one for some.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -82,13 +79,13 @@ class Recorder:
 
     # --- passes ------------------------------------------------------------------------------------------------
 
-    def begin_forward(self) -> None:
+    def begin_forward(self, measured: bool = True) -> None:
         """A forward pass begins: drop what a backward pass that failed left behind."""
         self.watched = True
         if torch.is_grad_enabled():
             self.agreement.begin_anew()
         self._drop_unfinished(self.passes.begin_forward())
-        if not torch.compiler.is_compiling():
+        if measured and not torch.compiler.is_compiling():
             self.agreement.watch_shares()
 
     def begin_backward(self) -> None:
@@ -157,85 +154,87 @@ class Recorder:
             reason = "it is used both inside and outside of reentrant checkpointing, or in several parts of that"
             self.untracked.exclude([tracked], reason)
         life.recorded_in = backward
-        self._note(tracked, squares, batch, begins if life.samples > 0 else False)
-        life.recorded = True
-        life.samples += batch
-
-    # --- sums --------------------------------------------------------------------------------------------------
+        self._note(tracked, squares, batch, begins)
 
     def _note(self, tracked: TrackedParameter, squares: Tensor, batch: int, begins: bool | Tensor) -> None:
         """Notes are summed up for all parameters together, when sums are asked for or the next pass brings more."""
-        if tracked in self._noted:
-            self._sum_up()
-        self._noted[tracked] = squares, batch
-        if begins is not False:
-            self._ended[tracked] = begins
-            if begins is True:
-                self.lives[tracked.index].begun()
+        life = self.lives[tracked.index]
+        if tracked in self.notes:
+            self.sum_up()
+        self.notes.add(tracked, squares, batch, begins if life.samples > 0 else False)
+        life.recorded = True
+        life.samples += batch
 
-    # Whoever asks in inference mode, the sums are changed outside of it, too.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _sum_up(self) -> None:
-        noted, self._noted = self._noted, {}
-        ended, self._ended = self._ended, {}
-        if self._sums is not None:
-            surely = [tracked.index for tracked, flag in ended.items() if flag is True]
-            if surely:
-                self._sums.turn(surely)
-            flagged = {tracked.index: flag for tracked, flag in ended.items() if isinstance(flag, Tensor)}
-            if flagged:
-                device = self._sums.current.device
-                where = torch.stack([flag.to(device, non_blocking=True) for flag in flagged.values()])
-                self._sums.turn(list(flagged), where)
-        alike: dict[Any, list[TrackedParameter]] = {}
-        for tracked, (squares, batch) in noted.items():
-            alike.setdefault((squares.shape[0], squares.dtype, squares.device, batch), []).append(tracked)
-        for (*_, batch), parameters in alike.items():
-            squares = torch.stack([noted[tracked][0] for tracked in parameters])
-            norms = self._sums_for(squares).add([tracked.index for tracked in parameters], squares, batch)
-            for tracked, last in zip(parameters, norms.unbind(), strict=True):
-                self.lives[tracked.index].last = last
-        if noted:
+    # --- passes that are not measured --------------------------------------------------------------------------
+
+    def may_stand(self) -> bool:
+        """Whether what was noted last may stand for the pass that begins. FSDP keeps gradients where we cannot look."""
+        return self.notes.may_stand(self.follows_gradient)
+
+    def let_stand(self) -> None:
+        """What was noted last stands for the passes that come."""
+        if not is_distributed():
+            self.look_for_unwatched()  # later ones may add to gradients that this one has left alone
+        self.notes.let_stand()
+
+    def computes_gradients(self) -> bool:
+        """Whether the backward pass under way computes gradients of parameters, rather than of inputs alone."""
+        if not self.follows_gradient or reaches(self.anchor_node):
+            return True
+        parameters = (tracked.parameter for tracked in self.parameters)
+        return any(parameter.requires_grad and computes_gradient_of(parameter) for parameter in parameters)
+
+    def stand_for(self, samples: int) -> None:
+        """The backward pass that begins is not measured: what was measured last stands for its samples, too."""
+        self.agreement.begin_anew()
+        if not self.notes.stand_for(samples, self.follows_gradient):
+            for tracked, squares in self.notes.standing.items():
+                self._note(tracked, squares, samples, self._begins(tracked))
+
+    def end_backward(self, unmeasured: bool) -> None:
+        """A backward pass is over, and has left gradients as they are."""
+        for life in self.lives:
+            if life.samples:
+                life.left()
+            elif unmeasured:
+                life.end()  # it may have come through passes that are not measured alone: nobody is to blame
+
+    # --- sums --------------------------------------------------------------------------------------------------
+
+    def sum_up(self) -> None:
+        if self.notes.sum_up():
             self.agreement.begin_anew()
-
-    def _sums_for(self, like: Tensor) -> Accumulator:
-        if self._sums is None:
-            dtypes = {tracked.parameter.dtype for tracked in self.parameters}
-            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-            self._sums = Accumulator(len(self.parameters), dtype, like.device)
-        return self._sums
 
     def last(self) -> dict[str, Tensor]:
         """Name → norms of the last pass, of those samples that are measured."""
-        self._sum_up()
+        self.sum_up()
         found = {tracked.name: self.lives[tracked.index].last for tracked in self.parameters if not tracked.excluded}
         return {name: last for name, last in found.items() if last is not None}
 
     def totals(self, row: int) -> dict[str, Tensor]:
         """Name → sum since reset, of this process alone."""
-        self._sum_up()
-        if self._sums is None:
+        self.sum_up()
+        if self.notes.sums is None:
             return {}
-        total = self._sums.total(row)
+        total = self.notes.sums.total(row)
         return {t.name: total[t.index] for t in self.parameters if self.lives[t.index].recorded and not t.excluded}
 
     def end_gradients(self, parameters: Iterable[Tensor] | None) -> None:
         """These gradients, by default all, were used or cleared: what was measured of them is past."""
-        self._sum_up()
+        self.sum_up()
         ended = self.parameters if parameters is None else self.tracked(parameters)
         for tracked in ended:
             self.lives[tracked.index].end()
-        if self._sums is not None and ended:
+        if self.notes.sums is not None and ended:
             if len(ended) == len(self.parameters):
-                self._sums.turn_all()
+                self.notes.sums.turn_all()
             else:
-                self._sums.turn([tracked.index for tracked in ended])
+                self.notes.sums.turn([tracked.index for tracked in ended])
         self.agreement.begin_anew()
 
     def reset(self) -> None:
         self._drop_unfinished(self.passes.drop())
-        self._noted, self._ended, self._sums = {}, {}, None
+        self.notes.forget()
         self.agreement.begin_anew()
         for life in self.lives:
             life.end()
@@ -246,15 +245,15 @@ class Recorder:
 
     @property
     def settled(self) -> bool:
-        return self.agreement.settled(self._sums)
+        return self.agreement.settled(self.notes.sums)
 
     def of_gradient(self) -> tuple[Tensor, list[TrackedParameter]]:
         """`[3 or 4, K]`: `Σ‖c‖`, `Σ‖c‖²`, averaged over data-parallel ranks as the gradient is, and the number of
         samples; and the parameters that have a value. A collective operation when `torch.distributed` runs."""
-        self._sum_up()
+        self.sum_up()
         if not is_distributed() or not self.parameters:
-            return self.agreement.of_one_process(self._sums, self.lives)
-        return self.agreement.of_all(self._sums_for(self.parameters[0].parameter))
+            return self.agreement.of_one_process(self.notes.sums, self.lives)
+        return self.agreement.of_all(self.notes.sums_for(self.parameters[0].parameter))
 
     def look_for_unwatched(self) -> None:
         """In a single process: which gradients came past what was watched."""

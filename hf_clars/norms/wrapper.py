@@ -69,8 +69,8 @@ class WatchedForward:
                     if y is not None:
                         return y
             return self.forward(*args, **kwargs)
-        if not measurement.regions.repeats():
-            self._enter(passes, args, kwargs)
+        if not measurement.regions.repeats() and not self._enter(passes, args, kwargs):
+            return passes.pass_by(self.forward, args, kwargs)
         if measurement.batch == 0:  # no samples, no contributions
             return self.forward(*args, **kwargs)
         tracer.begin()
@@ -83,8 +83,8 @@ class WatchedForward:
         passes.leave(out)
         return out
 
-    def _enter(self, passes: ForwardPasses, args: Any, kwargs: Any) -> None:
-        passes.enter(tensors_in((*args, *kwargs.values())), self.module is passes.model, self._takes_one)
+    def _enter(self, passes: ForwardPasses, args: Any, kwargs: Any) -> bool:
+        return passes.enter(tensors_in((*args, *kwargs.values())), self.module is passes.model, self._takes_one)
 
     def _in_region(self, passes: ForwardPasses, region: Region, args: Any, kwargs: Any) -> Any:
         """A checkpointed function calls it, outside of any other: so it does once more in the backward pass."""
@@ -93,8 +93,8 @@ class WatchedForward:
         outer, regions.current = regions.current, region
         try:
             if region.run is None:
-                if not tracer.active:
-                    self._enter(passes, args, kwargs)
+                if not tracer.active and not self._enter(passes, args, kwargs):
+                    return passes.pass_by(self.forward, args, kwargs)
                 regions.note(region, self.module, measurement.batch, given)
                 out = self(*args, **kwargs)
                 if region.reentrant:
