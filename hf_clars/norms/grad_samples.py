@@ -99,7 +99,7 @@ class OperatorSamples(GradSamples):
         return super().total() if found is None else found.view(self.shape)
 
     def squares(self) -> Tensor:
-        convolution = self.sampler.convolution(self.xs, self.d, self.batch) if self.d.is_cuda else None
+        convolution = self.sampler.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
             return kernels.squares(convolution, self.batch)
         squares = []
@@ -112,7 +112,7 @@ class OperatorSamples(GradSamples):
 
     def squares_and_gradient(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
         """`‖c_i‖²` and `Σ_i c_i`; the sum is taken in float32 or wider and returned in `dtype` and `memory_format`."""
-        convolution = self.sampler.convolution(self.xs, self.d, self.batch) if self.d.is_cuda else None
+        convolution = self.sampler.convolution(self.xs, self.d, self.batch)
         if convolution is not None:
             found, gradient = kernels.squares_and_sum(convolution, self.batch, dtype, memory_format)
             # A view has strides of its own in dimensions of one element.

@@ -81,7 +81,7 @@ class ConvSampler(Sampler):
         return convolve(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
-        if not x.is_cuda or len(self.kernel) > 2:
+        if len(self.kernel) > 2 or not kernels.serves(x.device, x.dtype, convolution=True):
             return ""
         positions = math.prod(self._sizes(x.shape[2:])[0])
         return kernels.choose(x, self.shape, positions, self.groups, x.shape[0] // batch, convolution=True)
