@@ -56,3 +56,24 @@ def test_the_summary(tmp_path):
         "clars: γ_scale = 0.05, η = 0.01, norms: subset",
     ]
     assert lines[4].startswith("device memory, about: 127.9 MiB for weights, gradients and momentum + 8 × ")
+    assert len(lines) == 5
+
+
+class Computed(Two):
+    """Its first weight is computed from parameters, and so in a way that nothing but autograd knows."""
+
+    def forward(self, pixel_values, labels=None):
+        weight = self.first.weight / self.first.weight.norm()
+        return self.second(torch.relu(nn.functional.linear(pixel_values.flatten(1).float(), weight))).sum()
+
+
+def test_layers_that_are_expensive_to_measure(tmp_path):
+    args = ClarsTrainingArguments(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, report_to=[])
+    stream = TrainStream(Numbered(*[30] * 10), total_batch_size=64, seed=7, shuffle_buffer=100)
+    model = Computed()
+    lines = summary(args, model, stream, model_name="two", dataset="pictures", image_size=4).splitlines()
+    assert lines[5:] == [
+        "expensive to measure: first.weight: what is used is computed from it, which takes a pass back for each sample"
+    ]
+    assert all(p.grad is None for p in model.parameters())
+    assert "forward" not in vars(model)

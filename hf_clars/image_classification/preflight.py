@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import ResidentImages, TrainStream
+from ..norms import PerSampleNorms
 from ..norms.restored import randomness_restored
 from ..trainer import ClarsTrainingArguments
 
@@ -35,8 +37,12 @@ def summary(
     rate = f"{name}: γ_scale = {args.learning_rate:g}"
     if name in ("clars", "lars"):
         rate += f", η = {args.optimizer_options().eta:g}"
+    expensive: list[str] = []
     if name == "clars":
-        rate += f", norms: {args.optimizer_options().mode}"
+        options = args.optimizer_options()
+        rate += f", norms: {options.mode}"
+        if options.mode in ("per_sample", "subset"):
+            expensive = _expensive(model, image_size, options.bias_and_norm == "paper")
     return "\n".join(
         (
             f"{model_name} ({parameters:,} parameters) on {dataset}",
@@ -46,6 +52,7 @@ def summary(
             _data(args, stream),
             rate,
             f"device memory, about: {_memory(args, model, parameters, image_size)}",
+            *expensive,
         )
     )
 
@@ -83,6 +90,21 @@ def activation_bytes(model: nn.Module, image_size: int, dtype: torch.dtype) -> i
     return (_kept(model, 4, image_size, dtype) - _kept(model, 2, image_size, dtype)) // 2
 
 
+def _expensive(model: nn.Module, image_size: int, bias_and_norm: bool) -> list[str]:
+    """A line for each reason for which parameters take a multiple of their plain gradient to measure."""
+    with PerSampleNorms(model, bias_and_norm=bias_and_norm) as norms, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what cannot be measured, the training warns
+        _try(model, 2, image_size)
+        found = norms.expensive
+    of_reason: dict[str, list[str]] = {}
+    for name, reason in found.items():
+        of_reason.setdefault(reason, []).append(name)
+    return [
+        f"expensive to measure: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}"
+        for reason, names in of_reason.items()
+    ]
+
+
 def _kept(model: nn.Module, images: int, image_size: int, dtype: torch.dtype) -> int:
     kept: dict[int, int] = {}
 
@@ -91,17 +113,23 @@ def _kept(model: nn.Module, images: int, image_size: int, dtype: torch.dtype) ->
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    low = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), low:
+        _try(model, images, image_size)
+    return sum(kept.values())
+
+
+def _try(model: nn.Module, images: int, image_size: int) -> None:
+    """Run a forward pass in train mode on the CPU, and leave the model as it was."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     pixels = torch.zeros(images, 3, image_size, image_size, dtype=torch.uint8)
     was_training = model.training
-    low = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    with randomness_restored(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), low:
+    with randomness_restored():
         output: Any = model.train()(pixel_values=pixels, labels=torch.zeros(images, dtype=torch.int64))
     del output
     model.train(was_training)
     for buffer, before in buffers:
         buffer.copy_(before)
-    return sum(kept.values())
 
 
 def _readable(size: float) -> str:

@@ -33,6 +33,7 @@ class Measurement:
         batch: the number of samples of the pass at hand; None where it has none.
         turns: which passes are measured in the mode `subset`.
         period: how many passes one of them stands for.
+        expensive: parameter name → why it takes more than plain training does to measure.
     """
 
     def __init__(self, mode: str, norm_samples: int, total_batch_size: int | None, untracked: Untracked) -> None:
@@ -46,12 +47,16 @@ class Measurement:
     def begin_anew(self) -> None:
         """What was recorded is somebody else's now."""
         self.untracked.clear()
+        self.expensive: dict[str, str] = {}
         self.recorder = Recorder(self.untracked, looks_at_shares=self.mode != "micro_batch")
         self.turns = Turns(self.recorder)
         compiled.register(self.recorder)
 
     def exclude(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
         self.untracked.exclude(parameters, reason)
+
+    def note_expensive(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
+        self.expensive.update({tracked.name: reason for tracked in parameters if tracked.name not in self.expensive})
 
     def hooked(self, y: Tensor, use: Use, saved: Saved, weight: Tensor | None = None, in_place: bool = True) -> Tensor:
         """As `backward.hooked`, for the samples that are measured."""

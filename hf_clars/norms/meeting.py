@@ -27,10 +27,12 @@ from .sample_axis.operands import broadcast_axis
 from .sample_axis.table import RULES, place_after
 from .sample_axis.tags import PLACE, axis_of, place_of, tagged, tensors_in
 from .samplers.function import function_sampler
+from .standardised import is_standardised
 from .tracked import LOOKUP, PARAMETERS, TrackedParameter, TrackedTensor, is_tracked, parameters_of, tracked_tensor
 from .uses import Use
 from .weight_recipes import remember
 
+_COMPUTED = "what is used is computed from it, which takes a pass back for each sample"
 _UNWATCHED = "it is used in a checkpointed function that is not a module"
 
 
@@ -115,6 +117,9 @@ class Meeting:
         plan = decide(self.measurement, operator)
         if plan is None:
             return operator.call(operator.x, operator.weight, operator.bias)
+        for of in (plan.weight, plan.bias):
+            if of is not None and of.u is not None and of.lookup is None and not is_standardised(of.u):
+                self.measurement.note_expensive(of.parameters, _COMPUTED)
         return plan.run(self.measurement, operator.x, operator.weight, operator.bias, operator.kept)
 
     def _own_copies_of_operands(
@@ -176,6 +181,7 @@ class Meeting:
             self.measurement.exclude(parameters, f"{name_of(func)} does not treat it sample by sample")
             return out
         axis.carries(parameters)
+        self.measurement.note_expensive(parameters, f"{name_of(func)} takes a pass back for each sample")
         for u, (sampler, saved) in zip(of, samplers, strict=True):
             use = Use(sampler, tracked_tensor(u), None, axis.batch, fused=False, axis=axis)
             out = self.measurement.hooked(

@@ -215,6 +215,11 @@ class PerSampleNorms:
         return self._measurement.untracked.reasons
 
     @property
+    def expensive(self) -> dict[str, str]:
+        """Parameter name → why measuring it takes a multiple of its plain gradient. Forward passes fill it in."""
+        return dict(self._measurement.expensive)
+
+    @property
     def watched(self) -> bool:
         """Whether it is attached and has seen a forward pass."""
         return self.watch.attached and self._recorder.watched

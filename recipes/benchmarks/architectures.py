@@ -49,6 +49,7 @@ from of_transformers import transformers_cases
 from survey import survey
 
 TOTAL_BATCH_SIZE, NORM_SAMPLES = 16384, 512
+SLOW = 1.20  # from here on the table says where the time goes
 GOALS = "goals: mean ≤ 1.08, nine of ten ≤ 1.20, none > 1.35, memory ≤ 1.10, subset ≤ 1.02"
 
 
@@ -70,6 +71,7 @@ def parse() -> argparse.Namespace:
     add("--jobs", type=count, default=1, help="processes at a time; they disturb each other")
     add("--time_limit", type=float, default=300.0, help="seconds for one architecture")
     add("--json", type=command_line.file, default="architectures.json")
+    add("--table", type=command_line.file, help="write the results as a table in Markdown, too")
     return parser.parse_args()
 
 
@@ -186,6 +188,35 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def markdown(about: dict[str, Any], ordered: list[dict[str, Any]], results: dict[str, dict[str, Any]]) -> str:
+    """Goals and figures, every architecture with the slowest first, and those of which there are none."""
+    lines = ["# What exact norms cost over architectures", "", *(__doc__ or "").strip().splitlines()[6:], ""]
+    lines += [f"`{about['command']}`", "", f"commit {about['commit']}, {about['hardware']['device']}, "]
+    lines[-1] += ", ".join(f"{package} {number}" for package, number in about["versions"].items())
+    head = ["part", "architectures", "mean", "nine of ten", "worst", "memory", "subset", "worst subset"]
+    lines += ["", GOALS, "", *_table(head, [[_shown(row[key]) for key in head] for row in summary(ordered)])]
+    head = ["architecture", "inputs", "plain, ms", "time ×", "subset ×", "memory ×", "held out", "where, ms"]
+    rows = []
+    for row in ordered:
+        figures = [_shown(row[key]) for key in ("time", "subset", "memory")]
+        where = row["operators"] if row["time"] > SLOW else ""
+        rows.append(
+            [row["architecture"], row["inputs"], f"{row['plain_ms']:.0f}", *figures, "✓" * row["held_out"], where]
+        )
+    lines += ["", *_table(head, rows)]
+    failed = [[name, row["failed"]] for name, row in results.items() if "failed" in row]
+    lines += ["", "Not measured:", "", *_table(["architecture", "why"], failed)] if failed else []
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
 def main() -> None:
     options = parse()
     if options.rounds > 25:
@@ -209,6 +240,8 @@ def main() -> None:
     ordered = sorted(rows, key=lambda row: -row["time"])
     command_line.show("slowest first", [{key: row[key] for key in shown} for row in ordered])
     command_line.show(GOALS, summary(rows))
+    if options.table:
+        Path(options.table).write_text(markdown(about, ordered, results))
 
 
 if __name__ == "__main__":
