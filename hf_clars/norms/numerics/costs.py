@@ -7,7 +7,7 @@ channels, `G` groups, `k` the kernel's sides, `T = P·O + S·C` numbers in input
 
 =========  ===============================  ==========================================================================
 of a convolution whose kernel is one pixel
-products   60,000 + 36·I·O + P·I·O/6 − 8·T  `c_i = d_i x_iᵀ` written, squared and added
+products   60,000 + 40·I·O + P·I·O/6 − 8·T  `c_i = d_i x_iᵀ` written, squared and added
 grouped    320,000 + 44·I·O + P·I·O/14      samples as groups of one convolution
 Gram       180,000 + P²·(C + O + 98·G)      `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`
            + 32·T
@@ -23,7 +23,7 @@ grouped    48·P·I·O + 35,000·O
 rows       O·(3·R·W·H + 20·W·H + 50,000)    products of R rows of W positions with H = rows of pixels × width of the
                                             kernel; 60·W·H with a stride
 of a linear layer
-products   60,000 + 25·I·O
+products   60,000 + 45·I·O
 Gram       100,000 + P²·(I + O + 98)        40,000 + 4·(I + O) of one position
            + 32·P·(I + O)
 =========  ===============================  ==========================================================================
@@ -31,8 +31,8 @@ Gram       100,000 + P²·(I + O + 98)        40,000 + 4·(I + O) of one positio
 A Gram form takes 150,000 more for each of several groups. The factors were fitted to timings, in batches of 16, of the
 layers of architectures of all kinds (`recipes/benchmarks/architectures.py`, without those that are held out) on one
 AVX2 core, where 1,000,000 multiply-adds take 33 µs; those of depthwise layers on an AVX-512 core, and there the numbers
-of `c_i`, `I·O`, cost less of products (4 in place of 25, 8 of 36 and of 40), and of grouped 25. Being off by two moves
-a choice only where both forms cost about the same. On a GPU it serves what has no kernel (`kernels/`).
+of `c_i`, `I·O`, cost less of products (4 in place of 45, 8 of 40), and of grouped ones (25 of 40). Being off by two
+moves a choice only where both forms cost about the same. On a GPU it serves what has no kernel (`kernels/`).
 """
 
 import math
@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-_LINEAR, _POINTWISE, _WINDOWS, _GROUPED = (4, 8, 8, 25) if WIDE else (25, 36, 40, 40)  # for each number of `c_i`
+_LINEAR, _POINTWISE, _WINDOWS, _GROUPED = (4, 8, 8, 25) if WIDE else (45, 40, 40, 40)  # for each number of `c_i`
 
 
 def products(inputs: int, outputs: int) -> int:

@@ -15,6 +15,7 @@ ONE_DNN = torch.ops.mkldnn._linear_pointwise if WIDE and torch.backends.mkldnn.i
 # From such a product on, a call for each costs less than MKL's loop over all.
 _LARGE_RESULT = 1 << 18 if ONE_DNN is None else 1 << 13  # elements
 _LARGE_PRODUCT = 1 << 20  # multiply-adds
+_BUFFER = 1 << 16  # elements of products that are held at a time: more leave the cache before they are summed up
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
@@ -23,26 +24,38 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left, right)
     each = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
     for a, b, out in zip(left.unbind(), right.unbind(), each.unbind(), strict=True):
-        _product(a, b, out)
+        out.copy_(_product(a, b, out))
     return each
 
 
 def multiply_and_sum(left: Tensor, right: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
     """`‖left_i right_i‖²`, `[B]`; and `total + Σ_i left_i right_i`.
 
-    `left [B, O, P]`, `right [B, P, I]`, `total [O, I]`, contiguous and of the dtype of norms; it may be changed.
+    `left [B, O, P]`, `right [B, P, I]`, `total [O, I]`, contiguous and of the dtype of norms; it may be changed. On a
+    CPU the products stand in one buffer, a few at a time, that stays in the cache.
     """
-    if not one_by_one(left, right):
+    batch, outputs, inputs = left.shape[0], left.shape[1], right.shape[2]
+    if left.device.type != "cpu":
         each = torch.bmm(left, right)
         return squared_norms(each), sum_of_samples(each, total)
-    product = left.new_empty(left.shape[1], right.shape[2])
-    row, squares = product.view(-1), []
-    for a, b in zip(left.unbind(), right.unbind(), strict=True):
-        _product(a, b, product)
-        squares.append(torch.dot(row, row))
-        total = product.clone() if total is None else total.add_(product)
+    size = 1 if one_by_one(left, right) else min(batch, max(1, _BUFFER // (outputs * inputs)))
+    if size >= batch > 1:
+        each = torch.bmm(left, right)
+        return squared_norms(each), sum_of_samples(each, total)
+    buffer, squares = left.new_empty(size, outputs, inputs), []
+    for start in range(0, batch, size):
+        a, b = left[start : start + size], right[start : start + size]
+        if size == 1 and left.dtype == torch.float32 == right.dtype:
+            each = _product(a[0], b[0], buffer[0])
+            row = each.view(-1)
+            squares.append(torch.dot(row, row).unsqueeze(0))
+            total = each.clone() if total is None else total.add_(each)
+        else:
+            each = torch.bmm(a, b, out=buffer[: a.shape[0]])
+            squares.append(squared_norms(each))
+            total = sum_of_samples(each, total)
     assert total is not None
-    return torch.stack(squares), total
+    return torch.cat(squares), total
 
 
 def one_by_one(left: Tensor, right: Tensor) -> bool:
@@ -53,8 +66,8 @@ def one_by_one(left: Tensor, right: Tensor) -> bool:
     return result >= _LARGE_RESULT and result * left.shape[2] >= _LARGE_PRODUCT
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+def _product(left: Tensor, right: Tensor, buffer: Tensor) -> Tensor:
+    """It may stand in the buffer."""
     if ONE_DNN is None:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(ONE_DNN(left, right.T, None, "none", [], ""))
+        return torch.mm(left, right, out=buffer)
+    return ONE_DNN(left, right.T, None, "none", [], "")
