@@ -4,8 +4,6 @@ Tensors on the meta device have no values, so that asking for one raises, and so
 tensors of a GPU do the same for gathers, which the meta device takes from anywhere, but cannot be differentiated here.
 """
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hf_clars import CLARS, LARS, NAG, PerSampleNorms, build_model
 from hf_clars.data import DecodedImages
 from hf_clars.data.resident import random_shifts, shifted_and_mirrored
-from hf_clars.norms import backward
 from hf_clars.norms.extra_passes import mean_gradient_norms
 from hf_clars.optimizers import AuthorsCLARS, is_adapted, parameter_groups
 
@@ -25,7 +22,6 @@ def meta_without_autocast(monkeypatch):
     """Autocast does not know the device, and asking whether it is on raises."""
     asked = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind=None: kind not in (None, "meta") and asked(kind))
-    monkeypatch.setattr(backward, "without_autocast", lambda kind: nullcontext())
 
 
 def test_such_mistakes_are_found():

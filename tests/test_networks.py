@@ -191,7 +191,8 @@ def test_saving_and_loading(name, arguments, tmp_path):
     saved = model.state_dict()
     assert again.state_dict().keys() == saved.keys()
     assert all(torch.equal(saved[k], v) for k, v in again.state_dict().items())
-    assert torch.equal(again(images).logits, expected.logits)
+    # Not to the bit: weights are where the file was mapped, and without AVX-512 rounding depends on alignment.
+    torch.testing.assert_close(again(images).logits, expected.logits, rtol=1e-5, atol=1e-6)
     assert again.config.id2label == dict(enumerate("abcde"))
     assert again.timm_model.in_chans == model.timm_model.in_chans
     if name == "vgg11_bn_cifar":
