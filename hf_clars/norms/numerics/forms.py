@@ -50,7 +50,7 @@ def pixel_gram_squares(
 def _gram(x: Tensor) -> Tensor:
     """`[B, P, I] → [B, P, P]`: `⟨x_p, x_q⟩`."""
     # Before they are squared: with a loss scale in d, its squares leave float16's range in both directions.
-    x = x.to(norm_dtype(x.dtype))
+    x = x.to(norm_dtype(x.dtype)) if x.dtype.itemsize < 4 else x
     return products.multiply(x, x.mT)
 
 
