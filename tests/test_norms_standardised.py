@@ -1,5 +1,6 @@
 """Standardised weights: measured in closed form, as exactly as by way of autograd."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -70,6 +71,18 @@ class Mixed(Standardised):
         return F.conv2d(x, u.reshape_as(self.weight), padding=1)
 
 
+class Rows(nn.Linear):
+    """A linear layer whose weight is standardised in rows that are not its outputs', or in such."""
+
+    def __init__(self, inputs, outputs, rows):
+        super().__init__(inputs, outputs)
+        self.rows = rows
+
+    def forward(self, x):
+        u = F.batch_norm(self.weight.reshape(1, self.rows, -1), None, None, training=True)
+        return F.linear(x, u.view_as(self.weight), self.bias)
+
+
 MODELS = {
     "mixed gain": Mixed(3, 4, 3),
     "3x3": Standardised(3, 4, 3, padding=1),
@@ -89,6 +102,52 @@ MODELS = {
         timm.layers.ScaledStdConv2dSame(3, 6, 3), timm.layers.StdConv2dSame(6, 4, 3, stride=2)
     ),
 }
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64, 128])
+@pytest.mark.parametrize("positions", [(), (3,), (2, 2)])
+def test_linear_layers(rows, positions):
+    assert_right(Rows(40, 64, rows), torch.randn(4, *positions, 40, dtype=torch.float64))
+
+
+def test_inputs_far_from_zero():
+    """Their mean has no part in the norm, and must not cost it its precision."""
+    layer, x = Rows(256, 256, 256), 100 + torch.randn(4, 256)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model = copy.deepcopy(layer).to(dtype)
+        with PerSampleNorms(model) as norms:
+            model(x.to(dtype)).square().mean().backward()
+        found[dtype] = norms.per_sample()["weight"].double()
+    torch.testing.assert_close(found[torch.float32], found[torch.float64], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("few", [False, True])
+def test_half_precision(dtype, autocast, few):
+    side = 2 if few else 9
+    model = nn.Sequential(Standardised(6, 64, 3, padding=1, gain=True), nn.ReLU(), Standardised(64, 64, 1, gain=True))
+    x, found = torch.randn(4, 6, side, side), {}
+    for half in (False, True):
+        low = half and not autocast
+        network, images = (copy.deepcopy(model).to(dtype), x.to(dtype)) if low else (model, x)
+        with PerSampleNorms(network) as norms, torch.autocast("cpu", dtype, enabled=half and autocast):
+            network(images).float().square().mean().backward()
+        found[half] = {name: norm.float() for name, norm in norms.per_sample().items()}
+    assert found[True].keys() == found[False].keys()
+    for name, norm in found[False].items():
+        torch.testing.assert_close(found[True][name], norm, rtol=0.1, atol=1e-3 * float(norm.max()))
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_hooks_on_parameters_see_gradients_alone(few):
+    model, calls = Standardised(6, 8, 1, gain=True), []
+    for p in model.parameters():
+        p.register_hook(calls.append)
+    with PerSampleNorms(model):
+        model(torch.randn(4, 6, 2 if few else 9, 2 if few else 9)).square().mean().backward()
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("name", MODELS)

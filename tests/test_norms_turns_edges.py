@@ -1,6 +1,7 @@
 """The mode `subset` where passes differ, come past what is watched, or are not seen."""
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -104,3 +105,17 @@ def test_a_batch_that_is_the_whole_step_is_measured_each_time(total):
             backward(model)
             assert norms.per_sample()["2.weight"].shape == (2,)
     assert measured == [True, True, True]
+
+
+def test_several_backward_passes_of_one_call_have_each_pass_measured():
+    """One of them would stand for all, and they need not be alike."""
+    found = {}
+    for mode in ("subset", "per_sample"):
+        model, x = nn.Linear(3, 1, bias=False), torch.ones(2, 3)
+        with PerSampleNorms(model, mode, norm_samples=2, total_batch_size=32) as norms:
+            for _ in range(16):
+                y = model(x)
+                y.sum().backward(retain_graph=True)
+                (100 * y.sum()).backward()
+            found[mode] = norms.sums()["weight"]
+    torch.testing.assert_close(found["subset"], found["per_sample"])

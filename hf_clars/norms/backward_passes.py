@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 
 def backward_pass() -> int:
@@ -35,6 +35,22 @@ def computes_gradient_of(parameter: Tensor) -> bool:
         return reaches(get_gradient_edge(parameter).node)
     except RuntimeError:  # `torch.autograd.grad` for the parameter itself, which ends at it
         return True
+
+
+def quiet_gradient(of: Tensor | GradientEdge, parameter: Tensor, derivative: Tensor, batched: bool) -> Tensor:
+    """From the derivative by `of` to that by a parameter, which its hooks, ours and those of others, are not told of.
+
+    Args:
+        batched: there is one of each sample.
+    """
+    hooks = parameter._backward_hooks or {}
+    silenced = dict(hooks)
+    hooks.clear()
+    try:
+        (gradient,) = torch.autograd.grad(of, parameter, derivative, retain_graph=True, is_grads_batched=batched)
+    finally:
+        hooks.update(silenced)
+    return gradient
 
 
 class BackwardPasses:

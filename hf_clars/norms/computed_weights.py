@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .backward_passes import quiet_gradient
 from .grad_samples import GivenSamples, GradSamples, OperatorSamples, chunks, joined
 from .numerics.reductions import squared_norms, sum_of_samples
 from .recorded_calls import Recipe
@@ -58,19 +59,8 @@ class SamplesThroughGraph(GradSamples):
         if self.closed_form is not None:
             return self.closed_form.samples(of_u).reshape(-1, *self.shape)
         if of_u.shape[0] > 1:
-            return self._gradient(of_u, batched=True)
-        return self._gradient(of_u[0], batched=False).unsqueeze(0)
-
-    def _gradient(self, of_u: Tensor, batched: bool) -> Tensor:
-        # Hooks on the parameter, ours and those of others, are for its gradient alone.
-        hooks = self.parameter._backward_hooks or {}
-        silenced = dict(hooks)
-        hooks.clear()
-        try:
-            (gradient,) = torch.autograd.grad(self.u, self.parameter, of_u, retain_graph=True, is_grads_batched=batched)
-        finally:
-            hooks.update(silenced)
-        return gradient
+            return quiet_gradient(self.u, self.parameter, of_u, batched=True)
+        return quiet_gradient(self.u, self.parameter, of_u[0], batched=False).unsqueeze(0)
 
 
 def squares_through(parts: Sequence[SamplesThroughGraph], summed: bool = False) -> tuple[list[Tensor], Tensor | None]:

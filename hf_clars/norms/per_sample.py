@@ -37,7 +37,8 @@ class PerSampleNorms:
             `total_batch_size`. It measures several samples, or all, of one pass in some, and that pass stands for the
             others after it, which run almost as if nothing were attached. The first pass of each gradient is measured,
             and so is the next one after sums were read. In compiled models each pass is measured, of at least one
-            sample. Counts are of all samples. `"micro_batch"` takes the norm of each backward pass's whole gradient
+            sample. Counts are of all samples. Of a parameter that only every so many passes use, in step with the
+            measured ones, the estimate is off. `"micro_batch"` takes the norm of each backward pass's whole gradient
             instead: free, but between `1/√b` and 1 times the truth for b samples, so the learning rates of Eq. 5 come
             out up to √b too large.
         norm_samples: `|J_t|` of `"subset"`, over all ranks; the paper uses 512. They come from at least eight passes

@@ -96,8 +96,8 @@ def decide(measurement: Measurement, operator: Operator) -> Plan | None:
     fused = weight is not None and measurement.measures_all(batch)
     if fused and weight is not None and weight.u is not None:
         fused = weight.lookup is None and not torch.compiler.is_compiling() and sampler.forms_weight()
-    # What is computed from a parameter is measured by way of its own `c_i`, unless it is standardised.
-    if fused and weight is not None and (weight.u is None or is_standardised(weight.u)):
+    # What is computed from a parameter is measured by way of its own `c_i`, but for products with standardised weights.
+    if fused and weight is not None and (weight.u is None or (sampler.is_product and is_standardised(weight.u))):
         like = x if half is None else x.to(half)
         if unbatched:
             like = like.unsqueeze(0)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .numerics.reductions import squared_norms
+from .backward_passes import quiet_gradient
+from .numerics.forms import gram_squares
+from .numerics.reductions import norm_dtype, squared_norms
 from .samplers.base import Sampler, Saved
 
 # Private names of autograd's nodes and of what they saved; test_norms_standardised.py fails if they go.
@@ -65,25 +67,21 @@ class Standardisation:
         return of_u.reshape(of_u.shape[0], *self.normalised.shape)
 
     def by_gram(self, sampler: Sampler, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor] | None:
-        """`‖c_w‖²`, `[batch]`, and `c_γ`, `[batch, O]`, without forming `c_u`, for samplers that measure that by a Gram
+        """`‖c_w‖²`, `[batch]`, and `c_γ`, `[batch, O]`, without forming `c_u`, for products that are measured by a Gram
         form; None elsewhere.
 
-        Of rows `v` of `c_u`, `‖v − mean(v) − û·mean(v ⊙ û)‖²` is `‖v‖²` less two terms, and `Σ v` and `⟨v, û⟩` are
-        sums over positions of `d` times what the operator makes of ones and of `û`.
+        Of rows `v` of `c_u`, `v − mean(v)` comes from inputs less their mean; `⟨v, û⟩` is a sum over positions of `d`
+        times what the operator makes of `û`; and `‖v − û·mean(v ⊙ û)‖²` is `‖v‖²` less a term in it.
         """
-        x, (outputs, n) = xs[0], self.normalised.shape
-        applied = None if x.shape[0] != batch else sampler.applied(x, self.normalised.view(sampler.shape))
-        if applied is None:
+        if not sampler.is_product or sampler.shape[:2] != self.normalised.shape or sampler.fused(xs[0], batch):
             return None
-        features = 1 if len(sampler.shape) > 2 else d.ndim - 1
-        whole = sampler.squares(xs, d * self.scale.view([-1 if k == features else 1 for k in range(d.ndim)]), batch)
-        groups = x.shape[features] // sampler.shape[1]
-        ones = sampler.applied(x, x.new_ones(groups, *sampler.shape[1:]))
-        if whole is None or ones is None:
+        if not xs[0].dtype == d.dtype == self.normalised.dtype == norm_dtype(d.dtype):
             return None
-        along = _over_positions(d * applied, features)
-        across = _over_positions(d * ones.repeat_interleave(outputs // groups, features), features)
-        less = across.square() / n + along.square() * (2 - self.normalised.square().mean(1)) / n
+        x, d = sampler.at_positions(xs, d, batch)
+        x = x - x.mean(2, keepdim=True)
+        whole, n = gram_squares(x, d * self.scale), x.shape[2]
+        along = (d * (x @ self.normalised.T)).sum(1)
+        less = along.square() * (2 - self.normalised.square().mean(1)) / n
         return (whole - less @ self.scale.square()).clamp_min(0), along
 
 
@@ -99,7 +97,8 @@ class StandardisedWeight:
 
     def squares(self, of_u: Tensor) -> Tensor:
         """`‖c_w‖²`, `[b]`."""
-        return squared_norms(self._projected(of_u).flatten(0, 1)).view(of_u.shape[0], -1) @ self.of.scale.square()
+        rows = squared_norms(self._projected(of_u).flatten(0, 1)).view(of_u.shape[0], -1)
+        return rows @ self.of.scale.to(rows.dtype).square()
 
     def of_gram(self, found: tuple[Tensor, Tensor]) -> Tensor:
         """The same, from what `by_gram` found."""
@@ -131,8 +130,8 @@ class StandardisedGain:
     def _from(self, of_gain: Tensor) -> Tensor:
         edge, parameter = self.of.gain, self._parameter
         if not self._is_elementwise():
-            return torch.autograd.grad(edge, parameter, of_gain, retain_graph=True, is_grads_batched=True)[0]
-        (derivative,) = torch.autograd.grad(edge, parameter, torch.ones_like(of_gain[0]), retain_graph=True)
+            return quiet_gradient(edge, parameter, of_gain, batched=True)
+        derivative = quiet_gradient(edge, parameter, torch.ones_like(of_gain[0]), batched=False)
         return of_gain * derivative.view(-1)
 
     def _is_elementwise(self) -> bool:
@@ -141,12 +140,6 @@ class StandardisedGain:
         while node is not None and node.name() == _PRODUCT and None in [other for other, _ in node.next_functions]:
             node = _behind_views(next(other for other, _ in node.next_functions if other is not None))
         return _is_gradient_of(node, self._parameter) and self._parameter.numel() == self.of.scale.numel()
-
-
-def _over_positions(values: Tensor, features: int) -> Tensor:
-    """`[batch, features]`."""
-    positions = [dim for dim in range(1, values.ndim) if dim != features]
-    return values.sum(positions) if positions else values
 
 
 def is_standardised(u: Tensor) -> bool:

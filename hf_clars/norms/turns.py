@@ -104,6 +104,8 @@ class Turns:
         backward = recorder.passes.outermost()
         if backward != self._seen:
             self._seen = backward
+            if self._is_over:  # a second one through the same calls: one of them would stand for both
+                self._always = True
             # Behind what DistributedDataParallel does at the end, which writes to gradients.
             at_end_of_pass(lambda: at_end_of_pass(lambda: self._end(unmeasured is not None)))
 

@@ -54,10 +54,14 @@ class Sampler(ABC):
         """Whether `samples` adds up to the weight gradient of one call, so that it may stand for autograd's."""
         return False
 
-    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        """The operator's result for another weight, with as many outputs of each group as that has; None where only
-        the operator knows it."""
-        return None
+    @property
+    def is_product(self) -> bool:
+        """Whether the operator is `y = x Wᵀ` at each position, of which `at_positions` is then known."""
+        return False
+
+    def at_positions(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Input and derivative at each position, `[batch, P, I]` and `[batch, P, O]`."""
+        raise TypeError(f"{type(self).__name__} is no product")
 
     def convolution(self, xs: Saved, d: Tensor, batch: int) -> Convolution | None:
         """The same as a convolution's weight gradient, if a kernel serves it."""

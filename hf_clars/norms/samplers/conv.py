@@ -76,9 +76,13 @@ class ConvSampler(Sampler):
     def forms_weight(self) -> bool:
         return True
 
-    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-        return convolve(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+    @property
+    def is_product(self) -> bool:
+        return self.pointwise and self.groups == 1
+
+    def at_positions(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        left, right = self._matrices(xs, d, batch)
+        return right, left.mT
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
         if len(self.kernel) > 2 or not kernels.serves(x.device, x.dtype, convolution=True):
@@ -197,8 +201,9 @@ class TransposedConvSampler(ConvSampler):
 
     output_padding: tuple[int, ...] = ()
 
-    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        return None
+    @property
+    def is_product(self) -> bool:
+        return False
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

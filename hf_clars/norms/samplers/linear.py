@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
@@ -39,8 +38,12 @@ class LinearSampler(Sampler):
     def forms_weight(self) -> bool:
         return True
 
-    def applied(self, x: Tensor, weight: Tensor) -> Tensor | None:
-        return None if self.transposed else F.linear(x, weight)
+    @property
+    def is_product(self) -> bool:
+        return not self.transposed
+
+    def at_positions(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        return xs[0].reshape(batch, -1, xs[0].shape[-1]), d.reshape(batch, -1, d.shape[-1])
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
         if not kernels.serves(x.device, x.dtype, convolution=False):
