@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_clars import PerSampleNorms
+
 from .helpers.turns import BATCH, PERIOD, alike, backward, counts, found, measured_passes, network, subset
 
 
