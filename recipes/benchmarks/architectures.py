@@ -190,7 +190,12 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(about: dict[str, Any], ordered: list[dict[str, Any]], results: dict[str, dict[str, Any]]) -> str:
     """Goals and figures, every architecture with the slowest first, and those of which there are none."""
-    lines = ["# What exact norms cost over architectures", "", *(__doc__ or "").strip().splitlines()[6:], ""]
+    lines = [
+        "# What exact norms cost over architectures",
+        "",
+        *"\n\n".join((__doc__ or "").split("\n\n")[2:]).splitlines(),
+        "",
+    ]
     lines += [f"`{about['command']}`", "", f"commit {about['commit']}, {about['hardware']['device']}, "]
     lines[-1] += ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     head = ["part", "architectures", "mean", "nine of ten", "worst", "memory", "subset", "worst subset"]
