@@ -33,10 +33,11 @@ def hooked(
 def _is_channels_last(weight: Tensor) -> bool:
     """By its strides: of one pixel, or one channel, `is_contiguous` says it is so in either way. And DDP and optimizers
     compare strides, those of such dimensions too."""
-    if weight.ndim != 4 or weight.stride(1) != 1:
+    strides = weight.stride()
+    if len(strides) != 4 or strides[1] != 1:
         return False
     _, channels, height, width = weight.shape
-    return weight.stride() == (channels * height * width, 1, width * channels, channels)
+    return strides == (channels * height * width, 1, width * channels, channels)
 
 
 class Hook(torch.autograd.Function):

@@ -44,7 +44,8 @@ class Layer:
         return None if operator is None else cls(module, operator)
 
     def run(self, measurement: Measurement, x: Any) -> Tensor | None:
-        """The layer's result; None where it takes looking at what the layer calls."""
+        """The layer's result, where gradients are taken and nobody hooks what is saved for them; None where it takes
+        looking at what the layer calls."""
         if not _is_as_built(self._module):
             return None
         weight, bias = _parameters(self._module)
@@ -53,15 +54,13 @@ class Layer:
         axis = axis_of(x)
         if axis is None or axis.pick is not None:
             return None
-        if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
-            return None  # the hooks may be those of checkpointing
         with torch._C.DisableTorchFunction():
             if not (is_tracked(weight) or is_tracked(bias)):
                 return None
             plan = self._plan(measurement, x, weight, bias, axis)
             if plan is None:
                 return None
-            y = plan.run(measurement, x, weight, bias)
+            y = plan.run(measurement, axis, x, weight, bias)
             setattr(y, PLACE, axis)  # a layer leaves it where it is, or `decide` has refused
             return y
 

@@ -124,7 +124,9 @@ class OperatorSamples(GradSamples):
         assert total is not None
         if total.shape != self.shape:
             raise UserError(f"{type(self.sampler).__name__} returned a sum of shape {tuple(total.shape)}")
-        return joined(squares), total.to(dtype, memory_format=memory_format)
+        if total.dtype != dtype or memory_format is not torch.contiguous_format or not total.is_contiguous():
+            total = total.to(dtype, memory_format=memory_format)
+        return joined(squares), total
 
     def _of(self, run: slice, found: Tensor, *shape: int) -> Tensor:
         """What a sampler found, if it is of the samples of the run."""

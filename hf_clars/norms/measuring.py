@@ -30,8 +30,7 @@ def measure(recorder: Recorder, use: Use, xs: Saved, d: Tensor) -> Tensor | None
         if d.ndim < xs[0].ndim and isinstance(use.sampler, LinearSampler):  # the call saw its positions flattened
             d = d.view(*xs[0].shape[:-1], d.shape[-1])
         xs, d = use.sampler.samples_first(xs, d, use.axis)
-    if use.weight is not None or use.bias is not None:
-        recorder.begin_backward()
+    recorder.begin_backward()
     if not recorder.check.active:
         return _measure(recorder, use, xs, d)
     with recorder.check.measures():
@@ -54,6 +53,24 @@ def _measure(recorder: Recorder, use: Use, xs: Saved, d: Tensor) -> Tensor | Non
 
 def _close(recorder: Recorder, use: Use, of: TrackedTensor, part: GradSamples, whole: GradSamples) -> Tensor | None:
     """`part` is of the samples that are measured, `whole` of all."""
+    if of.u is not None or of.recipe is not None:
+        return _close_computed(recorder, use, of, part, whole)
+    squares = gradient = None
+    for tracked in of.parameters:
+        if use.number < 0 and not _is_wanted(tracked, recorder):
+            continue
+        if use.fused and gradient is None and isinstance(part, OperatorSamples):
+            squares, gradient = part.squares_and_gradient(use.dtype, use.memory_format)
+        recorder.close(tracked, use, part, squares)
+        if recorder.check.active:
+            recorder.check.claim(tracked, whole.total() if gradient is None else gradient, use.sampler)
+    return gradient
+
+
+def _close_computed(
+    recorder: Recorder, use: Use, of: TrackedTensor, part: GradSamples, whole: GradSamples
+) -> Tensor | None:
+    """The same of a tensor that is computed from parameters."""
     wanted = [tracked for tracked in of.parameters if use.number >= 0 or _is_wanted(tracked, recorder)]
     standardisation = None if of.u is None or of.recipe is not None else Standardisation.of(of.u)
     parts = [_through(part, of, tracked, recorder, standardisation) for tracked in wanted]
@@ -64,17 +81,12 @@ def _close(recorder: Recorder, use: Use, of: TrackedTensor, part: GradSamples, w
     if len(through) > 1 or (through and fused):
         squares, total = squares_through(through, summed=fused)
         gradient = None if total is None else total.to(use.dtype, memory_format=use.memory_format)
-    elif fused and parts and isinstance(part, OperatorSamples):
-        found, gradient = part.squares_and_gradient(use.dtype, use.memory_format)
-        squares = [found]
     elif fused and of.u is not None:  # it leads to something that is not measured
         gradient = part.total().view(of.u.shape).to(use.dtype, memory_format=use.memory_format)
     for tracked, own, known in zip(wanted, parts, squares, strict=True):
         recorder.close(tracked, use, own, known)
         if recorder.check.active:
-            known_total = gradient if own is part else None
-            if known_total is None:
-                known_total = _through(whole, of, tracked, recorder, standardisation).total()
+            known_total = _through(whole, of, tracked, recorder, standardisation).total()
             recorder.check.claim(tracked, known_total, use.sampler)
     return gradient
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .backward import hooked
 from .measurement import Measurement
 from .ops import Operator
 from .sample_axis.axis import Lost, SampleAxis, is_ordinary, samples_first
-from .sample_axis.tags import axis_of, place_of
+from .sample_axis.tags import place_of
 from .samplers.base import Sampler, Saved
 from .samplers.linear import LinearSampler
 from .standardised import is_standardised
@@ -34,6 +35,7 @@ class Plan:
         flat: positions are flattened for the call.
         unbatched: the input has no batch dimension and is one sample.
         axis: where samples stand in the input, unless their rows come in order, in front.
+        subset: which samples are measured; None for all.
     """
 
     sampler: Sampler
@@ -46,13 +48,19 @@ class Plan:
     flat: bool
     unbatched: bool
     axis: SampleAxis | None
+    subset: slice | None
 
     def run(
-        self, measurement: Measurement, x: Tensor, weight: Tensor | None, bias: Tensor | None, kept: Saved = ()
+        self,
+        measurement: Measurement,
+        axis: SampleAxis | None,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        kept: Saved = (),
     ) -> Tensor:
-        """The operator's result, of which the backward pass is going to measure."""
+        """The operator's result, of which the backward pass is going to measure; samples of `x` stand along `axis`."""
         given, flat = x, self.flat
-        axis = axis_of(x)
         if axis is not None and axis.assumed:
             axis.carries(parameters_of(self.weight, self.bias))
         if self.half is not None:
@@ -64,12 +72,11 @@ class Plan:
         fused = self.fused and self.weight is not None
         if fused and self.weight is not None and not measurement.regions.must_repeat():
             fused = True not in [tracked.in_use() for tracked in self.weight.parameters]
-        use = Use(self.sampler, self.weight, self.bias, self.batch, fused, self.unbatched, self.axis)
+        use = Use(self.sampler, self.weight, self.bias, self.batch, fused, self.unbatched, self.axis, self.subset)
         w = weight.detach() if fused and weight is not None else weight
         y = self.call(given.flatten(0, -2) if flat else given, w, bias)
-        y = measurement.hooked(
-            y, use, (x.detach(), *(t.detach() if t.requires_grad else t for t in kept)), weight if fused else None
-        )
+        saved = (x.detach(), *[t.detach() if t.requires_grad else t for t in kept])
+        y = hooked(measurement.recorder, y, use, saved, weight if fused else None)
         return y.view(*x.shape[:-1], y.shape[-1]) if flat else y
 
 
@@ -107,7 +114,8 @@ def decide(measurement: Measurement, operator: Operator) -> Plan | None:
     # Torch itself flattens positions and views the product back. A tap on that view would cost copies of `d`.
     flat = isinstance(sampler, LinearSampler) and x.ndim > 2
     where = None if ordinary else SampleAxis(axis.dim, axis.inner, axis.batch)
-    return Plan(sampler, operator.call, weight, bias, batch, half, fused, flat, unbatched, where)
+    subset = measurement.subset_of(batch)
+    return Plan(sampler, operator.call, weight, bias, batch, half, fused, flat, unbatched, where, subset)
 
 
 def _axis_of_input(

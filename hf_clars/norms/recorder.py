@@ -133,8 +133,9 @@ class Recorder:
     def _is_shared(self, tracked: TrackedParameter, use: Use) -> bool:
         """Whether other uses in the same pass have a part in the gradient too, so that `c_i` is a sum over uses."""
         others = tracked.reached(use)
-        use.shared[tracked] = use.shared.get(tracked, False) or others or tracked in self._shared
-        return use.shared[tracked]
+        shared = others or use.shared.get(tracked, False) or tracked in self._shared
+        use.shared[tracked] = shared
+        return shared
 
     def _begins(self, tracked: TrackedParameter) -> bool | Tensor:
         return self.follows_gradient and self.lives[tracked.index].begins()
@@ -154,11 +155,12 @@ class Recorder:
             reason = "it is used both inside and outside of reentrant checkpointing, or in several parts of that"
             self.untracked.exclude([tracked], reason)
         life.recorded_in = backward
-        self._note(tracked, squares, batch, begins)
+        self._note(tracked, life, squares, batch, begins)
 
-    def _note(self, tracked: TrackedParameter, squares: Tensor, batch: int, begins: bool | Tensor) -> None:
+    def _note(
+        self, tracked: TrackedParameter, life: GradientLife, squares: Tensor, batch: int, begins: bool | Tensor
+    ) -> None:
         """Notes are summed up for all parameters together, when sums are asked for or the next pass brings more."""
-        life = self.lives[tracked.index]
         if tracked in self.notes:
             self.sum_up()
         self.notes.add(tracked, squares, batch, begins if life.samples > 0 else False)
@@ -189,7 +191,7 @@ class Recorder:
         self.agreement.begin_anew()
         if not self.notes.stand_for(samples, self.follows_gradient):
             for tracked, squares in self.notes.standing.items():
-                self._note(tracked, squares, samples, self._begins(tracked))
+                self._note(tracked, self.lives[tracked.index], squares, samples, self._begins(tracked))
 
     def end_backward(self, unmeasured: bool) -> None:
         """A backward pass is over, and has left gradients as they are."""

@@ -56,7 +56,8 @@ class WatchedForward:
             if parameter is not None and getattr(parameter, PARAMETER, None) is not tracked:  # FSDP has exchanged it
                 measurement.recorder.tag(tracked, parameter)
         eager = not torch.compiler.is_compiling()
-        if eager and (not tracer.active or tracer.may_be_in_region()):
+        looks = eager and (not tracer.active or tracer.may_be_in_region())
+        if looks:
             region = measurement.regions.entered(tracer.may_be_reentrant())
             if region is not None:
                 return self._in_region(passes, region, args, kwargs)
@@ -64,7 +65,7 @@ class WatchedForward:
             if eager and not tracer.passing_by and self._is_alone():
                 if self.plain:
                     return tracer.pass_by(self.forward, args, kwargs, self.pools)
-                if self.layer is not None and len(args) == 1 and not kwargs:
+                if self.layer is not None and not looks and len(args) == 1 and not kwargs:
                     y = self.layer.run(measurement, args[0])
                     if y is not None:
                         return y

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 
 import torch
 
+CPU = getattr(torch.cpu, "get_capabilities", dict)()  # what torch 2.11 may not tell
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _LINEAR, _POINTWISE, _WINDOWS, _GROUPED = (4, 8, 8, 25) if WIDE else (45, 40, 40, 40)  # for each number of `c_i`
 

@@ -6,16 +6,18 @@
 import torch
 from torch import Tensor
 
-from .costs import WIDE
+from .costs import CPU, WIDE
 from .reductions import squared_norms, sum_of_samples
 
 # A private operator, which torch.compile's code calls for linear layers; test_norms_products.py fails if it goes. On
-# AMD's processors with AVX-512 it is twice as fast as MKL, on Intel's about as fast, and without AVX-512 slower.
-ONE_DNN = torch.ops.mkldnn._linear_pointwise if WIDE and torch.backends.mkldnn.is_available() else None
+# AMD's processors with AVX-512 it is twice as fast as MKL, which does not use AVX-512 there.
+_SERVES = WIDE and "AMD" in CPU.get("cpu_name", "") and torch.backends.mkldnn.is_available()
+ONE_DNN = torch.ops.mkldnn._linear_pointwise if _SERVES else None
 # From such a product on, a call for each costs less than MKL's loop over all.
 _LARGE_RESULT = 1 << 18 if ONE_DNN is None else 1 << 13  # elements
 _LARGE_PRODUCT = 1 << 20  # multiply-adds
-_BUFFER = 1 << 16  # elements of products that are held at a time: more leave the cache before they are summed up
+# Products that are held at a time fill half of the cache: more leave it before they are summed up.
+_BUFFER = CPU.get("l2_cache_size", 512 << 10) // 2  # bytes
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
@@ -35,25 +37,18 @@ def multiply_and_sum(left: Tensor, right: Tensor, total: Tensor | None) -> tuple
     CPU the products stand in one buffer, a few at a time, that stays in the cache.
     """
     batch, outputs, inputs = left.shape[0], left.shape[1], right.shape[2]
-    if left.device.type != "cpu":
-        each = torch.bmm(left, right)
-        return squared_norms(each), sum_of_samples(each, total)
-    size = 1 if one_by_one(left, right) else min(batch, max(1, _BUFFER // (outputs * inputs)))
-    if size >= batch > 1:
+    cpu = left.device.type == "cpu"
+    size = max(1, _BUFFER // (outputs * inputs * left.dtype.itemsize)) if cpu else batch
+    if cpu and left.dtype == torch.float32 == right.dtype and (size == 1 or one_by_one(left, right)):
+        return _one_after_another(left, right, total)
+    if size >= batch:
         each = torch.bmm(left, right)
         return squared_norms(each), sum_of_samples(each, total)
     buffer, squares = left.new_empty(size, outputs, inputs), []
-    for start in range(0, batch, size):
-        a, b = left[start : start + size], right[start : start + size]
-        if size == 1 and left.dtype == torch.float32 == right.dtype:
-            each = _product(a[0], b[0], buffer[0])
-            row = each.view(-1)
-            squares.append(torch.dot(row, row).unsqueeze(0))
-            total = each.clone() if total is None else total.add_(each)
-        else:
-            each = torch.bmm(a, b, out=buffer[: a.shape[0]])
-            squares.append(squared_norms(each))
-            total = sum_of_samples(each, total)
+    for a, b in zip(left.split(size), right.split(size), strict=True):
+        each = torch.bmm(a, b, out=buffer[: a.shape[0]])
+        squares.append(squared_norms(each))
+        total = sum_of_samples(each, total)
     assert total is not None
     return torch.cat(squares), total
 
@@ -64,6 +59,18 @@ def one_by_one(left: Tensor, right: Tensor) -> bool:
         return False
     result = left.shape[1] * right.shape[2]
     return result >= _LARGE_RESULT and result * left.shape[2] >= _LARGE_PRODUCT
+
+
+def _one_after_another(left: Tensor, right: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `multiply_and_sum`, in float32."""
+    buffer, squares = left.new_empty(left.shape[1], right.shape[2]), []
+    for a, b in zip(left.unbind(), right.unbind(), strict=True):
+        each = _product(a, b, buffer)
+        row = each.view(-1)
+        squares.append(torch.dot(row, row))
+        total = each.clone() if total is None else total.add_(each)
+    assert total is not None
+    return torch.stack(squares), total
 
 
 def _product(left: Tensor, right: Tensor, buffer: Tensor) -> Tensor:
