@@ -87,6 +87,9 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     warmup_start: Share = setting(
         0.0, "Share of γ_scale that warmup_epochs begins with; base_batch_size / B for Goyal et al."
     )
+    decay_epochs: Epochs | None = setting(
+        None, "Epochs of the decay at the end, of lr_scheduler_type warmup_stable_decay."
+    )
     lr_milestones: list[Positive] | None = setting(
         None, "Epochs at which the learning rate is multiplied by lr_decay, on top of the schedule."
     )
