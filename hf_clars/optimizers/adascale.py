@@ -40,6 +40,7 @@ class AdaScale(CLARS):
     """
 
     _uniform = True
+    norms: Any
 
     def __init__(
         self,
