@@ -1,6 +1,7 @@
 """CLARS: large-batch training without warmup, with exact per-sample gradient norms.
 
-Importing this package makes `optim="clars"`, `"lars"`, `"mnag"` and `"lamb"` known to `transformers.Trainer`.
+Importing this package makes `optim="clars"`, `"lars"`, `"mnag"`, `"adascale"` and `"lamb"` known to
+`transformers.Trainer`.
 """
 
 from . import theory

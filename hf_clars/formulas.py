@@ -219,3 +219,21 @@ def noise_scale(gradient_square: Tensor, noise_trace: Tensor) -> Tensor:
     """
     ratio = noise_trace.clamp_min(0) / gradient_square
     return torch.where(gradient_square <= 0, torch.inf, ratio)
+
+
+def adascale_gain(gradient_square: Tensor, variance: Tensor, scale: float | Tensor) -> Tensor:
+    """`r = (σ² + μ²) / (σ²/S + μ²)`: how many steps of a small batch one of S such batches is worth, from 1 to S.
+
+    An estimate of μ² that is negative counts as 0: the gradient drowns in the noise, and r is S. Without a gradient and
+    without noise r is 1.
+
+    Source: Johnson et al., AdaScale SGD (2020), section 3.
+
+    Args:
+        gradient_square: μ², squared norm of the true gradient.
+        variance: σ², variance of the gradient of a small batch; same units.
+        scale: S.
+    """
+    square, noise = gradient_square.clamp_min(0), variance.clamp_min(0)
+    rest = noise / scale + square
+    return torch.where(rest == 0, 1.0, (noise + square) / rest)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 
 from hf_clars import UserError
 from hf_clars.cli import main
@@ -402,6 +403,22 @@ def test_what_the_tuning_decides_is_nobody_elses(tmp_path):
     sweep = read_sweep(sweep_file(tmp_path, tuning=FAIR))
     with pytest.raises(UserError, match="seed is what the section tuning decides"):
         contestants(sweep, {}, {})
+
+
+def test_the_evidence_is_of_deep_networks_and_equal_trials():
+    """None is shallower than the paper's; the recipe takes all runs; schedules are the same for all methods."""
+    sweep = read_sweep(ROOT / "recipes" / "tuning" / "evidence.yaml")
+    contest = contestants(sweep, {"B": ["4096"]})
+    Runner(Path(), Path()).check(search(contest[:6]))
+    layers = {}
+    for one in contest:
+        settings = one.place.settings
+        model = timm.create_model(settings["model_name"], num_classes=10, **settings.get("model_kwargs", {}))
+        layers[one.place.place["network"]] = sum(parameter.ndim >= 2 for parameter in model.parameters())
+        schedules = [run.settings["lr_scheduler_type"] for run in one.trials()]
+        assert schedules == ["polynomial", "warmup_stable_decay"] * 4
+    assert layers == {"mobilenetv2": 53, "resnet20": 20, "resnet56": 56, "densenet121": 121, "vgg11_bn": 11}
+    assert {run.settings["train_split"] for run in search(contest)} == {"train[:45000]"}
 
 
 def test_a_search_with_a_trial_missing_has_no_winner(tmp_path):

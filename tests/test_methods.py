@@ -13,9 +13,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_clars import CLARS, LARS, NAG, ClarsTrainer, GradientStatisticsCallback, PerSampleNorms, UserError
+from hf_clars.formulas import adascale_gain
 from hf_clars.norms.extra_passes import mean_gradient_norms
 from hf_clars.norms.watch import watches_of
-from hf_clars.optimizers import AuthorsCLARS
+from hf_clars.optimizers import AdaScale, AuthorsCLARS
 from hf_clars.trainer.authors_norms import AuthorsNorms, samples_to_keep
 
 from .helpers.launch import Ordered
@@ -79,6 +80,70 @@ def test_mnag_under_a_schedule_is_equation_2():
             w[k], v[k] = new + 0.8 * (new - v[k]), new
             np.testing.assert_allclose(p.detach().numpy(), w[k], rtol=1e-12)
             assert optimizer.layer_rates()[p].item() == rate
+
+
+# --- AdaScale ------------------------------------------------------------------------------------------------------
+
+
+def test_adascale_is_its_formula_over_gradients_of_single_samples():
+    """24 samples in two micro-batches, 4 in the small batch: S = 6. Unbiased estimates, averaged over four steps."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double(), torch.randn(4, 24, 3).double()
+    w = [p.detach().numpy().copy() for p in model.parameters()]
+    v = [each.copy() for each in w]
+    twin, average = copy.deepcopy(model), np.zeros(2)
+    optimizer = AdaScale(model.parameters(), 0.6, momentum=0.8, base_batch_size=4, norms=PerSampleNorms(model))
+    for samples in x:
+        single = []
+        for sample in samples:
+            twin.zero_grad()
+            twin(sample).square().sum().backward()
+            single.append(np.concatenate([p.grad.flatten() for p in twin.parameters()]))
+        mean = np.mean(single, 0)
+        variance = np.var(single, 0, ddof=1).sum()
+        average = (1 - 6 / 1000) * average + 6 / 1000 * np.array([(mean**2).sum() - variance / 24, variance / 4])
+        square, noise = average
+        rate = 0.6 / 6 * (noise + square) / (noise / 6 + square)
+        for half in samples.split(12):
+            (model(half).square().sum() / 24).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for k, (p, q) in enumerate(zip(model.parameters(), twin.parameters(), strict=True)):
+            size = sum(each.size for each in w[:k])
+            new = w[k] - rate * mean[size : size + w[k].size].reshape(w[k].shape)
+            w[k], v[k] = new + 0.8 * (new - v[k]), new
+            np.testing.assert_allclose(p.detach().numpy(), w[k], rtol=1e-9)
+            assert optimizer.layer_rates()[p].item() == pytest.approx(rate)
+            q.data.copy_(p)
+
+
+@pytest.mark.parametrize(("square", "noise", "gain"), [(1, 0, 1), (0, 1, 8), (-1, 2, 8), (1, 8, 4.5), (0, 0, 1)])
+def test_the_gain_is_between_1_and_all_batches(square, noise, gain):
+    assert adascale_gain(torch.tensor(float(square)), torch.tensor(float(noise)), 8).item() == gain
+
+
+def test_adascale_in_a_trainer_goes_on_as_if_it_had_not_been_cut_off(tmp_path):
+    """Its averages are in checkpoints; γ_k and M_k are recorded; nothing is measured afterwards."""
+    options = {
+        "optim": "adascale", "base_learning_rate": 0.1, "base_batch_size": 4, "total_batch_size": 16,
+        "learning_rate": None, "num_train_epochs": 3, "save_strategy": "epoch", "layer_statistics_steps": 2,
+    }  # fmt: skip
+    trainers = []
+    for resume in (None, str(tmp_path / "checkpoint-4")):
+        trainer = ClarsTrainer(seeded(), arguments(tmp_path, **options), train_dataset=dataset(64))
+        trainer.train(resume_from_checkpoint=resume)
+        trainers.append(trainer)
+    assert_same_weights(*trainers)
+    optimizer = trainers[0].optimizer.optimizer
+    assert (type(optimizer), optimizer.base_batch_size, optimizer.defaults["lr"]) == (AdaScale, 4, 0.4)
+    assert not watches_of(trainers[0].model)
+    for layers in layer_statistics(tmp_path):
+        assert all({"gamma", "variance_factor"} <= entry.keys() for entry in layers["layers"].values())
+
+
+def test_adascale_refuses_what_it_cannot_use():
+    with pytest.raises(UserError, match="base_batch_size=0 must be a whole number"):
+        AdaScale(layers_of((2, 2)), 1.0, base_batch_size=0, norms=PerSampleNorms(nn.Linear(2, 2)))
 
 
 # --- CLARS or LARS, and then mNAG ----------------------------------------------------------------------------------

@@ -116,6 +116,14 @@ def test_resnet_stages_and_initialisation():
     assert not model.classifier.bias.any()
 
 
+def test_a_stem_with_a_stride_makes_all_stages_smaller():
+    model, plain = (timm.create_model("resnet20_cifar", width=4, **kwargs) for kwargs in ({"stem_stride": 2}, {}))
+    assert model.forward_features(torch.randn(1, 3, 32, 32)).shape == (1, 16, 4, 4)
+    assert [p.shape for p in model.parameters()] == [p.shape for p in plain.parameters()]
+    with pytest.raises(UserError, match="stem_stride=0 must be a whole number"):
+        build_model("resnet20_cifar", 10, stem_stride=0)
+
+
 def test_vgg_is_configuration_a_at_32():
     model = timm.create_model("vgg11_bn_cifar")
     seen = []

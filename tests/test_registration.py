@@ -23,7 +23,7 @@ def plain(tmp_path, **options) -> Trainer:
 
 def test_the_names_are_among_transformers_own():
     assert callable(trainer_optimizer.is_optimizer_factory)
-    for name in ("clars", "lars", "mnag", "lamb"):
+    for name in ("clars", "lars", "mnag", "adascale", "lamb"):
         member = OptimizerNames(name)
         assert isinstance(member, OptimizerNames)
         assert (member.value, member, str.__str__(member)) == (name, name, name)

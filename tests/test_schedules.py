@@ -27,6 +27,7 @@ def rates(folder, epochs: int = 5, resume: str | None = None, **options) -> list
 
 
 CONSTANT = {"lr_scheduler_type": "constant"}
+STABLE = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"decay_type": "linear"}}
 SCHEDULES = [
     # Goyal et al.'s warmup: γ grows linearly from 2 · 0.25 to 2 over 2 epochs, and is constant afterwards.
     ({**CONSTANT, "warmup_epochs": 2, "warmup_start": 0.25},
@@ -37,6 +38,9 @@ SCHEDULES = [
     # The same in steps and in epochs, before a polynomial of power 2.
     ({"warmup_steps": 6}, lambda t: 2 * (t / 6 if t < 6 else (1 - (t - 6) / 14) ** 2)),
     ({"warmup_epochs": 1.5}, lambda t: 2 * (t / 6 if t < 6 else (1 - (t - 6) / 14) ** 2)),
+    # A warmup, a constant rate and a linear decay to 0, each of them stated in epochs.
+    ({**STABLE, "warmup_epochs": 1, "decay_epochs": 1.5}, lambda t: 2 * min(1, t / 4, (20 - t) / 6)),
+    ({**STABLE, "decay_epochs": 9}, lambda t: 2 * (20 - t) / 20),  # no longer than the training
 ]  # fmt: skip
 
 
@@ -102,10 +106,13 @@ def test_frozen_layers_stand_still_at_first(tmp_path, optim):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stated", ["lr_milestones", "warmup_epochs", "freeze_fc_epochs", "layerwise_epochs"])
+@pytest.mark.parametrize(
+    "stated", ["lr_milestones", "warmup_epochs", "decay_epochs", "freeze_fc_epochs", "layerwise_epochs"]
+)
 def test_epochs_of_data_without_a_length_are_refused(tmp_path, stated):
     value = [1] if stated == "lr_milestones" else 1.0
-    args = arguments(tmp_path, total_batch_size=32, max_steps=3, **{stated: value})
+    schedule = STABLE if stated == "decay_epochs" else {}
+    args = arguments(tmp_path, total_batch_size=32, max_steps=3, **{stated: value}, **schedule)
     with pytest.raises(UserError, match=f"{stated}=.* needs training data whose length is known: state it in steps"):
         ClarsTrainer(seeded(), args, train_dataset=Unsized(64)).train()
 
@@ -131,6 +138,9 @@ def test_what_transformers_refuses_when_the_schedule_is_made(tmp_path):
         ({"warmup_steps": 2.5}, "warmup_steps=2.5 must be a whole number"),
         ({"warmup_start": 0.5}, "warmup_start=0.5 is for warmup_epochs"),
         ({"lr_decay": 0.5}, "lr_decay=0.5 is for lr_milestones"),
+        ({"decay_epochs": 2}, "decay_epochs=2.0 is for lr_scheduler_type=warmup_stable_decay, not polynomial"),
+        ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}, "decay_epochs": 2},
+         "decay_epochs=2.0 and num_decay_steps=3: leave one out"),
         ({"warmup_epochs": -1}, "warmup_epochs=-1 must be at least 0"),
         ({"freeze_fc_epochs": float("nan")}, "freeze_fc_epochs=nan must be a finite number"),
         ({"warmup_epochs": 1, "warmup_steps": 3}, "warmup_epochs=1.0 and warmup_steps=3.0: leave one out"),

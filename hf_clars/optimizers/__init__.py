@@ -1,6 +1,7 @@
-"""CLARS (Eq. 4 + 5), LARS (Eq. 4 + 3), mNAG (Eq. 2), and CLARS as the paper's authors released it."""
+"""CLARS (Eq. 4 + 5), LARS (Eq. 4 + 3), mNAG (Eq. 2), CLARS as the paper's authors released it, and AdaScale."""
 
 from . import sharded
+from .adascale import AdaScale
 from .authors import AuthorsCLARS
 from .clars import CLARS
 from .group_rules import BIAS_AND_NORM_RULES, check_hyperparameters, is_adapted
@@ -14,6 +15,7 @@ __all__ = [
     "CLARS",
     "LARS",
     "NAG",
+    "AdaScale",
     "AuthorsCLARS",
     "LayerwiseOptimizer",
     "check_hyperparameters",

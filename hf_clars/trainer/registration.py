@@ -1,4 +1,4 @@
-"""`optim="clars"`, `"lars"`, `"mnag"` and `"lamb"` for every `transformers.Trainer`.
+"""`optim="clars"`, `"lars"`, `"mnag"`, `"adascale"` and `"lamb"` for every `transformers.Trainer`.
 
 transformers keeps optimizer names in an enum and their builders in a dictionary, and offers no public way to add to
 either. This file is the one place that reaches for them; tests/test_registration.py fails when they move.
@@ -15,7 +15,7 @@ from transformers.training_args import OptimizerNames, TrainingArguments
 
 from ..errors import UserError
 from ..norms import PerSampleNorms
-from ..optimizers import CLARS, LARS, NAG, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
+from ..optimizers import CLARS, LARS, NAG, AdaScale, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
 from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
 from .checkpoints.model_tensors import refuse_other_names
 from .measuring import MeasureWhileTraining
@@ -24,7 +24,13 @@ from .seams import resumed_from, trainer_on_the_stack
 
 def register() -> None:
     """Make transformers know the names. Doing it twice changes nothing."""
-    handlers = {"clars": _clars_handler, "lars": _lars_handler, "mnag": _mnag_handler, "lamb": _lamb_handler}
+    handlers = {
+        "clars": _clars_handler,
+        "lars": _lars_handler,
+        "mnag": _mnag_handler,
+        "adascale": _adascale_handler,
+        "lamb": _lamb_handler,
+    }
     for name, handler in handlers.items():
         trainer_optimizer._OPTIMIZER_HANDLERS[_member(name)] = handler
 
@@ -72,6 +78,12 @@ def _mnag_handler(context: Any) -> tuple[Any, dict[str, Any]]:
     }
 
 
+def _adascale_handler(context: Any) -> tuple[Any, dict[str, Any]]:
+    args, options = context.args, _options(context)
+    base = getattr(args, "base_batch_size", None) or 128
+    return lambda: _build_adascale, {"lr": args.learning_rate, "options": options, "base_batch_size": base}
+
+
 def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
     """timm's LAMB with the groups that Trainer makes for AdamW, too; those not decayed then have no trust ratio."""
     refuse_deepspeed(context.args.deepspeed, "LAMB")
@@ -82,7 +94,7 @@ def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
 
 def _options(context: Any) -> OptimizerOptions:
     args = context.args
-    refuse_deepspeed(args.deepspeed, "CLARS, LARS and mNAG")
+    refuse_deepspeed(args.deepspeed, "CLARS, LARS, mNAG and AdaScale")
     options = _options_of(args, context.optim_args)
     if not hasattr(args, "optimizer_options"):
         _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)) == "clars")
@@ -158,7 +170,31 @@ def _build_clars(
         bias_and_norm=options.bias_and_norm == "paper",
         untracked=options.untracked or "stand_in",
     )
-    if (trainer := trainer_on_the_stack()) is not None:  # which says when a training begins, and when it is over
+    return CLARS(groups, lr, norms=_measuring_while_training(norms), **options.layerwise_keywords())
+
+
+def _build_adascale(
+    model: nn.Module,
+    *,
+    lr: float,
+    options: OptimizerOptions,
+    base_batch_size: int,
+    optimizer_dict: list[dict[str, Any]] | None = None,
+) -> AdaScale:
+    """AdaScale for a model; `optimizer_dict` as for CLARS."""
+    return AdaScale(
+        optimizer_dict or parameter_groups(model, options.weight_decay),
+        lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        base_batch_size=base_batch_size,
+        norms=_measuring_while_training(PerSampleNorms(model)),
+    )
+
+
+def _measuring_while_training(norms: PerSampleNorms) -> PerSampleNorms:
+    """The same, attached from when a Trainer's training begins until it is over; where there is no Trainer, at once."""
+    if (trainer := trainer_on_the_stack()) is not None:
         norms.detach()
         MeasureWhileTraining.add_to(trainer)
-    return CLARS(groups, lr, norms=norms, **options.layerwise_keywords())
+    return norms

@@ -23,8 +23,8 @@ TINY: dict[str, Any] = {
     "save_strategy": "no", "plots": False, "disable_tqdm": True,
 }  # fmt: skip
 SETTINGS = [f.name for kind in (RecipeArguments, ClarsTrainingArguments) for f in fields(kind) if f.init]
-OPTIMIZERS = ("clars", "lars", "mnag", "lamb", "sgd", "adamw_torch", "adafactor", "adagrad", "rmsprop", "lomo",
-              "galore_adamw", "adamw_bnb_8bit", "schedule_free_sgd", "clarz")  # fmt: skip
+OPTIMIZERS = ("clars", "lars", "mnag", "adascale", "lamb", "sgd", "adamw_torch", "adafactor", "adagrad", "rmsprop",
+              "lomo", "galore_adamw", "adamw_bnb_8bit", "schedule_free_sgd", "clarz")  # fmt: skip
 
 # As text of a flag; some are sensible for some settings.
 WORDS = ("", " ", "0", "1", "-1", "2", "3.5", "1e-2", "-1e400", "nan", "inf", "true", "no", "none", "null", "auto",

@@ -69,10 +69,10 @@ class Classifier(nn.Module):
         self.classifier = (self.make_classifier() if num_classes else nn.Identity()).to(like.device, like.dtype)
 
 
-def check_width(width: int) -> None:
-    """Raises UserError unless `width` is a number of channels."""
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise UserError(f"width={width!r} must be a whole number of at least 1")
+def check_count(name: str, value: int) -> None:
+    """Raises UserError unless the argument of that name can count channels or pixels."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name}={value!r} must be a whole number of at least 1")
 
 
 def check_size(x: Tensor, size: tuple[int, int]) -> None:

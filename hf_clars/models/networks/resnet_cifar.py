@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
-from .classifier import CIFAR, Classifier, check_width, he_init
+from .classifier import CIFAR, Classifier, check_count, he_init
 
 default_cfgs = generate_default_cfgs(
     {
@@ -50,12 +50,17 @@ class ResNetCifar(Classifier):
         num_classes: size of the classifier; 0 for none.
         in_chans: channels of the images.
         width: channels of the first stage; the others have two and four times as many.
+        stem_stride: of the first convolution. The paper's is 1; 2 and 4 make every stage that much smaller on a side,
+            and a step 4 and 16 times as cheap.
     """
 
-    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3, width: int = 16) -> None:
+    def __init__(
+        self, blocks: int, num_classes: int = 10, in_chans: int = 3, width: int = 16, stem_stride: int = 1
+    ) -> None:
         super().__init__(num_classes, in_chans)
-        check_width(width)
-        self.conv = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        check_count("width", width)
+        check_count("stem_stride", stem_stride)
+        self.conv = nn.Conv2d(in_chans, width, 3, stem_stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         stages, inputs = [], width
         for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):

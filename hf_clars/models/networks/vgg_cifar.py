@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
-from .classifier import CIFAR, Classifier, check_width, he_init
+from .classifier import CIFAR, Classifier, check_count, he_init
 
 default_cfgs = generate_default_cfgs(
     {"vgg11_bn_cifar": {**CIFAR, "first_conv": "features.0", "paper_ids": "arXiv:1409.1556"}}
@@ -29,7 +29,7 @@ class VggCifar(Classifier):
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, width: int = 64, drop_rate: float = 0.5) -> None:
         super().__init__(num_classes, in_chans)
-        check_width(width)
+        check_count("width", width)
         layers: list[nn.Module] = []
         inputs = in_chans
         for group in CONFIGURATION_A:

@@ -10,20 +10,23 @@ from ...errors import UserError
 from ...norms import MODES, check_untracked
 from ...optimizers import check_hyperparameters
 
-OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0}  # name → the paper's η; of mNAG (γ_k = γ_scale) a formality
+# Name → the paper's η; of mNAG and AdaScale, where all layers have one rate, a formality.
+OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0, "adascale": 1.0}
 OURS = ", ".join((*OPTIMIZERS, "lamb"))  # all names that are registered
 AUTHORS = "authors"  # the `mode` that is no way to measure alone but a method, with an optimizer of its own
 
+_ONE_RATE = ("eta", "bias_and_norm", "decay_in_denominator", "mode", "norm_samples", "untracked")
 NOT_TAKEN: dict[str, tuple[str, ...]] = {
     "clars": (),
     "lars": ("mode", "norm_samples", "untracked"),
-    "mnag": ("eta", "bias_and_norm", "decay_in_denominator", "mode", "norm_samples", "untracked"),
+    "mnag": _ONE_RATE,
+    "adascale": _ONE_RATE,
 }
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Everything but the learning rate that `optim="clars"` takes, and `"lars"` and `"mnag"` in part (`NOT_TAKEN`).
+    """Everything but the learning rate that `optim="clars"` takes, and the others of `OPTIMIZERS` in part.
 
     `norm_samples=None` stands for 512 and `untracked=None` for `"stand_in"`; they are refused where nothing uses them.
     """

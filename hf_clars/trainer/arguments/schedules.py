@@ -32,7 +32,7 @@ def milestone_factor(step: int, milestones: Sequence[int], decay: float) -> floa
 
 
 class EpochSchedules(Trainer):
-    """A mix-in for `Trainer`: `warmup_epochs`, `warmup_start`, `lr_milestones` and `lr_decay` of its arguments."""
+    """A mix-in for `Trainer`: `warmup_epochs`, `decay_epochs`, `lr_milestones`, … of its arguments."""
 
     args: Any
     optimizer: Any
@@ -59,8 +59,12 @@ class EpochSchedules(Trainer):
         if warmup >= num_training_steps > 0:
             logger.warning("the warmup of %d steps lasts as long as the training, of %d", warmup, num_training_steps)
             num_training_steps = warmup + 1  # transformers divides by the steps that are left for the decay
-        if args.warmup_epochs is None and not args.lr_milestones:
+        if not _is_refined(args):
             return super().create_scheduler(num_training_steps, optimizer)
+        kwargs = args.lr_scheduler_kwargs
+        if args.decay_epochs is not None:
+            decay = min(self.steps_in("decay_epochs", args.decay_epochs), num_training_steps - warmup)
+            kwargs = {**(kwargs or {}), "num_decay_steps": decay}
         milestones = [self.steps_in("lr_milestones", epoch) for epoch in args.lr_milestones or ()]
         kind = args.lr_scheduler_type
         self.lr_scheduler = _refined(
@@ -69,7 +73,7 @@ class EpochSchedules(Trainer):
                 optimizer=optimizer if optimizer is not None else self.optimizer,
                 num_warmup_steps=warmup,
                 num_training_steps=num_training_steps,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=kwargs,
             ),
             lambda step, factor: (
                 (warmup_factor(step, warmup, args.warmup_start) if step < warmup else factor)
@@ -87,7 +91,7 @@ def check_schedule(args: Any) -> None:
         UserError: arguments that the schedule does not take, or a warmup that it does not have.
     """
     kind, kwargs = args.lr_scheduler_type, args.lr_scheduler_kwargs
-    refined = args.warmup_epochs is not None or args.lr_milestones  # of a constant rate, by one with warmup
+    refined = _is_refined(args)  # of a constant rate, by one with warmup
     without = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY, *(() if refined else (SchedulerType.CONSTANT,)))
     if kind in without and args.warmup_steps:
         raise UserError(f"warmup_steps={args.warmup_steps}: lr_scheduler_type={kind.value} has no warmup; "
@@ -98,6 +102,14 @@ def check_schedule(args: Any) -> None:
         raise UserError(f'lr_scheduler_kwargs={kwargs!r} is not JSON: a mapping, such as {{"power": 2}}')
     if kwargs and kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
         raise UserError(f"lr_scheduler_kwargs={kwargs} are nothing that lr_scheduler_type={kind.value} takes")
+    if args.decay_epochs is not None:
+        if kind != SchedulerType.WARMUP_STABLE_DECAY:
+            raise UserError(f"decay_epochs={args.decay_epochs} is for lr_scheduler_type=warmup_stable_decay, "
+                            f"not {kind.value}")  # fmt: skip
+        if "num_decay_steps" in (kwargs or {}):
+            raise UserError(f"decay_epochs={args.decay_epochs} and num_decay_steps={kwargs['num_decay_steps']}: "
+                            "leave one out")  # fmt: skip
+        kwargs = {**(kwargs or {}), "num_decay_steps": 1}
     optimizer = SGD([Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
         scheduler = get_scheduler(kind, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
@@ -113,6 +125,11 @@ def check_schedule(args: Any) -> None:
         raise
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise UserError(f"lr_scheduler_type={kind.value} with lr_scheduler_kwargs={kwargs}: {error}") from error
+
+
+def _is_refined(args: Any) -> bool:
+    """Whether any of the schedule is stated in epochs, which transformers does not know."""
+    return args.warmup_epochs is not None or args.decay_epochs is not None or bool(args.lr_milestones)
 
 
 def _refined(scheduler: Any, refine: Callable[[int, float], float]) -> LambdaLR:

@@ -32,7 +32,7 @@ from .without_effect import refuse_contradictions
 
 @dataclass
 class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
-    """`transformers.TrainingArguments` for CLARS and LARS, and for mNAG and LAMB to compare them with.
+    """`transformers.TrainingArguments` for CLARS and LARS, and for what they are compared with.
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
     (clipping would shrink the gradient but not the denominator); `logging_nan_inf_filter=False` (divergence must
@@ -49,7 +49,7 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     learning_rate: NotNegative | None = setting(  # type: ignore[assignment]
         None, "γ_scale; by default base_learning_rate × total batch size / base_batch_size."
     )
-    optim: OptimizerNames | str = setting("clars", "The optimizer; clars, lars, mnag, lamb, or any other.")
+    optim: OptimizerNames | str = setting("clars", "The optimizer; clars, lars, mnag, adascale, lamb, or any other.")
     lr_scheduler_type: SchedulerType | str = setting("polynomial", "The learning rate schedule.")
     lr_scheduler_kwargs: dict[str, Any] | str | None = setting(
         None, "Arguments of the schedule as JSON; a polynomial has power 2 by default."
@@ -86,6 +86,9 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     warmup_epochs: Epochs | None = setting(None, "Linear warmup, in epochs.")
     warmup_start: Share = setting(
         0.0, "Share of γ_scale that warmup_epochs begins with; base_batch_size / B for Goyal et al."
+    )
+    decay_epochs: Epochs | None = setting(
+        None, "Epochs of the decay at the end, of lr_scheduler_type warmup_stable_decay."
     )
     lr_milestones: list[Positive] | None = setting(
         None, "Epochs at which the learning rate is multiplied by lr_decay, on top of the schedule."
@@ -161,7 +164,7 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
         return str(getattr(self.optim, "value", self.optim))
 
     def optimizer_options(self) -> OptimizerOptions:
-        """Those in force for CLARS, LARS or mNAG: of `optim_args`, else of the fields, else the defaults."""
+        """Those in force for CLARS, LARS, mNAG or AdaScale: of `optim_args`, else of the fields, else the defaults."""
         given = {f.name: getattr(self, f.name) for f in fields(OptimizerOptions)}
         return OptimizerOptions.in_force(self.optim_name, given, parse_optim_args(self.optim_args))
 

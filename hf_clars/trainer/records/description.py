@@ -13,7 +13,7 @@ import torch
 from ...runtime.provenance import HOUSEKEEPING, commit, hardware
 from ...safety.secrets import without_secrets
 from ..arguments.derived import plain
-from ..arguments.options import OPTIMIZERS
+from ..arguments.options import NOT_TAKEN, OPTIMIZERS
 
 GROUP_LENGTH, TAG_LENGTH = 128, 64  # W&B's limits
 # Of TrainingArguments, beside HOUSEKEEPING: what does not change what is computed, or follows from what does.
@@ -80,7 +80,7 @@ def _in_force(args: Any) -> dict[str, Any]:
         return {}
     options = args.optimizer_options()
     values: dict[str, Any] = {"momentum": options.momentum}
-    if name != "mnag":
+    if "eta" not in NOT_TAKEN[name]:
         values["eta"] = options.eta
     if name == "clars":
         values["mode"] = options.mode
