@@ -9,6 +9,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -42,6 +44,31 @@ def test_channels_last():
     torch.testing.assert_close(measured(other, x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-6)
     found, gradients = ([p.grad for p in each.parameters()] for each in (other, model))
     torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    channels=st.sampled_from([3, 8, 16]),
+    outputs=st.sampled_from([1, 4]),
+    folds=st.sampled_from([1, 2]),
+    last=st.booleans(),
+)
+def test_windows_of_channels_last_images(kernel, stride, padding, dilation, channels, outputs, folds, last):
+    """All geometries, several images of a sample, weights that lie like the images and otherwise."""
+    layer = nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, bias=False)
+    model = nn.Sequential(nn.Flatten(0, 1), layer, nn.Unflatten(0, (3, folds))) if folds > 1 else nn.Sequential(layer)
+    x = torch.randn(3, folds, channels, 7, 6) if folds > 1 else torch.randn(3, channels, 7, 6)
+    expected, gradient = measured(model, x), layer.weight.grad
+    other = copy.deepcopy(model)
+    other.zero_grad()
+    x = x.movedim(-3, -1).contiguous().movedim(-1, -3)
+    found = measured(other.to(memory_format=torch.channels_last) if last else other, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(next(other.parameters()).grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 @contextmanager

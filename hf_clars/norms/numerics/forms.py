@@ -77,6 +77,16 @@ def windows(
     return x.reshape(*x.shape[:2], math.prod(kernel), -1)
 
 
+def windows_of_pixels(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """The same for images that have their channels last, and so that they stay last: `[B, C, H, W] → [B, P, K·C]`."""
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    for axis, (k, s, r) in enumerate(zip(kernel, stride, dilation, strict=True), start=1):
+        x = x.unfold(axis, r * (k - 1) + 1, s)[..., ::r]
+    return x.permute(0, 1, 2, 4, 5, 3).reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
+
+
 def conv_samples(
     x: Tensor,
     d: Tensor,

@@ -151,17 +151,29 @@ class ConvSampler(Sampler):
         return x[steps]
 
     def _matrices(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices."""
+        """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices; see `_weights`."""
         x, d = self._operands(xs[0], d)
-        columns = self._strided(x) if self.pointwise else forms.windows(x, self.kernel, *self.geometry).flatten(1, 2)
-        left, right = d.flatten(2), columns.flatten(2)
+        left = d.flatten(2)
+        if self.pointwise:
+            right = self._strided(x).flatten(2).mT
+        elif _is_channels_last(x):
+            right = forms.windows_of_pixels(x, self.kernel, *self.geometry)
+        else:
+            right = forms.windows(x, self.kernel, *self.geometry).flatten(1, 2).mT
         if x.shape[0] > batch:  # several rows of one sample are as good as more positions
-            left, right = (t.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2) for t in (left, right))
-        return left, right.mT
+            left = left.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
+            right = right.unflatten(0, (batch, -1)).flatten(1, 2)
+        return left, right
+
+    def _weights(self, matrices: Tensor, xs: Saved, d: Tensor) -> Tensor:
+        """Matrices `[..., O, I]`, as `_matrices` gives, as weights: channels come last in images that have them last."""
+        if self.pointwise or not _is_channels_last(self._operands(xs[0], d)[0]):
+            return matrices.unflatten(-1, self.shape[1:])
+        return matrices.unflatten(-1, (*self.kernel, self.shape[1])).movedim(-1, -1 - len(self.kernel))
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         if self.form == "products" or (self.form == "gram" and self.pointwise and self.groups == 1):
-            return products.multiply(*self._matrices(xs, d, batch)).view(batch, *self.shape)
+            return self._weights(products.multiply(*self._matrices(xs, d, batch)), xs, d)
         x, d = self._operands(xs[0], d)
         if self.form == "rows":
             each = forms.depthwise_samples(x, d, self.shape, *self.geometry).view(-1, *self.shape)
@@ -175,9 +187,9 @@ class ConvSampler(Sampler):
 
     def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.form == "products":
-            left, right = self._matrices(xs, d, batch)
-            squares, total = products.multiply_and_sum(left, right, None if total is None else total.flatten(1))
-            return squares, total.view(self.shape)
+            squares, matrix = products.multiply_and_sum(*self._matrices(xs, d, batch), None)
+            weights = self._weights(matrix, xs, d)
+            return squares, weights if total is None else total.add_(weights)
         return super().squares_and_sum(xs, d, batch, total)
 
     def total(self, xs: Saved, d: Tensor) -> Tensor | None:
@@ -193,6 +205,11 @@ class ConvSampler(Sampler):
     def bias_samples(self, d: Tensor, batch: int) -> Tensor:
         each = d.flatten(2).sum(2, dtype=norm_dtype(d.dtype))
         return each.view(batch, -1, each.shape[1]).sum(1)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel are neighbours, and enough of them to be moved together."""
+    return x.ndim == 4 and x.stride(1) == 1 and x.shape[1] >= _FEW_CHANNELS and max(x.shape[2:]) > 1
 
 
 @dataclass(frozen=True)
