@@ -19,6 +19,9 @@ from .helpers.reference import check
 sizes = st.integers(1, 4)
 
 
+# torch's own, that it copies
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
 dtypes = st.sampled_from([torch.float64, torch.float32])
 
 
@@ -76,7 +79,7 @@ def test_convolution_sample_by_sample(case):
         check(*case)
 
 
-@pytest.mark.parametrize("form", ["products", "grouped", "rows", "gram"])
+@pytest.mark.parametrize("form", ["products", "grouped", "rows", "taps", "gram"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_every_form_of_a_convolution(form, transposed):
     """Whatever the cost rule chooses, the result is the same: here it has no choice."""
@@ -85,7 +88,8 @@ def test_every_form_of_a_convolution(form, transposed):
     def forced(case, dtype):
         module, x = case
         assume(form != "products" or module.groups == 1)
-        assume(form != "rows" or (module.weight.shape[1] == 1 and module.weight.ndim < 5))
+        assume(form not in ("rows", "taps") or (module.weight.shape[1] == 1 and module.weight.ndim < 5))
+        assume(form != "taps" or module.weight.shape[0] == module.groups)
         with mock.patch.object(ConvSampler, "for_size", lambda rule, _: replace(rule, form=form)):
             check(module, x, dtype)
 
@@ -108,10 +112,12 @@ def test_every_form_of_a_linear_layer(monkeypatch, module, gram):
         (nn.Conv2d(128, 512, 1), (12, 12), "products"),
         (nn.Conv2d(512, 2048, 1), (3, 3), "gram"),
         (nn.Conv2d(96, 96, 3, padding=1, groups=96), (48, 48), "grouped"),
-        (nn.Conv2d(96, 96, 7, padding=3, groups=96), (7, 7), "rows"),
-        (nn.Conv2d(48, 48, 5, stride=2, padding=2, groups=48), (24, 24), "grouped"),
+        (nn.Conv2d(96, 96, 7, padding=3, groups=96), (7, 7), "taps"),
+        (nn.Conv2d(96, 96, 7, padding=3, groups=96), (24, 24), "rows"),
+        (nn.Conv2d(48, 48, 5, stride=2, padding=2, groups=48), (24, 24), "taps"),
+        (nn.Conv2d(96, 96, 3, padding=1, groups=96), (2, 2), "taps"),
         (nn.Conv2d(48, 96, 5, padding=2, groups=48), (24, 24), "rows"),
-        (nn.Conv1d(64, 64, 4, padding=3, groups=64), (512,), "rows"),
+        (nn.Conv1d(64, 64, 4, padding=3, groups=64), (512,), "taps"),
         (nn.Conv1d(16, 32, 10, stride=5), (1000,), "grouped"),
     ],
     ids=str,

@@ -18,7 +18,10 @@ grouped    420,000 + 40·I·O + P·I·O/8
            + 48·T
 of pixels  410,000 + 2·S²·C + 2·P²·O        the Gram form from products of pixels, then sums over kernel taps
            + 32·G·P²·Σk + 14·T
-of a depthwise one that is wider than 3, for which oneDNN is slow: with the plain gradient
+of a depthwise one
+taps       180,000 + 23,000·I + 18·P·I·O    one tap after the other
+           + 45·S·C
+and of one that is wider than 3, or than its images, for which oneDNN is slow: with the plain gradient
 grouped    48·P·I·O + 35,000·O
 rows       O·(3·R·W·H + 20·W·H + 50,000)    products of R rows of W positions with H = rows of pixels × width of the
                                             kernel; 60·W·H with a stride
@@ -103,6 +106,9 @@ class Convolution:
 
     def grouped_depthwise(self) -> int:
         return 48 * self.positions * self.weights + 35_000 * self.outputs
+
+    def taps(self) -> int:
+        return 180_000 + 23_000 * self.inputs + 18 * self.positions * self.weights + 45 * self.pixels * self.channels
 
     def rows(self, rows: int, columns: int, height: int, *, strided: bool) -> int:
         edge = (60 if strided else 20) * columns * height

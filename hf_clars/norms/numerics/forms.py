@@ -125,9 +125,8 @@ def depthwise_samples(
     Windows are taken along the last axis only: `products[y, (y', t)] = Σ_x d[y, x] · x[y', s·x + r·t]` for all pairs of
     rows is one matrix product, and tap (u, t) of the kernel is the sum over y of the entries at `y' = s·y + r·u`.
     """
-    if len(shape) == 3:  # an image of one row
-        x, d, shape = x.unsqueeze(2), d.unsqueeze(2), (*shape[:2], 1, shape[2])
-        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    if len(shape) == 3:
+        x, d, shape, stride, padding, dilation = _one_row(x, d, shape, stride, padding, dilation)
     batch, channels = x.shape[:2]
     (rows, columns), (down, across) = d.shape[2:], shape[2:]
     x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]]).contiguous()
@@ -139,6 +138,44 @@ def depthwise_samples(
     size = batch * channels, multiplier, rows, down, across
     steps = products.stride(0), rows * height, height + stride[0] * across, dilation[0] * across, 1
     return products.as_strided(size, steps).sum(2, dtype=norm_dtype(d.dtype)).view(batch, shape[0], 1, down, across)
+
+
+def depthwise_taps(
+    x: Tensor,
+    d: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """`c_i` of a depthwise convolution in one or two dimensions with as many outputs as inputs, `[B, K, O]`, one tap
+    after the other.
+
+    Tap t gets `Σ_p d_p x_{s·p + r·t}`, summed over positions side by side for all samples and channels, which are
+    brought last for it.
+    """
+    if len(shape) == 3:
+        x, d, shape, stride, padding, dilation = _one_row(x, d, shape, stride, padding, dilation)
+    (batch, channels), dtype = x.shape[:2], norm_dtype(d.dtype)
+    (rows, columns), (down, across) = d.shape[2:], shape[2:]
+    x = F.pad(x.to(dtype).permute(2, 3, 0, 1), (0, 0, 0, 0, padding[1], padding[1], padding[0], padding[0]))
+    x = x.reshape(*x.shape[:2], batch * channels).contiguous()
+    d = d.to(dtype).permute(2, 3, 0, 1).reshape(rows, columns, batch * channels).contiguous()
+    taps, product = d.new_empty(batch, down * across, channels), torch.empty_like(d)
+    for tap, of_tap in enumerate(taps.unbind(1)):
+        y, z = dilation[0] * (tap // across), dilation[1] * (tap % across)
+        seen = x[y : y + stride[0] * (rows - 1) + 1 : stride[0], z : z + stride[1] * (columns - 1) + 1 : stride[1]]
+        torch.mul(seen, d, out=product)
+        torch.sum(product.view(rows * columns, batch, -1), 0, out=of_tap)
+    return taps
+
+
+def _one_row(
+    x: Tensor, d: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, Tensor, Sequence[int], Sequence[int], Sequence[int], Sequence[int]]:
+    """A convolution in one dimension as one of images of one row."""
+    images = x.unsqueeze(2), d.unsqueeze(2)
+    return *images, (*shape[:2], 1, shape[2]), (1, *stride), (0, *padding), (1, *dilation)
 
 
 def embedding_squares(ids: Tensor, d: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..numerics import costs, forms, products
-from ..numerics.reductions import norm_dtype
+from ..numerics.reductions import norm_dtype, squared_norms, sum_of_samples
 from .base import Sampler, Saved
 
 # On a CPU a convolution that sees one sample alone beats one that has samples as groups of fewer channels than this, if
@@ -28,7 +28,7 @@ class ConvSampler(Sampler):
     """Convolutions of one to three dimensions, any stride, padding, dilation and groups.
 
     Args:
-        form: how to measure: "products", "grouped", "rows" or "gram", see `costs.py`.
+        form: how to measure: "products", "grouped", "rows", "taps" or "gram", see `costs.py`.
     """
 
     stride: tuple[int, ...]
@@ -128,6 +128,10 @@ class ConvSampler(Sampler):
         if self.form == "rows":
             rows, columns, height = self._rows(xs[0].shape[2:])
             elements += self.groups * height * columns + self.shape[0] * rows * height
+        if self.form == "taps":
+            positions, pixels = self._sizes(xs[0].shape[2:])
+            padded = math.prod([n + 2 * p for n, p in zip(pixels, self.geometry[1], strict=True)])
+            elements += self.groups * padded + 2 * self.shape[0] * math.prod(positions)
         if self.form == "products" and not self.pointwise:
             elements += math.prod(self.shape[1:]) * math.prod(self._sizes(xs[0].shape[2:])[0])
         return elements
@@ -175,11 +179,22 @@ class ConvSampler(Sampler):
         if self.form == "products" or (self.form == "gram" and self.pointwise and self.groups == 1):
             return self._weights(products.multiply(*self._matrices(xs, d, batch)), xs, d)
         x, d = self._operands(xs[0], d)
+        if self.form == "taps":
+            return self._of_taps(self._taps(x, d, batch))
         if self.form == "rows":
             each = forms.depthwise_samples(x, d, self.shape, *self.geometry).view(-1, *self.shape)
         else:
             each = forms.conv_samples(x, d, self.shape, *self.geometry, self.groups)
         return each if x.shape[0] == batch else each.view(batch, -1, *self.shape).sum(1)
+
+    def _taps(self, x: Tensor, d: Tensor, batch: int) -> Tensor:
+        """`c_i`, `[batch, K, O]`."""
+        taps = forms.depthwise_taps(x, d, self.shape, *self.geometry)
+        return taps if x.shape[0] == batch else taps.unflatten(0, (batch, -1)).sum(1)
+
+    def _of_taps(self, taps: Tensor) -> Tensor:
+        """From `[..., K, O]` to weights."""
+        return taps.mT.unflatten(-1, self.shape[1:])
 
     def sum_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         buffered = self.form == "products" and self.pointwise and d.device.type == "cpu"
@@ -190,6 +205,10 @@ class ConvSampler(Sampler):
             squares, matrix = products.multiply_and_sum(*self._matrices(xs, d, batch), None)
             weights = self._weights(matrix, xs, d)
             return squares, weights if total is None else total.add_(weights)
+        if self.form == "taps":
+            taps = self._taps(*self._operands(xs[0], d), batch)
+            weights = self._of_taps(sum_of_samples(taps))
+            return squared_norms(taps), weights if total is None else total.add_(weights)
         return super().squares_and_sum(xs, d, batch, total)
 
     def total(self, xs: Saved, d: Tensor) -> Tensor | None:
@@ -245,7 +264,12 @@ def _for_size(sampler: ConvSampler, size: tuple[int, ...]) -> ConvSampler:
     prices = {"grouped": layer.grouped(), "gram": layer.gram()}
     if sampler.groups == 1:
         prices["products"] = layer.products()
-    elif sampler.shape[1] == 1 and len(sampler.kernel) < 3 and sampler.kernel[-1] > 3:
-        prices["grouped"] = layer.grouped_depthwise()
-        prices["rows"] = layer.rows(*sampler._rows(size), strided=sampler.geometry[0][-1] > 1)
+    elif sampler.shape[1] == 1 and len(sampler.kernel) < 3:
+        if sampler.shape[0] == sampler.groups:
+            prices["taps"] = layer.taps()
+        narrow = True in [n < k for n, k in zip(sampler._sizes(size)[1], sampler.kernel, strict=True)]
+        if sampler.kernel[-1] > 3 or narrow:
+            prices["grouped"] = layer.grouped_depthwise()
+        if sampler.kernel[-1] > 3:
+            prices["rows"] = layer.rows(*sampler._rows(size), strided=sampler.geometry[0][-1] > 1)
     return replace(sampler, form=min(prices, key=lambda form: prices[form]))
