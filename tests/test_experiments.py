@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pty
 import signal
@@ -19,6 +20,7 @@ from hf_clars.cli import main
 from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
+from hf_clars.experiments.searched import search_table
 from hf_clars.experiments.tuning import contestants, search
 from hf_clars.runtime.provenance import commit
 from hf_clars.trainer.checkpoints.folder_lock import alone_in
@@ -365,6 +367,7 @@ def test_the_best_trial_of_each_method_gets_fresh_seeds(tmp_path, capsys):
     printed = capsys.readouterr().out
     folder = tmp_path / "r" / "tuning-tiny"
     assert (folder / "table.md").read_text().strip() in printed
+    assert (folder / "search.md").read_text().strip() in printed
     assert "| clars | 0: 10.0, 1: 40.0 | learning_rate 4.0 | 2 | 40.0 ± 0.0 % |" in printed
     assert "| mgd | 0: 20.0, 1: 30.0 | learning_rate 3.0 | 2 | 30.0 ± 0.0 % |" in printed
     finals = [result for result in results_in(tmp_path) if "trial" not in result["place"]]
@@ -378,6 +381,28 @@ def test_the_best_trial_of_each_method_gets_fresh_seeds(tmp_path, capsys):
     assert "γ_k" in (folder / "tiny.svg").read_text()
     assert main([*asked, "--list"]) == 0
     assert capsys.readouterr().out.count("finished") == 4  # the trials
+
+
+def test_how_far_from_the_best_rate_one_may_be(tmp_path):
+    """Between trials by straight lines over the logarithm of the rate; a search that ends too early is said to."""
+    rates = {"clars": (4.0, 1.0, 16.0, 64.0), "mgd": (1.0, 2.0, 4.0, 8.0)}
+    trials = {method: [{"learning_rate": rate} for rate in given] for method, given in rates.items()}
+    trials["mgd"][3] = {}
+    sweep = read_sweep(sweep_file(tmp_path, parameters=METHOD, tuning={**FAIR, "trials": trials}))
+    scores = {"clars": (0.60, 0.58, 0.595, 0.575), "mgd": (0.5, 0.495, None, math.nan)}
+    contest, found = contestants(sweep), {}
+    for one in contest:
+        for run, score in zip(one.trials(), scores[one.place.place["method"]], strict=True):
+            curve = [{"step": n, "epoch": n + 0.2, "eval_accuracy": 0.1 * n} for n in (1, 3)]
+            if score is not None:
+                found[run.key] = some_result(final={"eval_accuracy": score}, curve=curve)
+    clars, mgd = search_table(contest, found).splitlines()[2:]
+    # Half of the way from 4 down to 1, a quarter of the way from 16 up to 64.
+    assert clars == "| clars |  | 1: 58.0, 4: 60.0, 16: 59.5, 64: 57.5 | 2 to 22.6 (× 11.3) | 10.0 / 30.0 / × |"
+    assert mgd == "| mgd |  | 1: 50.0, 2: 49.5, 4: –, default: × | – | 10.0 / 30.0 / × |"
+    del found[contest[1].trials()[3].key]
+    assert search_table(contest, found).splitlines()[3].split("|")[4] == " ≤ 1 to ≥ 2 (≥ × 2.0) "
+    assert search_table(contest, {}) == ""
 
 
 @pytest.mark.parametrize(

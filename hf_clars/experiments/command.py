@@ -21,6 +21,7 @@ from .drawing import draw, table
 from .grid import Run
 from .results import Result, read_result
 from .running import Runner
+from .searched import search_table
 from .sweeps import Sweep, read_sweep
 from .tuning import contestants, finals, search
 
@@ -66,12 +67,15 @@ def run(options: Namespace) -> None:
     name = file.stem if figure else f"{'tuning' if sweep.tuning else 'sweep'}-{file.stem}"
     runner = _runner_of(options, Path(options.results) / name / (options.preset or ""), sweep.launch)
     only, settings = _only_of(options), _settings_of(options)
-    asked = (only, settings, options.count, options.seed)
+    asked: tuple[Any, ...] = (only, settings, options.count, options.seed)
     if options.list:
         return _list(search(contestants(sweep, *asked)) if sweep.tuning else sweep.runs(*asked), runner)
     results = _fill(runner, sweep, *asked)
     if only and not settings and sweep.method == "grid":  # a part of the grid adds to the table of the whole
+        asked = ()
         results = _fill(replace(runner, draw_only=True), sweep)
+    if sweep.tuning is not None:
+        _show_search(sweep, replace(runner, draw_only=True), asked)
     if not results:
         print(f"no results in {runner.results}")
     else:
@@ -105,6 +109,14 @@ def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, nam
     text = table(results)
     (folder / "table.md").write_text(text + "\n")
     print(f"{text}\nhf-clars compare {printable(folder)}", flush=True)
+
+
+def _show_search(sweep: Sweep, runner: Runner, asked: Sequence[Any]) -> None:
+    contest = contestants(sweep, *asked)
+    text = search_table(contest, runner.fill(search(contest)))
+    if text:
+        (runner.results / "search.md").write_text(text + "\n")
+        print(text, flush=True)
 
 
 def _list(runs: Sequence[Run], runner: Runner) -> None:

@@ -32,14 +32,15 @@ class Contestant:
     tuning: Tuning
 
     @property
-    def _tried(self) -> Sequence[Mapping[str, Any]]:
+    def tried(self) -> Sequence[Mapping[str, Any]]:
+        """What each trial sets."""
         return self.tuning.trials[str(self.place.place["method"])]
 
     def trials(self) -> list[Run]:
         """The search."""
         return [
             Run({**self.place.place, "trial": number}, {**self.place.settings, **trial, **self.tuning.search})
-            for number, trial in enumerate(self._tried)
+            for number, trial in enumerate(self.tried)
         ]
 
     def finals(self, found: Results, searched: bool = False) -> list[Run]:
@@ -48,7 +49,7 @@ class Contestant:
         scores = [math.nan if result is None else result.final.get("eval_accuracy", math.nan) for result in results]
         if None in results or all(map(math.isnan, scores)):
             return []
-        winner = self._tried[scores.index(max(score for score in scores if not math.isnan(score)))]
+        winner = self.tried[scores.index(max(score for score in scores if not math.isnan(score)))]
         shown = ", ".join(
             f"{n}: {'×' if math.isnan(score) else f'{100 * score:.1f}'}" for n, score in enumerate(scores)
         )

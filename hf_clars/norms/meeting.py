@@ -120,7 +120,8 @@ class Meeting:
         for of in () if torch.compiler.is_compiling() else (plan.weight, plan.bias):
             if of is not None and of.u is not None and of.lookup is None and not is_standardised(of.u):
                 self.measurement.note_expensive(of.parameters, _COMPUTED)
-        return plan.run(self.measurement, axis_of(operator.x), operator.x, operator.weight, operator.bias, operator.kept)
+        x = operator.x
+        return plan.run(self.measurement, axis_of(x), x, operator.weight, operator.bias, operator.kept)
 
     def _own_copies_of_operands(
         self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], last: int

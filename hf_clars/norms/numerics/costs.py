@@ -39,11 +39,13 @@ moves a choice only where both forms cost about the same. On a GPU it serves wha
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-CPU = getattr(torch.cpu, "get_capabilities", dict)()  # what torch 2.11 may not tell
+CPU: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # what torch 2.11 may not tell
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _LINEAR, _POINTWISE, _WINDOWS, _GROUPED = (4, 8, 8, 25) if WIDE else (45, 40, 40, 40)  # for each number of `c_i`
 

@@ -170,7 +170,7 @@ class ConvSampler(Sampler):
         return left, right
 
     def _weights(self, matrices: Tensor, xs: Saved, d: Tensor) -> Tensor:
-        """Matrices `[..., O, I]`, as `_matrices` gives, as weights: channels come last in images that have them last."""
+        """Matrices `[..., O, I]` as weights; in those of `_matrices` channels come last where images have them last."""
         if self.pointwise or not _is_channels_last(self._operands(xs[0], d)[0]):
             return matrices.unflatten(-1, self.shape[1:])
         return matrices.unflatten(-1, (*self.kernel, self.shape[1])).movedim(-1, -1 - len(self.kernel))
