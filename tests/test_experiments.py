@@ -387,7 +387,7 @@ def test_how_far_from_the_best_rate_one_may_be(tmp_path):
     """Between trials by straight lines over the logarithm of the rate; a search that ends too early is said to."""
     rates = {"clars": (4.0, 1.0, 16.0, 64.0), "mgd": (1.0, 2.0, 4.0, 8.0)}
     trials = {method: [{"learning_rate": rate} for rate in given] for method, given in rates.items()}
-    trials["mgd"][3] = {}
+    trials["mgd"][3] = {"learning_rate": None}
     sweep = read_sweep(sweep_file(tmp_path, parameters=METHOD, tuning={**FAIR, "trials": trials}))
     scores = {"clars": (0.60, 0.58, 0.595, 0.575), "mgd": (0.5, 0.495, None, math.nan)}
     contest, found = contestants(sweep), {}
