@@ -13,6 +13,7 @@ from hf_clars.configuration import parse
 from hf_clars.data import ImageCollator, open_source, train_transform
 from hf_clars.experiments import Result, Run, Runner, read_sweep
 from hf_clars.experiments.drawing import draw
+from hf_clars.experiments.results import left_in
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.image_classification.data import open_data
 from hf_clars.image_classification.plots import need_matplotlib
@@ -164,6 +165,15 @@ def test_m_k_is_measured_over_all_training_images(tmp_path, images, network, mod
         lambda outputs, labels: torch.nn.functional.cross_entropy(outputs.logits, labels),
     )
     assert {name: entry["variance_factor"] for name, entry in records[-1]["layers"].items()} == pytest.approx(expected)
+
+
+def test_noise_is_measured_with_any_optimizer(tmp_path, images):
+    options = {"model_name": "resnet8_cifar", "model_kwargs": {"width": 4}, "image_size": 8, "optim": "mnag"}
+    train(config(tmp_path, images, **options, gradient_statistics_steps=2))
+    found = left_in(tmp_path / "run", diverged=False)["gradients"]
+    assert [record["step"] for record in found] == list(range(2, found[-1]["step"] + 1, 2))
+    assert all(layer["gradient_variance_factor"] >= 1 for layer in found[-1]["layers"].values())
+    assert len(found[-1]["layers"]) == 8
 
 
 @pytest.mark.parametrize("on_device", [True, False])

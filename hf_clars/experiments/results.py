@@ -33,6 +33,7 @@ class Result:
             images and seconds, which are those of training so far.
         final: the last evaluation and the mean training loss.
         variances, layers: `{"epoch", "layers": {name: {statistic: value}}}`: M_k over all training data; of steps.
+        gradients: likewise, what `GradientStatisticsCallback` wrote.
     """
 
     place: dict[str, Any]
@@ -45,6 +46,7 @@ class Result:
     final: dict[str, int | float]
     variances: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -90,8 +92,9 @@ def left_in(folder: Path, diverged: bool) -> dict[str, Any]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     metrics = {} if diverged else json.loads((folder / "all_results.json").read_text())
     wanted = [k for k in ("train_loss", "eval_loss", "eval_accuracy") if math.isfinite(metrics.get(k, math.nan))]
-    files = {"variances": folder / "gradient_variance.jsonl", "layers": folder / "layer_statistics.jsonl"}
-    records = {k: [json.loads(row) for row in f.read_text().splitlines()] for k, f in files.items() if f.exists()}
+    files = {"variances": "gradient_variance", "layers": "layer_statistics", "gradients": "gradient_statistics"}
+    found = {k: folder / f"{name}.jsonl" for k, name in files.items()}
+    records = {k: [json.loads(row) for row in f.read_text().splitlines()] for k, f in found.items() if f.exists()}
     return {"curve": curve_of(history), "final": {k: metrics[k] for k in wanted}, **records}
 
 

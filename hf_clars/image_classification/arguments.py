@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..trainer import ClarsTrainingArguments
 from ..trainer.arguments.without_effect import without_effect
 from ..trainer.callbacks.variance_records import MODES as VARIANCE_MODES
-from ..validation.schema import Count, check, one_of, setting
+from ..validation.schema import Count, Whole, check, one_of, setting
 
 Side = Annotated[int, Field(ge=1, le=8192)]  # pixels
 Classes = Annotated[int, Field(ge=1, le=2**24)]
@@ -125,6 +125,9 @@ class RecipeArguments:
     )
     gradient_variance: Annotated[str, one_of(VARIANCE_MODES)] = setting(
         "none", "Measure M_k over all training images before and after each epoch: none, eval or train mode."
+    )
+    gradient_statistics_steps: Whole = setting(
+        0, "Measure gradient noise scale and M_k every so many optimizer steps, with any optimizer; 0 for never."
     )
     plots: bool = setting(True, "Draw curves.png and layers.png at the end.")
 

@@ -20,7 +20,7 @@ from ..errors import DIVERGED, TrainingFailedError, UserError, one_line
 from ..models.timm_models import build_model
 from ..runtime.processes import once
 from ..safety.texts import printable
-from ..trainer import ClarsTrainer, ClarsTrainingArguments
+from ..trainer import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback
 from ..trainer.callbacks.variance_records import GradientVarianceCallback
 from ..trainer.checkpoints import folders
 from ..trainer.checkpoints.folder_lock import alone_in
@@ -91,6 +91,8 @@ def run(argv: list[str]) -> dict[str, float]:
     if recipe.gradient_variance != "none":
         batches = data.plain_batches(args.per_device_eval_batch_size)
         trainer.add_callback(GradientVarianceCallback(trainer, batches, recipe.gradient_variance))
+    if recipe.gradient_statistics_steps:
+        trainer.add_callback(GradientStatisticsCallback(every=recipe.gradient_statistics_steps))
     trainer.alone = True
     with alone_in(run_dir), trainer.record.closed_afterwards():
         metrics = _train(trainer, wanted)
