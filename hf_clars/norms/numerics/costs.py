@@ -33,9 +33,10 @@ Gram       100,000 + P²·(I + O + 98)        40,000 + 4·(I + O) of one positio
 
 A Gram form takes 150,000 more for each of several groups. The factors were fitted to timings, in batches of 16, of the
 layers of architectures of all kinds (`recipes/benchmarks/architectures.py`, without those that are held out) on one
-AVX2 core, where 1,000,000 multiply-adds take 33 µs; those of depthwise layers on an AVX-512 core, and there the numbers
-of `c_i`, `I·O`, cost less of products (4 in place of 45, 8 of 40), and of grouped ones (25 of 40). Being off by two
-moves a choice only where both forms cost about the same. On a GPU it serves what has no kernel (`kernels/`).
+AVX2 core, where 1,000,000 multiply-adds take 33 µs; those of depthwise layers on AVX-512 cores, and there the numbers
+of `c_i`, `I·O`, cost less: on AMD's 4 in place of 45 and 8 of 40, on Intel's 17 of both while `c_i` stays in the cache,
+and 25 in place of 40 of grouped ones. Being off by two moves a choice only where both forms cost about the same. On a
+GPU it serves what has no kernel (`kernels/`).
 """
 
 import math
@@ -47,11 +48,20 @@ import torch
 
 CPU: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # what torch 2.11 may not tell
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+OF_AMD = "AMD" in CPU.get("cpu_name", "")
+CACHED = (CPU.get("l2_cache_size") or 512 << 10) // 2  # bytes that stay in the cache until they are read again
 _LINEAR, _POINTWISE, _WINDOWS, _GROUPED = (4, 8, 8, 25) if WIDE else (45, 40, 40, 40)  # for each number of `c_i`
 
 
 def products(inputs: int, outputs: int) -> int:
-    return 60_000 + _LINEAR * inputs * outputs
+    return 60_000 + _written(inputs * outputs, _LINEAR)
+
+
+def _written(weights: int, price: int) -> int:
+    """Products of so many numbers, at that price for each; on Intel's CPUs with AVX-512 it depends on the cache."""
+    if WIDE and not OF_AMD:
+        price = 17 if 4 * weights <= CACHED else 45
+    return price * weights
 
 
 def gram(positions: int, inputs: int, outputs: int) -> int:
@@ -98,7 +108,7 @@ class Convolution:
 
     def products(self) -> int:
         if self.pointwise:
-            return 60_000 + _POINTWISE * self.weights + self.positions * self.weights // 6 - 8 * self.numbers
+            return 60_000 + _written(self.weights, _POINTWISE) + self.positions * self.weights // 6 - 8 * self.numbers
         return 330_000 + _WINDOWS * self.weights + 57 * self.inputs * self.positions - 15 * self.numbers
 
     def grouped(self) -> int:

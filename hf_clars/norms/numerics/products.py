@@ -6,18 +6,16 @@
 import torch
 from torch import Tensor
 
-from .costs import CPU, WIDE
+from .costs import CACHED, OF_AMD, WIDE
 from .reductions import squared_norms, sum_of_samples
 
 # A private operator, which torch.compile's code calls for linear layers; test_norms_products.py fails if it goes. On
 # AMD's processors with AVX-512 it is twice as fast as MKL, which does not use AVX-512 there.
-_SERVES = WIDE and "AMD" in CPU.get("cpu_name", "") and torch.backends.mkldnn.is_available()
+_SERVES = WIDE and OF_AMD and torch.backends.mkldnn.is_available()
 ONE_DNN = torch.ops.mkldnn._linear_pointwise if _SERVES else None
 # From such a product on, a call for each costs less than MKL's loop over all.
 _LARGE_RESULT = 1 << 18 if ONE_DNN is None else 1 << 13  # elements
 _LARGE_PRODUCT = 1 << 20  # multiply-adds
-# Products that are held at a time fill half of the cache: more leave it before they are summed up.
-_BUFFER = CPU.get("l2_cache_size", 512 << 10) // 2  # bytes
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
@@ -38,7 +36,7 @@ def multiply_and_sum(left: Tensor, right: Tensor, total: Tensor | None) -> tuple
     """
     batch, outputs, inputs = left.shape[0], left.shape[1], right.shape[2]
     cpu = left.device.type == "cpu"
-    size = max(1, _BUFFER // (outputs * inputs * left.dtype.itemsize)) if cpu else batch
+    size = max(1, CACHED // (outputs * inputs * left.dtype.itemsize)) if cpu else batch
     if cpu and left.dtype == torch.float32 == right.dtype and (size == 1 or one_by_one(left, right)):
         return _one_after_another(left, right, total)
     if size >= batch:
