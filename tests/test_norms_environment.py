@@ -53,13 +53,18 @@ def test_channels_last():
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     channels=st.sampled_from([3, 8, 16]),
-    outputs=st.sampled_from([1, 4]),
+    outputs=st.sampled_from([1, 4, 8]),
     folds=st.sampled_from([1, 2]),
     last=st.booleans(),
+    transposed=st.booleans(),
 )
-def test_windows_of_channels_last_images(kernel, stride, padding, dilation, channels, outputs, folds, last):
+def test_windows_of_channels_last_images(kernel, stride, padding, dilation, channels, outputs, folds, last, transposed):
     """All geometries, several images of a sample, weights that lie like the images and otherwise."""
-    layer = nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, bias=False)
+    geometry = (channels, outputs, kernel, stride, padding)
+    if transposed:
+        layer: nn.Module = nn.ConvTranspose2d(*geometry, bias=False, dilation=dilation)
+    else:
+        layer = nn.Conv2d(*geometry, dilation, bias=False)
     model = nn.Sequential(nn.Flatten(0, 1), layer, nn.Unflatten(0, (3, folds))) if folds > 1 else nn.Sequential(layer)
     x = torch.randn(3, folds, channels, 7, 6) if folds > 1 else torch.randn(3, channels, 7, 6)
     expected, gradient = measured(model, x), layer.weight.grad

@@ -81,7 +81,7 @@ class ConvSampler(Sampler):
         return self.pointwise and self.groups == 1
 
     def at_positions(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        left, right = self._matrices(xs, d, batch)
+        left, right, _ = self._matrices(xs, d, batch)
         return right, left.mT
 
     def _cuda_kernel(self, x: Tensor, batch: int) -> str:
@@ -154,30 +154,32 @@ class ConvSampler(Sampler):
         steps: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.stride))
         return x[steps]
 
-    def _matrices(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices; see `_weights`."""
+    def _matrices(self, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor, bool]:
+        """`left [batch, O, P]` and `right [batch, P, I]`, whose products are `c_i` as matrices; and whether channels
+        come behind kernel taps in I, as in images that have them last."""
         x, d = self._operands(xs[0], d)
-        left = d.flatten(2)
+        left, last = d.flatten(2), not self.pointwise and _is_channels_last(x)
         if self.pointwise:
             right = self._strided(x).flatten(2).mT
-        elif _is_channels_last(x):
+        elif last:
             right = forms.windows_of_pixels(x, self.kernel, *self.geometry)
         else:
             right = forms.windows(x, self.kernel, *self.geometry).flatten(1, 2).mT
         if x.shape[0] > batch:  # several rows of one sample are as good as more positions
             left = left.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
             right = right.unflatten(0, (batch, -1)).flatten(1, 2)
-        return left, right
+        return left, right, last
 
-    def _weights(self, matrices: Tensor, xs: Saved, d: Tensor) -> Tensor:
-        """Matrices `[..., O, I]` as weights; in those of `_matrices` channels come last where images have them last."""
-        if self.pointwise or not _is_channels_last(self._operands(xs[0], d)[0]):
+    def _weights(self, matrices: Tensor, last: bool) -> Tensor:
+        """Products of `_matrices`, `[..., O, I]`, as weights."""
+        if not last:
             return matrices.unflatten(-1, self.shape[1:])
         return matrices.unflatten(-1, (*self.kernel, self.shape[1])).movedim(-1, -1 - len(self.kernel))
 
     def samples(self, xs: Saved, d: Tensor, batch: int) -> Tensor:
         if self.form == "products" or (self.form == "gram" and self.pointwise and self.groups == 1):
-            return self._weights(products.multiply(*self._matrices(xs, d, batch)), xs, d)
+            left, right, last = self._matrices(xs, d, batch)
+            return self._weights(products.multiply(left, right), last)
         x, d = self._operands(xs[0], d)
         if self.form == "taps":
             return self._of_taps(self._taps(x, d, batch))
@@ -202,8 +204,9 @@ class ConvSampler(Sampler):
 
     def squares_and_sum(self, xs: Saved, d: Tensor, batch: int, total: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.form == "products":
-            squares, matrix = products.multiply_and_sum(*self._matrices(xs, d, batch), None)
-            weights = self._weights(matrix, xs, d)
+            left, right, last = self._matrices(xs, d, batch)
+            squares, matrix = products.multiply_and_sum(left, right, None)
+            weights = self._weights(matrix, last)
             return squares, weights if total is None else total.add_(weights)
         if self.form == "taps":
             taps = self._taps(*self._operands(xs[0], d), batch)
