@@ -119,7 +119,7 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
 
 
 def _have_size(table: Any, size: int) -> bool:
-    """Whether the first images that can be read have the size that the model sees: `eval_transform` leaves them whole."""
+    """Whether the first images have the size that the model sees, so that `eval_transform` leaves them whole."""
     sizes = set()
     for example in table.select(range(min(_LOOKED_AT, len(table)))):
         with contextlib.suppress(Exception):  # Pillow's plug-ins raise whatever they meet; the collator names the image

@@ -153,7 +153,7 @@ class ImageTrainer(ClarsTrainer):
         results: metrics of the trained model, for the card; empty before the end.
     """
 
-    results: Mapping[str, float] = {}  # noqa: RUF012 (never written to)
+    results: Mapping[str, float] = {}
 
     def __init__(self, *args: Any, eval_collator: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
