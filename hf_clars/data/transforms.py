@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -137,7 +138,7 @@ def train_transform(image_size: int, augmentation: str = "random_resized_crop", 
 
 def eval_transform(image_size: int, crop_fraction: float = 0.875) -> Transform:
     """uint8 `[3, H, W]` → uint8 `[3, image_size, image_size]`: shorter side to `image_size / crop_fraction`, then the
-    centre.
+    centre. timm's transforms for evaluation do the same, and round the quotient down as well.
 
     An image that has the target size already is taken as it is: resizing it up only to cut it would lose its border.
 
@@ -173,7 +174,7 @@ class _Fit:
         if not 0 < crop_fraction <= 1:
             raise UserError(f"crop_fraction={crop_fraction} must be above 0 and at most 1")
         self.size = image_size
-        self.shorter_side = round(image_size / crop_fraction)
+        self.shorter_side = math.floor(image_size / crop_fraction)
 
     def __call__(self, image: Tensor) -> Tensor:
         if tuple(image.shape[-2:]) == (self.size, self.size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..data import (
     ResidentImages,
     TrainStream,
     decode_all,
+    decode_image,
     eval_transform,
     open_source,
     ready_batch,
@@ -27,6 +29,8 @@ from ..data.chunks import TableChunks
 from ..errors import UserError
 from ..trainer import ClarsTrainingArguments
 from .arguments import RecipeArguments
+
+_LOOKED_AT = 16  # images: one alone might have the size by chance
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class RecipeData:
         train_collator, eval_collator: of raw examples.
         classes: number of classes.
         class_names: theirs, where they are known.
+        eval_crop: the crop that evaluation makes. It is the whole image where images have the size already.
     """
 
     stream: TrainStream
@@ -49,6 +54,7 @@ class RecipeData:
     eval_collator: ImageCollator
     classes: int
     class_names: list[str] | None
+    eval_crop: float
     _source: ImageSource
 
     def plain_batches(self, batch_size: int) -> Iterable[dict[str, Tensor]]:
@@ -97,6 +103,7 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
     }
     stream: TrainStream
     evaluation: Any = eval_source.table()
+    eval_crop = 1.0 if _have_size(evaluation, recipe.image_size) else recipe.eval_crop
     if recipe.data_on_device:
         plain = train_transform(recipe.image_size, "none")
         stream = ResidentImages(
@@ -108,7 +115,16 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
         evaluation = decode_all(TableChunks(evaluation), eval_collator.transform, classes, args.device)
     else:
         stream = TrainStream(source.chunks, shuffle_buffer=recipe.shuffle_buffer, **order)
-    return RecipeData(stream, evaluation, train_collator, eval_collator, classes, source.class_names, source)
+    return RecipeData(stream, evaluation, train_collator, eval_collator, classes, source.class_names, eval_crop, source)
+
+
+def _have_size(table: Any, size: int) -> bool:
+    """Whether the first images have the size that the model sees, so that `eval_transform` leaves them whole."""
+    sizes = set()
+    for example in table.select(range(min(_LOOKED_AT, len(table)))):
+        with contextlib.suppress(Exception):  # Pillow's plug-ins raise whatever they meet; the collator names the image
+            sizes.add(tuple(decode_image(example["image"]).shape[-2:]))
+    return sizes == {(size, size)}
 
 
 def _open(recipe: RecipeArguments, split: str, examples: int | None) -> ImageSource:

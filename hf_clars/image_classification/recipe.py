@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..configuration import parse
 from ..errors import DIVERGED, TrainingFailedError, UserError, one_line
 from ..models.timm_models import build_model
 from ..runtime.processes import once
+from ..safety.files import write_whole
 from ..safety.texts import printable
 from ..trainer import ClarsTrainer, ClarsTrainingArguments, GradientStatisticsCallback
 from ..trainer.callbacks.variance_records import GradientVarianceCallback
@@ -29,6 +31,7 @@ from ..trainer.records.tracking import keep_wandb_offline_without_login, wandb_l
 from ..validation import checks
 from .arguments import DEFAULTS, RecipeArguments, refuse_unused
 from .data import open_data
+from .model_card import model_card
 from .plots import plot_run
 from .preflight import summary
 
@@ -63,6 +66,7 @@ def run(argv: list[str]) -> dict[str, float]:
 
     set_seed(args.seed)
     model = build_model(recipe.model_name, data.classes, **recipe.timm_kwargs())
+    model.set_preprocessing(recipe.image_size, data.eval_crop)
     checks.writable_folder("output_dir", str(args.output_dir))
     if data.class_names and len(data.class_names) == data.classes:
         model.config.id2label = dict(enumerate(data.class_names))
@@ -116,7 +120,9 @@ def _train(trainer: ImageTrainer, wanted: str) -> dict[str, float]:
     if (trouble := trainer.health.divergence()) is not None:
         raise TrainingFailedError(f"{trouble}: {DIVERGED}. Lower learning_rate (γ_scale) or eta")
     metrics = {**result.metrics, **_evaluation(trainer)}
+    trainer.results = metrics
     try:
+        trainer.create_model_card()
         trainer.save_model()
         trainer.save_state()
         trainer.save_metrics("all", metrics, combined=False)
@@ -141,7 +147,13 @@ def _evaluation(trainer: ImageTrainer) -> dict[str, float]:
 
 
 class ImageTrainer(ClarsTrainer):
-    """`ClarsTrainer` with a collator of its own for evaluation: centre crops instead of random ones."""
+    """`ClarsTrainer` with a collator of its own for evaluation (centre crops, not random ones), and its own model card.
+
+    Attributes:
+        results: metrics of the trained model, for the card; empty before the end.
+    """
+
+    results: Mapping[str, float] = {}
 
     def __init__(self, *args: Any, eval_collator: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -153,6 +165,12 @@ class ImageTrainer(ClarsTrainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = train_collator
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """In the place of Trainer's, which `push_to_hub` calls, too: that one does not know η, the mode or B."""
+        if self.is_world_process_zero():
+            card = model_card(self.args, self.model, self.record.about, self.results, self.state.global_step)
+            write_whole(Path(str(self.args.output_dir)) / "README.md", str(card))
 
 
 def _say(

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.layers import to_2tuple
 from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
@@ -45,6 +46,16 @@ class TimmForImageClassification(TimmWrapperForImageClassification):
                 getattr(self, f"pixel_{name}").copy_(values)
         super()._init_weights(module)
 
+    def set_preprocessing(self, image_size: int, crop_fraction: float) -> None:
+        """State that images come to the model as `hf_clars.data.eval_transform` of the same arguments makes them.
+
+        What is stated is saved with the model. `AutoImageProcessor`, `pipeline("image-classification")` and timm read
+        it from config.json and do the same. Before, it is timm's statement about the architecture.
+        """
+        config = self.config.pretrained_cfg
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+        config.update(crop_pct=crop_fraction, crop_mode="center", interpolation="bilinear")
+
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """As `TimmWrapperForImageClassification`, with `pixel_values` `[B, C, H, W]` normalised floats or uint8.
 
@@ -63,11 +74,11 @@ def _grey(rgb: Sequence[Any]) -> Any:
     return sum(weight * channel for weight, channel in zip(GREY, rgb, strict=True))
 
 
-def _data_config(timm_model: torch.nn.Module, in_chans: int | None) -> dict[str, Any]:
-    """timm's, whose mean and standard deviation are always those of the channels that an architecture has by default.
+def _data_config(timm_model: torch.nn.Module, in_chans: int | None, img_size: Any) -> dict[str, Any]:
+    """timm's, which are always those of the channels and the size that an architecture has by default.
 
-    Where the model has others, each gets those of grey. The channels of photographs are so much alike that the
-    standard deviation is nearly the same mixture as the mean.
+    Where the model has other channels, each gets the mean and the standard deviation of grey. The channels of
+    photographs are so much alike that the standard deviation is nearly the same mixture as the mean.
     """
     config = resolve_model_data_config(timm_model)
     channels = in_chans or config["input_size"][0]
@@ -75,7 +86,7 @@ def _data_config(timm_model: torch.nn.Module, in_chans: int | None) -> dict[str,
         values = config[name]
         if len(values) != channels:
             config[name] = (_grey(values) if len(values) == 3 else values[0],) * channels
-    config["input_size"] = (channels, *config["input_size"][1:])
+    config["input_size"] = (channels, *(config["input_size"][1:] if img_size is None else to_2tuple(img_size)))
     return config
 
 
@@ -109,7 +120,7 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
         architecture=name,
         num_labels=num_classes,
         model_args={k: v for k, v in timm_kwargs.items() if k not in not_kept},
-        pretrained_cfg=_data_config(timm_model, timm_kwargs.get("in_chans")),
+        pretrained_cfg=_data_config(timm_model, timm_kwargs.get("in_chans"), timm_kwargs.get("img_size")),
     )
     with torch.device("meta"):  # a shell: its weights would only be thrown away
         model = TimmForImageClassification(config)
