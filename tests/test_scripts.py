@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .helpers.processes import free_port
-from .helpers.scripts import run_python, without
+from .helpers.scripts import ROOT, run_python, without
 
 LOOKS_AROUND = """\
 import atexit, pickle, sys
@@ -115,8 +115,8 @@ def test_modules_of_the_working_folder_are_not_in_the_way(folder):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_script_of_transformers_trains_with_clars(folder, processes):
     (folder / "run_clm.py").write_text(TRAINS)
-    launched = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", processes,
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]  # fmt: skip
+    config = ROOT / "recipes" / "accelerate" / "2_cpu_processes.yaml"
+    launched = ["-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", free_port()]
     run_python(
         *(launched if processes > 1 else []), "-m", "hf_clars", "run_clm.py", "--optim", "clars", "--learning_rate",
         "1", "--max_grad_norm", "0", "--optim_args", "eta=0.02", "--output_dir", "out", "--max_steps", "2", "--use_cpu",
