@@ -40,6 +40,15 @@ def run(argv: list[str]) -> None:
     batches = list(
         _batches(args, source, ImageCollator(eval_transform(size), model.num_labels, training=False), device)
     )
+    used = sum(batch["labels"].shape[0] for batch in batches)
+    print(
+        f"{args.checkpoint or args.model_name}, {args.mode} mode, {used:,} examples of {source.name} ({source.split})"
+    )
+    print(
+        f"B = {args.batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, η = {args.eta_lars:g} for "
+        f"LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0",
+        flush=True,
+    )
     rows = layer_rates(
         model,
         batches,
@@ -51,14 +60,6 @@ def run(argv: list[str]) -> None:
         eta_clars=args.eta_clars,
         iterations=args.iterations,
         seed=args.seed,
-    )
-    used = sum(batch["labels"].shape[0] for batch in batches)
-    print(
-        f"{args.checkpoint or args.model_name}, {args.mode} mode, {used:,} examples of {source.name} ({source.split})"
-    )
-    print(
-        f"B = {args.batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, η = {args.eta_lars:g} for "
-        f"LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0"
     )
     print(format_table(rows))
     print("γ_k ≤: Theorem 2's bound on the layer alone; γ/L_k: with one γ for all layers and the condition on the mean")
