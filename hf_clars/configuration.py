@@ -3,14 +3,14 @@
 import difflib
 import os
 import re
-from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import HfArgumentParser
 
+from .command_line import Parser, refuse
 from .errors import UserError, one_line
 from .safety.yaml_files import read_yaml
 
@@ -36,16 +36,16 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     known = {f.name: f for kind in kinds for f in fields(kind) if f.init}
     values = read_config(given.config[0], *kinds) if given.config else {}
 
-    parser = HfArgumentParser(list[Any](kinds), description="YAML keys and flags have the same names; flags win.")
-    parser.add_argument("--config", help="YAML file with defaults for everything below.")
-    parser.error = _error  # type: ignore[method-assign]
+    parser = HfArgumentParser(list[Any](kinds), add_help=False)
+    parser.add_argument("--config")
+    parser.error = refuse  # type: ignore[method-assign]
     found: dict[str, str] = {}
     for flag in flags:
         if not flag.startswith("--"):
             continue
         word = flag.partition("=")[0]
         name = word.removeprefix("--").replace("-", "_").removeprefix("no_")
-        if name not in known and name != "help":
+        if name not in known:
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
         if name in found:
             raise UserError(
@@ -111,14 +111,3 @@ def with_numbers(value: Any) -> Any:
 def _hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _error(message: str) -> NoReturn:
-    raise UserError(one_line(message))
-
-
-class Parser(ArgumentParser):
-    """Whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        _error(message)

@@ -171,7 +171,7 @@ def test_two_processes_say_it_once(tmp_path, mistake):
         (["plot", "nothing"], "nothing has no trainer_state.json"),
         (["compare", "nothing", "--target", "x"], "argument --target: invalid float value: 'x'"),
         (["figure", "5"], "argument number: invalid choice: 5"),
-        (["nothing"], "invalid choice: 'nothing'"),
+        (["nothing"], "'nothing' is neither a command"),
     ],
 )
 def test_the_process_itself(tmp_path, words, message):

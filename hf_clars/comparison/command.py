@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,39 +19,12 @@ from ..errors import UserError
 from ..safety.texts import printable
 from ..validation import checks
 from .analysis import Comparison, analyse
+from .arguments import FLAGS
+from .axes import AXES
 from .groups import where
 from .pictures import curves_figure, layers_figure, runs_with_layers, save
-from .runs import AXES, ComparedRun, Question, falls, the_axis, the_metric
+from .runs import ComparedRun, Question, falls, the_axis, the_metric
 from .tables import document, groups_csv, print_comparison, runs_csv, to_json
-
-_ABOUT = """\
-A SOURCE is a W&B project (wandb:ENTITY/PROJECT?FILTERS), a folder of offline W&B runs or one .wandb file, the output
-folder of a Trainer, TensorBoard's event files, the results of hf-clars sweep, figure or tune, or a folder of such
-folders.
-
-Runs with the same settings are a group, and should differ by their seed alone. By default the settings that count are
-those that differ between runs, apart from the seed, from where and how comfortably a run was made, and from those that
-add nothing to the ones before them (a learning rate that goes with the optimizer).
-"""
-_FLAGS: dict[str, dict[str, Any]] = {
-    "metric": {"default": "eval/accuracy", "help": "what is compared (default: %(default)s)"},
-    "target": {"type": float, "help": "the value of the metric to reach"},
-    "axis": {"choices": AXES, "help": "how long is measured in (default: epoch, or step where not all know epochs)"},
-    "lower-is-better": {"action": "store_true", "default": None, "help": "as is known of losses, errors, perplexities"},
-    "group-by": {"metavar": "KEY[,KEY]", "help": "settings that make a group (default: see above)"},
-    "where": {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE[,VALUE]", "help": "only these"},
-    "layers": {"nargs": "+", "metavar": "RUN", "help": "runs to draw γ_k and M_k of (default: the two best groups')"},
-    "out": {"metavar": "FOLDER", "help": "write tables, pictures and report.html there"},
-    "wandb-report": {"action": "store_true", "default": None, "help": "also save the comparison as a report in W&B"},
-}
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    parser.description = _ABOUT
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="where runs are")
-    for name, flag in _FLAGS.items():
-        parser.add_argument(f"--{name}", **flag)
 
 
 def compare(options: Namespace) -> None:
@@ -129,7 +102,7 @@ def _about(options: Namespace) -> dict[str, Any]:
     from ..runtime.version import __version__
 
     words = ["hf-clars", "compare", *options.sources]
-    for flag in _FLAGS:
+    for flag in FLAGS:
         value = getattr(options, flag.replace("-", "_"))
         if value is not None and value != []:
             words += [f"--{flag}", *(value if isinstance(value, list) else [] if value is True else [str(value)])]

@@ -14,7 +14,8 @@ from ..errors import UserError
 from ..safety.texts import printable
 from ..trainer.callbacks.layer_statistics import STATISTICS
 from .analysis import Comparison
-from .runs import AXES, ComparedRun, listed
+from .axes import AXES
+from .runs import ComparedRun, listed
 from .statistics import mean_curve
 
 # Okabe's and Ito's colours, which people with any kind of colour vision tell apart, without the two (yellow, black)

@@ -7,8 +7,9 @@ from typing import Any
 
 from . import tables
 from .analysis import Comparison
+from .axes import AXES
 from .pictures import curves_figure, layers_figure, on_page
-from .runs import AXES, ComparedRun
+from .runs import ComparedRun
 from .statistics import LEVEL
 from .verdict import verdict
 

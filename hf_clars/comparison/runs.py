@@ -9,9 +9,8 @@ import numpy as np
 from pandas import DataFrame, Series
 
 from ..errors import UserError
+from .axes import AXES
 
-# What a curve can be drawn over, and its unit. `images` are those trained on so far, `seconds` those of training.
-AXES = {"step": "steps", "epoch": "epochs", "images": "images", "seconds": "seconds"}
 AXIS = "axis."  # before the name of an axis of a grid that is no setting, but stands for some: `axis.method`
 STATES = ("finished", "diverged", "failed", "running")
 

@@ -10,8 +10,9 @@ from pandas import DataFrame, concat
 
 from ..safety.texts import in_csv, in_markdown, printable
 from .analysis import Comparison
+from .axes import AXES
 from .groups import compared_settings, mixed, settings_of, shown, varying
-from .runs import AXES, TO_TARGET, VALUES
+from .runs import TO_TARGET, VALUES
 from .statistics import LEVEL, number, short_interval, spread
 from .verdict import verdict
 

@@ -9,7 +9,7 @@ import wandb_workspaces.reports.v2 as wr
 
 from ..errors import UserError, one_line
 from .analysis import Comparison
-from .runs import AXES
+from .axes import AXES
 from .tables import document
 from .verdict import verdict
 

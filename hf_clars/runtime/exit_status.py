@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from ..errors import Preempted, TrainingFailedError, UserError, one_line
 from ..safety.texts import printable
+from .first_to_say import first_to_say
 from .output import forgiving, give_up_broken_streams, open_closed_streams
-from .processes import first_to_say
 
 
 def unstoppable(work: Callable[[], None]) -> int:

@@ -48,20 +48,31 @@ Slips of the paper and what is taken:
 - The theorems' learning-rate conditions do not suffice: the paragraph above.
 """
 
-from .bounds import (
-    Problem,
-    Rate,
-    convergence_weights,
-    mgd_convergence_bound,
-    mgd_rate,
-    mnag_convergence_bound,
-    mnag_rate,
-    mnag_uniform_convergence_bound,
-)
-from .curvature import global_lipschitz_constant, lipschitz_constants
-from .estimation import GradientMoments, VarianceConstants, fit_variance_constants, gradient_moments, variance_constants
-from .learning_rates import LearningRateBounds, mgd_learning_rate_bounds, mnag_learning_rate_bounds
-from .rates_table import LayerRates, format_table, layer_rates
+from typing import TYPE_CHECKING
+
+from ..runtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from .bounds import (
+        Problem,
+        Rate,
+        convergence_weights,
+        mgd_convergence_bound,
+        mgd_rate,
+        mnag_convergence_bound,
+        mnag_rate,
+        mnag_uniform_convergence_bound,
+    )
+    from .curvature import global_lipschitz_constant, lipschitz_constants
+    from .estimation import (
+        GradientMoments,
+        VarianceConstants,
+        fit_variance_constants,
+        gradient_moments,
+        variance_constants,
+    )
+    from .learning_rates import LearningRateBounds, mgd_learning_rate_bounds, mnag_learning_rate_bounds
+    from .rates_table import LayerRates, format_table, layer_rates
 
 __all__ = [
     "GradientMoments",
@@ -86,3 +97,30 @@ __all__ = [
     "mnag_uniform_convergence_bound",
     "variance_constants",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "Problem": ".bounds",
+        "Rate": ".bounds",
+        "convergence_weights": ".bounds",
+        "mgd_convergence_bound": ".bounds",
+        "mgd_rate": ".bounds",
+        "mnag_convergence_bound": ".bounds",
+        "mnag_rate": ".bounds",
+        "mnag_uniform_convergence_bound": ".bounds",
+        "global_lipschitz_constant": ".curvature",
+        "lipschitz_constants": ".curvature",
+        "GradientMoments": ".estimation",
+        "VarianceConstants": ".estimation",
+        "fit_variance_constants": ".estimation",
+        "gradient_moments": ".estimation",
+        "variance_constants": ".estimation",
+        "LearningRateBounds": ".learning_rates",
+        "mgd_learning_rate_bounds": ".learning_rates",
+        "mnag_learning_rate_bounds": ".learning_rates",
+        "LayerRates": ".rates_table",
+        "format_table": ".rates_table",
+        "layer_rates": ".rates_table",
+    },
+)

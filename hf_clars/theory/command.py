@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,43 +16,10 @@ from ..configuration import parse
 from ..data import ImageCollator, ImageSource, eval_transform, open_source
 from ..data.batches import IGNORED_LABEL
 from ..errors import UserError
-from ..image_classification.arguments import Classes, Side, json_mapping
+from ..image_classification.arguments import json_mapping
 from ..models.timm_models import TimmForImageClassification, build_model
-from ..validation.schema import Count, PartOfOne, Positive, Seed, check, one_of
+from .arguments import RatesArguments
 from .rates_table import format_table, layer_rates
-
-MODES = ("train", "eval")
-
-
-@dataclass
-class RatesArguments:
-    """Model, data and optimizer settings whose learning rates are compared."""
-
-    dataset: str = field(metadata={"help": "A data set on the Hub, or a folder of Parquet files, images or tar files."})
-    model_name: str | None = field(default=None, metadata={"help": "A timm architecture, at its initial weights."})
-    model_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of timm.create_model, as JSON."}
-    )
-    checkpoint: str | None = field(default=None, metadata={"help": "Folder of a saved model, for trained weights."})
-    split: str = field(default="train", metadata={"help": "Split to draw examples from."})
-    num_classes: Classes | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
-    examples: Count = field(default=1024, metadata={"help": "Examples to measure on, drawn at random."})
-    image_size: Side | None = field(default=None, metadata={"help": "Side of the images; the model's own by default."})
-    mode: Annotated[str, one_of(MODES)] = field(
-        default="train",
-        metadata={"help": "train: BatchNorm sees each batch, as in training; eval: running statistics."},
-    )
-    per_device_batch_size: Count = field(default=128, metadata={"help": "Examples of one forward pass."})
-    batch_size: Count = field(default=128, metadata={"help": "B of an optimizer step."})
-    learning_rate: Positive = field(default=1.0, metadata={"help": "γ_scale of LARS and CLARS."})
-    momentum: PartOfOne = field(default=0.9, metadata={"help": "β."})
-    eta_lars: Positive = field(default=1e-3, metadata={"help": "η of LARS."})
-    eta_clars: Positive = field(default=1e-2, metadata={"help": "η of CLARS."})
-    iterations: Count = field(default=20, metadata={"help": "Hessian-vector products per layer, at most."})
-    seed: Seed = field(default=0, metadata={"help": "Of the initial weights, the examples and the power iteration."})
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def run(argv: list[str]) -> None:
@@ -74,6 +40,15 @@ def run(argv: list[str]) -> None:
     batches = list(
         _batches(args, source, ImageCollator(eval_transform(size), model.num_labels, training=False), device)
     )
+    used = sum(batch["labels"].shape[0] for batch in batches)
+    print(
+        f"{args.checkpoint or args.model_name}, {args.mode} mode, {used:,} examples of {source.name} ({source.split})"
+    )
+    print(
+        f"B = {args.batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, η = {args.eta_lars:g} for "
+        f"LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0",
+        flush=True,
+    )
     rows = layer_rates(
         model,
         batches,
@@ -85,14 +60,6 @@ def run(argv: list[str]) -> None:
         eta_clars=args.eta_clars,
         iterations=args.iterations,
         seed=args.seed,
-    )
-    used = sum(batch["labels"].shape[0] for batch in batches)
-    print(
-        f"{args.checkpoint or args.model_name}, {args.mode} mode, {used:,} examples of {source.name} ({source.split})"
-    )
-    print(
-        f"B = {args.batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, η = {args.eta_lars:g} for "
-        f"LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0"
     )
     print(format_table(rows))
     print("γ_k ≤: Theorem 2's bound on the layer alone; γ/L_k: with one γ for all layers and the condition on the mean")

@@ -2,199 +2,79 @@
 
 transformers keeps optimizer names in an enum and their builders in a dictionary, and offers no public way to add to
 either. This file is the one place that reaches for them; tests/test_registration.py fails when they move.
+
+It adds to a module of transformers when somebody imports that. An import of hf_clars alone takes no time so.
 """
 
-import warnings
-from pathlib import Path
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
-from timm.optim import Lamb
-from torch import nn
-from transformers import trainer_optimizer
-from transformers.training_args import OptimizerNames, TrainingArguments
-
-from ..errors import UserError
-from ..norms import PerSampleNorms
-from ..optimizers import CLARS, LARS, NAG, AdaScale, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
-from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
-from .checkpoints.model_tensors import refuse_other_names
-from .measuring import MeasureWhileTraining
-from .seams import resumed_from, trainer_on_the_stack
+_NAMES = ("clars", "lars", "mnag", "adascale", "lamb")  # and of their functions in `optimizer_handlers`
 
 
 def register() -> None:
     """Make transformers know the names. Doing it twice changes nothing."""
-    handlers = {
-        "clars": _clars_handler,
-        "lars": _lars_handler,
-        "mnag": _mnag_handler,
-        "adascale": _adascale_handler,
-        "lamb": _lamb_handler,
-    }
-    for name, handler in handlers.items():
-        trainer_optimizer._OPTIMIZER_HANDLERS[_member(name)] = handler
+    for name, add in _ADDITIONS.items():
+        if name in sys.modules:
+            add(sys.modules[name])
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
-def _member(name: str) -> OptimizerNames:
-    if name in OptimizerNames._value2member_map_:
-        return OptimizerNames(name)
-    member = str.__new__(OptimizerNames, name)
-    member._name_ = name.upper()
-    member._value_ = name
-    OptimizerNames._member_map_[member._name_] = member
-    OptimizerNames._member_names_.append(member._name_)
-    OptimizerNames._value2member_map_[name] = member
-    return member
+def _add_names(training_args: ModuleType) -> None:
+    kind = training_args.OptimizerNames
+    for name in _NAMES:
+        if name in kind._value2member_map_:
+            continue
+        member = str.__new__(kind, name)
+        member._name_ = name.upper()
+        member._value_ = name
+        kind._member_map_[member._name_] = member
+        kind._member_names_.append(member._name_)
+        kind._value2member_map_[name] = member
 
 
-def _options_of(args: TrainingArguments, optim_args: dict[str, str]) -> OptimizerOptions:
-    own = getattr(args, "optimizer_options", None)
-    name = str(getattr(args.optim, "value", args.optim))
-    return own() if own else OptimizerOptions.in_force(name, {"weight_decay": args.weight_decay}, optim_args)
+def _add_handlers(trainer_optimizer: ModuleType) -> None:
+    for name in _NAMES:  # the enum is complete: this module imports it
+        trainer_optimizer._OPTIMIZER_HANDLERS[trainer_optimizer.OptimizerNames(name)] = _handler(name)
 
 
-def _clars_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    args, options = context.args, _options(context)
-    if not hasattr(args, "optimizer_options") and options.mode == AUTHORS:
-        raise UserError("mode='authors' needs ClarsTrainer and ClarsTrainingArguments, which make its extra passes")
-    total_batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    # transformers calls the first element, and the result of that with the model and the keywords.
-    return lambda: _build_clars, {"lr": args.learning_rate, "options": options, "total_batch_size": total_batch_size}
+def _handler(name: str) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
+    """One that is imported when a Trainer makes its optimizer: before that, the Trainer itself may not be whole."""
+
+    def handler(context: Any) -> tuple[Any, dict[str, Any]]:
+        from . import optimizer_handlers
+
+        made: tuple[Any, dict[str, Any]] = getattr(optimizer_handlers, name)(context)
+        return made
+
+    return handler
 
 
-def _lars_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    options = _options(context)
-    _check_groups_of_trainer(context, options)
-    return LARS, {"lr": context.args.learning_rate, **options.layerwise_keywords()}
+_ADDITIONS = {"transformers.training_args": _add_names, "transformers.trainer_optimizer": _add_handlers}
 
 
-def _mnag_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    options = _options(context)
-    _check_groups_of_trainer(context, options)
-    return NAG, {
-        "lr": context.args.learning_rate,
-        "momentum": options.momentum,
-        "weight_decay": options.weight_decay,
-    }
+class _Finder(MetaPathFinder):
+    """Finds the modules that are added to, where they would be found without it."""
 
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        add = _ADDITIONS.get(fullname)
+        spec = None if add is None else PathFinder.find_spec(fullname, path, target)
+        if add is None or spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
 
-def _adascale_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    args, options = context.args, _options(context)
-    base = getattr(args, "base_batch_size", None) or 128
-    return lambda: _build_adascale, {"lr": args.learning_rate, "options": options, "base_batch_size": base}
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            add(module)
 
-
-def _lamb_handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    """timm's LAMB with the groups that Trainer makes for AdamW, too; those not decayed then have no trust ratio."""
-    refuse_deepspeed(context.args.deepspeed, "LAMB")
-    check_lamb(context.optim_args)
-    # Clipping is Trainer's business (`max_grad_norm`), and timm's Lamb would clip once more by default.
-    return Lamb, {"lr": context.args.learning_rate, **context.adam_kwargs, "max_grad_norm": None}
-
-
-def _options(context: Any) -> OptimizerOptions:
-    args = context.args
-    refuse_deepspeed(args.deepspeed, "CLARS, LARS, mNAG and AdaScale")
-    options = _options_of(args, context.optim_args)
-    if not hasattr(args, "optimizer_options"):
-        _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)) == "clars")
-        _check_resumed_model()
-    return options
-
-
-def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
-    """Trainer makes the parameter groups of LARS and mNAG, which say what is decayed and by how much."""
-    args = context.args
-    if options.weight_decay != args.weight_decay:
-        raise UserError(
-            f"optim_args: weight_decay={options.weight_decay} has no effect on the groups that Trainer makes: "
-            "give weight_decay to TrainingArguments"
-        )
-    if (
-        options.weight_decay
-        and options.bias_and_norm in ("authors", "paper")
-        and not hasattr(args, "optimizer_options")
-    ):
-        warnings.warn(
-            f"bias_and_norm={options.bias_and_norm!r} decays biases and norm weights, which Trainer exempts by name: "
-            "they are not decayed here, and are in ClarsTrainer",
-            stacklevel=2,
-        )
-
-
-def _check_resumed_model() -> None:
-    """Trainer makes its optimizer when it has loaded a checkpoint, as far as that fitted the model."""
-    trainer, checkpoint = trainer_on_the_stack(), resumed_from()
-    if checkpoint is not None and trainer is not None and not trainer.is_fsdp_enabled:
-        refuse_other_names(Path(checkpoint), trainer.model)
-
-
-def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
-    """Defaults of plain `TrainingArguments` that were made for AdamW."""
-    if is_clars and args.mixed_precision == "fp16":
-        raise UserError(
-            "optim='clars' with fp16=True needs ClarsTrainer and ClarsTrainingArguments, which know the loss scale; "
-            "or use bf16=True"
-        )
-    if args.learning_rate == TrainingArguments.learning_rate:
-        warnings.warn(
-            f"learning_rate={args.learning_rate} is transformers' default for AdamW; as γ_scale of CLARS, LARS or mNAG "
-            "it hardly moves the weights. A start is 0.1 × batch size / 128",
-            stacklevel=2,
-        )
-    if is_clars and args.max_grad_norm > 0:
-        warnings.warn(
-            f"max_grad_norm={args.max_grad_norm} clips the gradient but not the denominator of CLARS's learning rate; "
-            "set max_grad_norm=0",
-            stacklevel=2,
-        )
-
-
-def _build_clars(
-    model: nn.Module,
-    *,
-    lr: float,
-    options: OptimizerOptions,
-    total_batch_size: int,
-    optimizer_dict: list[dict[str, Any]] | None = None,
-) -> LayerwiseOptimizer:
-    """CLARS for a model; `optimizer_dict` are groups that a trainer of its own kind makes (sentence-transformers)."""
-    groups = optimizer_dict or parameter_groups(model, options.weight_decay, options.bias_and_norm)
-    if options.mode == AUTHORS:
-        return AuthorsCLARS(groups, lr, **options.layerwise_keywords())
-    norms = PerSampleNorms(
-        model,
-        options.mode,
-        options.norm_samples or 512,
-        total_batch_size=total_batch_size,
-        bias_and_norm=options.bias_and_norm == "paper",
-        untracked=options.untracked or "stand_in",
-    )
-    return CLARS(groups, lr, norms=_measuring_while_training(norms), **options.layerwise_keywords())
-
-
-def _build_adascale(
-    model: nn.Module,
-    *,
-    lr: float,
-    options: OptimizerOptions,
-    base_batch_size: int,
-    optimizer_dict: list[dict[str, Any]] | None = None,
-) -> AdaScale:
-    """AdaScale for a model; `optimizer_dict` as for CLARS."""
-    return AdaScale(
-        optimizer_dict or parameter_groups(model, options.weight_decay),
-        lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        base_batch_size=base_batch_size,
-        norms=_measuring_while_training(PerSampleNorms(model)),
-    )
-
-
-def _measuring_while_training(norms: PerSampleNorms) -> PerSampleNorms:
-    """The same, attached from when a Trainer's training begins until it is over; where there is no Trainer, at once."""
-    if (trainer := trainer_on_the_stack()) is not None:
-        norms.detach()
-        MeasureWhileTraining.add_to(trainer)
-    return norms
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -5,14 +5,14 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
-from pydantic import Field
-from transformers import SchedulerType, TrainingArguments
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, ParallelMode
 
 from ...data.order import LAST_BATCH
 from ...errors import UserError, one_line
 from ...safety.secrets import is_secret, without_secrets
-from ...validation.schema import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, check, one_of, setting
+from ...validation.schema import check, one_of
+from .clars_fields import ClarsFields
 from .derived import FollowingNumbers, derived, given
 from .foreign_optimizers import check_foreign_optimizer, refuse_adam
 from .options import (
@@ -29,9 +29,11 @@ from .ranges import RANGES
 from .schedules import check_schedule
 from .without_effect import refuse_contradictions
 
+_TYPES = {**RANGES, "last_batch": Annotated[str, one_of(LAST_BATCH)]}
+
 
 @dataclass
-class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
+class ClarsTrainingArguments(ClarsFields, FollowingNumbers, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` for CLARS and LARS, and for what they are compared with.
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
@@ -40,70 +42,11 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
     `γ_scale = base_learning_rate × B / base_batch_size`.
 
     Args:
-        those of `TrainingArguments`, and the fields below, whose meaning stands beside them.
+        those of `TrainingArguments`, and the fields of `ClarsFields`, whose meaning stands beside them.
 
     Raises:
         UserError: values out of range, batch sizes that do not divide, or DeepSpeed.
     """
-
-    learning_rate: NotNegative | None = setting(  # type: ignore[assignment]
-        None, "γ_scale; by default base_learning_rate × total batch size / base_batch_size."
-    )
-    optim: OptimizerNames | str = setting("clars", "The optimizer; clars, lars, mnag, adascale, lamb, or any other.")
-    lr_scheduler_type: SchedulerType | str = setting("polynomial", "The learning rate schedule.")
-    lr_scheduler_kwargs: dict[str, Any] | str | None = setting(
-        None, "Arguments of the schedule as JSON; a polynomial has power 2 by default."
-    )
-    max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0 for no clipping.")
-    logging_nan_inf_filter: bool = setting(False, "Hide NaN and infinite losses from the log.")
-
-    total_batch_size: Count | None = setting(
-        None, "B, the samples of one optimizer step; gradient_accumulation_steps follows from it."
-    )
-    base_learning_rate: Positive | None = setting(None, "γ_base of linear scaling; 0.1. Not with learning_rate.")
-    base_batch_size: Count | None = setting(None, "B_base of linear scaling; 128. Not with learning_rate.")
-    eta: Positive | None = setting(None, "η of Eq. 3 and 5; by default the paper's, 0.01 for clars and 0.001 for lars.")
-    momentum: PartOfOne | None = setting(None, "β of Eq. 4; 0.9.")
-    mode: str | None = setting(
-        None, "How CLARS measures: per_sample (default), subset, micro_batch, or as the authors' code: authors."
-    )
-    norm_samples: Count | None = setting(None, "Samples measured per step with mode subset; 512.")
-    untracked: str | None = setting(
-        None, "Parameters that cannot be measured: stand_in, a denominator of the same units (default), or error."
-    )
-    bias_and_norm: str | None = setting(
-        None, "Learning rate of biases and norm weights: eta, mlperf, authors (default of that mode) or paper."
-    )
-    decay_in_denominator: bool | None = setting(
-        None, "Add weight_decay × ‖w‖ to the denominator; by default for lars alone."
-    )
-    layer_statistics_steps: Whole = setting(
-        50, "Log layers' norms, γ_k and M_k every so many optimizer steps; 0 for never."
-    )
-    last_batch: Annotated[str, one_of(LAST_BATCH)] = setting(
-        "drop", "Examples that fill no batch of B in a pass: drop, or carry over to the next (a TrainStream alone)."
-    )
-    warmup_epochs: Epochs | None = setting(None, "Linear warmup, in epochs.")
-    warmup_start: Share = setting(
-        0.0, "Share of γ_scale that warmup_epochs begins with; base_batch_size / B for Goyal et al."
-    )
-    decay_epochs: Epochs | None = setting(
-        None, "Epochs of the decay at the end, of lr_scheduler_type warmup_stable_decay."
-    )
-    lr_milestones: list[Positive] | None = setting(
-        None, "Epochs at which the learning rate is multiplied by lr_decay, on top of the schedule."
-    )
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = setting(0.1, "Factor of lr_milestones.")
-    layerwise_epochs: Epochs | None = setting(
-        None, "Epochs of CLARS or LARS, after which it is plain mNAG (Eq. 2), as in Fig. 3; all by default."
-    )
-    freeze_fc_epochs: Epochs | None = setting(
-        None, "Epochs in which fully-connected layers (nn.Linear) are not updated."
-    )
-    max_skipped_share: Share = setting(0.01, "End if more than this share of an epoch's examples cannot be used.")
-    max_nonfinite_steps: Whole = setting(
-        20, "End after so many steps in a row without a finite gradient; fewer are skipped. 0 for no check."
-    )
 
     def __post_init__(self) -> None:
         names = [member.value for member in OptimizerNames]
@@ -112,7 +55,7 @@ class ClarsTrainingArguments(FollowingNumbers, TrainingArguments):
             hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {OURS}, or of transformers' own"
             raise UserError(f"optim={self.optim!r} is unknown{hint}")
         evaluates_every = self.eval_steps = given(self.eval_steps)
-        check(self, RANGES)
+        check(self, _TYPES)
         if self._is_layerwise():
             refuse_deepspeed(self.deepspeed)
         rate = given(self.learning_rate)

@@ -1,0 +1,53 @@
+"""Command lines as argparse has them, with errors and help of ours. No import of torch, so that help is quick."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field
+from enum import Enum
+from functools import partial
+from typing import Any, NoReturn
+
+from .errors import UserError, one_line
+
+
+def refuse(message: str) -> NoReturn:
+    """argparse's errors as ours."""
+    raise UserError(one_line(message))
+
+
+class Parser(ArgumentParser):
+    """Whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message)
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    return "--help" in argv or "-h" in argv
+
+
+def page(usage: str, about: str, topics: Mapping[str, Iterable[Field[Any]]], examples: str) -> str:
+    """Help on the fields of dataclasses, which are flags: one line for each as far as 120 columns allow it.
+
+    Args:
+        topics: heading → fields; `metadata["help"]` says what they mean.
+    """
+    formatter: Any = partial(RawDescriptionHelpFormatter, max_help_position=34, width=120)
+    parser = ArgumentParser(usage=usage, description=about, epilog=examples, formatter_class=formatter, add_help=False)
+    for topic, flags in topics.items():
+        group = parser.add_argument_group(topic)
+        for flag in flags:
+            group.add_argument(f"--{flag.name}", metavar="", help=_meaning(flag).replace("%", "%%"))
+    return parser.format_help()
+
+
+def _meaning(flag: Field[Any]) -> str:
+    text, default = str(flag.metadata.get("help", "")).removesuffix("."), flag.default
+    if default is MISSING or default is None:
+        return text
+    if isinstance(default, Enum):
+        choices, default = ", ".join(str(member.value) for member in type(default)), default.value
+        text += f": {choices}"
+    return f"{text} [{str(default).lower() if isinstance(default, bool) else default}]"

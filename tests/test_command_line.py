@@ -1,0 +1,88 @@
+"""Help: short, quick, complete and true."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from hf_clars import ClarsTrainingArguments
+from hf_clars.cli import main
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.image_classification.help import Transformers
+
+from .helpers.scripts import ROOT, run_python
+
+COMMANDS = ("train", "rates", "plot", "sweep", "figure", "tune", "compare")
+
+
+def told(capsys, *words: str) -> str:
+    with suppress(SystemExit):  # argparse's
+        assert main([*words]) == 0
+    return capsys.readouterr().out
+
+
+def flags_of(text: str) -> list[str]:
+    return re.findall(r"^  --(\S+)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_usage_and_an_example(capsys, command):
+    text = told(capsys, command, "--help")
+    assert text.startswith(f"usage: hf-clars {command} ")
+    assert f"  hf-clars {command} " in text.partition("example")[2].replace(": ", "  ")
+    for file in re.findall(r"recipes/\S+", text):
+        assert (ROOT / file).is_file() or "*" in file
+
+
+def test_help_imports_nothing_large():
+    run = "for c in {commands}:\n    try: main([*c, '--help'])\n    except SystemExit as end: assert end.code == 0\n"
+    large = "{'torch', 'transformers', 'numpy', 'pandas', 'matplotlib', 'accelerate', 'timm', 'wandb'}"
+    commands = [[], *([command] for command in COMMANDS)]
+    run_python("-c", f"import sys\nfrom hf_clars.cli import main\n{run.format(commands=commands)}"
+               f"found = {large} & set(sys.modules)\nassert not found, found")  # fmt: skip
+
+
+def test_help_on_train_is_short_and_has_each_option_of_ours_once(capsys):
+    text = told(capsys, "train", "--help")
+    assert text.count("\n") <= 100
+    assert max(map(len, text.splitlines())) <= 120
+    found = flags_of(text)
+    theirs = {f.name for f in fields(Transformers)}
+    base = {f.name for f in fields(TrainingArguments)}
+    ours = {f.name for kind in (RecipeArguments, ClarsTrainingArguments) for f in fields(kind)} - base
+    assert len(found) == len(set(found))
+    assert ours <= set(found)
+    assert theirs <= set(found)
+
+
+def test_defaults_of_transformers_options_are_theirs():
+    real = {f.name: f.default for f in fields(ClarsTrainingArguments)}
+    for field in fields(Transformers):
+        assert getattr(real[field.name], "value", real[field.name]) == field.default, field.name
+
+
+def test_all_options_stand_in_help_all_in_one_spelling(capsys):
+    found = flags_of(told(capsys, "train", "--help-all"))
+    kinds = (RecipeArguments, ClarsTrainingArguments)
+    assert sorted(found) == sorted(f.name for kind in kinds for f in fields(kind) if f.init)
+    assert not any("-" in name for name in found)
+
+
+def test_importing_the_package_imports_nothing_large():
+    run_python("-c", "import sys, hf_clars; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)")
+
+
+def test_names_of_the_package_are_found_when_asked_for():
+    import hf_clars
+    from hf_clars import experiments, theory, trainer
+
+    for package in (hf_clars, experiments, theory, trainer):
+        assert all(getattr(package, name) is not None for name in package.__all__)
+        with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'nonsense'"):
+            package.nonsense  # noqa: B018
+    assert Path(hf_clars.norms.__file__).is_file()
