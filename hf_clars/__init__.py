@@ -1,12 +1,15 @@
 """CLARS: large-batch training without warmup, with exact per-sample gradient norms.
 
 Importing this package makes `optim="clars"`, `"lars"`, `"mnag"`, `"adascale"` and `"lamb"` known to
-`transformers.Trainer`. It imports neither torch nor transformers itself: what is used of it does.
+`transformers.Trainer`, and small networks for CIFAR and MNIST to timm. It imports none of these itself: what is used of
+it does.
 """
 
 from typing import TYPE_CHECKING
 
 from .errors import Preempted, TrainingFailedError, UserError
+from .models import register_networks
+from .runtime.after_import import after_import
 from .runtime.lazy import lazily
 from .runtime.version import __version__
 from .trainer.registration import register
@@ -51,3 +54,4 @@ _HOMES = {
 __getattr__ = lazily(__name__, _HOMES)
 
 register()
+after_import("timm", register_networks)

@@ -12,6 +12,8 @@ import hf_clars.models.networks
 from hf_clars import PerSampleNorms, TimmForImageClassification, UserError, build_model
 from hf_clars.models.networks.resnet_cifar import Block
 
+from .helpers.scripts import run_python
+
 PARAMETERS = {
     "resnet8_cifar": 75_290,
     "resnet20_cifar": 269_722,
@@ -22,6 +24,14 @@ PARAMETERS = {
 }
 CIFAR = [name for name in PARAMETERS if name.endswith("_cifar")]
 NARROW = {name: {"width": 4} if name in CIFAR else {} for name in PARAMETERS}
+
+
+@pytest.mark.parametrize("imports", ["import hf_clars, timm", "import timm, hf_clars"])
+def test_timm_knows_them_once_hf_clars_is_imported(imports):
+    """In either order; an import of hf_clars alone imports nothing."""
+    program = f"{imports}\nassert timm.is_model('resnet8_cifar') and timm.is_model('fcn5_sigmoid')"
+    run_python("-W", "error::UserWarning", "-c", program)
+    run_python("-c", "import sys, hf_clars\nassert {'timm', 'torch', 'transformers'}.isdisjoint(sys.modules)")
 
 
 def pixels(model, batch=2):

@@ -8,12 +8,11 @@ It adds to a module of transformers when somebody imports that. An import of hf_
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+from ..runtime.after_import import after_import
 
 _NAMES = ("clars", "lars", "mnag", "adascale", "lamb")  # and of their functions in `optimizer_handlers`
 
@@ -21,10 +20,7 @@ _NAMES = ("clars", "lars", "mnag", "adascale", "lamb")  # and of their functions
 def register() -> None:
     """Make transformers know the names. Doing it twice changes nothing."""
     for name, add in _ADDITIONS.items():
-        if name in sys.modules:
-            add(sys.modules[name])
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+        after_import(name, add)
 
 
 def _add_names(training_args: ModuleType) -> None:
@@ -58,23 +54,3 @@ def _handler(name: str) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
 
 
 _ADDITIONS = {"transformers.training_args": _add_names, "transformers.trainer_optimizer": _add_handlers}
-
-
-class _Finder(MetaPathFinder):
-    """Finds the modules that are added to, where they would be found without it."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        add = _ADDITIONS.get(fullname)
-        spec = None if add is None else PathFinder.find_spec(fullname, path, target)
-        if add is None or spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            add(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
