@@ -51,7 +51,7 @@ _HOMES = {
     **dict.fromkeys(("TimmForImageClassification", "build_model"), ".models"),
     "gradient_variance": ".statistics.variance",
 }
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__ = lazily(__name__, _HOMES)
 
 register()
 after_import("timm", register_networks)

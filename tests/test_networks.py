@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+import hf_clars
 import hf_clars.models.networks
 from hf_clars import PerSampleNorms, TimmForImageClassification, UserError, build_model
 from hf_clars.models.networks.resnet_cifar import Block
@@ -32,6 +33,7 @@ def test_timm_knows_them_once_hf_clars_is_imported(imports):
     program = f"{imports}\nassert timm.is_model('resnet8_cifar') and timm.is_model('fcn5_sigmoid')"
     run_python("-W", "error::UserWarning", "-c", program)
     run_python("-c", "import sys, hf_clars\nassert {'timm', 'torch', 'transformers'}.isdisjoint(sys.modules)")
+    assert set(hf_clars.__all__) <= set(dir(hf_clars))
 
 
 def pixels(model, batch=2):

@@ -76,6 +76,25 @@ def test_windows_of_channels_last_images(kernel, stride, padding, dilation, chan
     torch.testing.assert_close(next(other.parameters()).grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(8, 8, 1, groups=8), nn.Conv1d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, padding=1),
+        nn.Conv2d(8, 8, (1, 5), groups=8), nn.Conv2d(8, 8, (5, 1), groups=8), nn.Conv2d(8, 1, 3), nn.Conv2d(1, 8, 1),
+        nn.ConvTranspose1d(8, 8, 1, groups=8), nn.Linear(1, 8), nn.Linear(8, 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_gradients_lie_as_parameters_do(layer):
+    """Strides of dimensions of one element, too: DDP compares them."""
+    if isinstance(layer, nn.Linear):
+        size = (4, 3, layer.in_features)
+    else:
+        size = (4, layer.in_channels, *[6] * (layer.weight.ndim - 2))
+    measured(layer, torch.randn(size))
+    assert layer.weight.grad.stride() == layer.weight.stride()
+
+
 @contextmanager
 def deterministic():
     torch.use_deterministic_algorithms(True)

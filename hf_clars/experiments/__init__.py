@@ -20,4 +20,4 @@ _HOMES = {
     "read_result": ".results",
     "read_sweep": ".sweeps",
 }
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TimmForImageClassification", "build_model"]
 
-__getattr__ = lazily(__name__, dict.fromkeys(__all__, ".timm_models"))
+__getattr__, __dir__ = lazily(__name__, dict.fromkeys(__all__, ".timm_models"))
 
 
 def register_networks(timm: ModuleType) -> None:

@@ -124,8 +124,11 @@ class OperatorSamples(GradSamples):
         assert total is not None
         if total.shape != self.shape:
             raise UserError(f"{type(self.sampler).__name__} returned a sum of shape {tuple(total.shape)}")
-        if total.dtype != dtype or memory_format is not torch.contiguous_format or not total.is_contiguous():
-            total = total.to(dtype, memory_format=memory_format)
+        if memory_format is not torch.contiguous_format:
+            return joined(squares), total.to(dtype, memory_format=memory_format)
+        total = total.to(dtype).contiguous()
+        if 1 in self.shape:
+            total = total.view(-1).view(self.shape)  # views have strides of their own there, and DDP compares them
         return joined(squares), total
 
     def _of(self, run: slice, found: Tensor, *shape: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 Action = Callable[[ModuleType], None]
@@ -33,14 +33,18 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         action = self.actions.get(fullname)
-        spec = None if action is None else PathFinder.find_spec(fullname, path, target)
-        if action is None or spec is None or spec.loader is None:
+        if action is None:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        spec = next((found for each in others if (found := each.find_spec(fullname, path, target)) is not None), None)
+        if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            action(module)
+            if module.__name__ == fullname:  # a loader may be that of other modules, too
+                action(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

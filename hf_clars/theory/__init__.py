@@ -98,7 +98,7 @@ __all__ = [
     "variance_constants",
 ]
 
-__getattr__ = lazily(
+__getattr__, __dir__ = lazily(
     __name__,
     {
         "Problem": ".bounds",

@@ -17,4 +17,4 @@ _HOMES = {
     "ClarsTrainingArguments": ".arguments.training_arguments",
     "GradientStatisticsCallback": ".callbacks.gradient_statistics",
 }
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__ = lazily(__name__, _HOMES)
