@@ -145,7 +145,8 @@ def test_the_model_card(trained, data):
     card = ModelCard.load(run / "README.md", ignore_metadata_errors=False)
     result = next(r for r in card.data.eval_results if r.metric_type == "accuracy")
     assert result.metric_value == metrics_of(trained("own, one channel"))["eval_accuracy"]
-    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-classification")
+    about = card.data.to_dict()
+    assert (about["library_name"], about["pipeline_tag"]) == ("transformers", "image-classification")
     rows = dict(
         line.strip("| ").split(" | ")
         for line in card.text.splitlines()
