@@ -118,8 +118,11 @@ def test_what_multiplies_all_gradients_cancels(change):
             scaler.unscale_(optimizer)
         if changed and change == "clipped":
             nn.utils.clip_grad_norm_(each.parameters(), 1e-3)
-        with pytest.warns(UserWarning, match=r"outer\.weight: its gradient, or part of it, did not come through"):
+        with pytest.warns(UserWarning) as said:
             scaler.step(optimizer) if scales else optimizer.step()
+        of_clipping = [w for w in said if "gradients were changed between backward() and step()" in str(w.message)]
+        assert len(of_clipping) == (changed and change == "clipped")
+        assert any("outer.weight: its gradient, or part of it, did not come through" in str(w.message) for w in said)
         rates.append(optimizer.layer_rates()[each.outer.weight])
     torch.testing.assert_close(rates[1] * (8 if change == "scaled loss" else 1), rates[0])
 

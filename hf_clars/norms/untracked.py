@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..runtime import users_line
 from .tracked import TrackedParameter
 
 UNTRACKED = ("stand_in", "error")
@@ -47,7 +48,7 @@ class Untracked:
         for tracked in parameters:
             tracked.excluded = True
         self.name({tracked.name: tracked.parameter for tracked in parameters}, reason)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and users_line.is_under_way():  # else whoever asks next is told
             self.warn_of_new()
 
     def name(self, parameters: Mapping[str, Tensor], reason: str) -> None:

@@ -50,6 +50,7 @@ class Watch(ForwardPasses):
         """Stop measuring and leave the model as it was found."""
         recorder = self.measurement.recorder
         recorder.settle_check()  # it looks at gradients, and those that come later are nobody's
+        recorder.writes.pause(recorder.parameters)
         for forward in self._forwards:
             forward.restore()
         for tracked in recorder.parameters:

@@ -142,6 +142,8 @@ class CLARS(LayerwiseOptimizer):
             return
         # Asked in every step, also where no denominators are needed: it may have gradients to unscale.
         self._scale = self._loss_scale(next((p.device for p in self._parameters()), torch.device("cpu")))
+        if self.adapts and hasattr(norms := _source(self.norms), "compare_gradient"):
+            norms.compare_gradient(self._parameters(), self._scale)
         super()._update()
         self._close_gradient()
 

@@ -1,6 +1,5 @@
 """What builds the optimizers that `registration.py` names, for every `transformers.Trainer`."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import TrainingArguments
 from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AdaScale, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
+from ..runtime import users_line
 from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
 from .checkpoints.model_tensors import refuse_other_names
 from .measuring import MeasureWhileTraining
@@ -85,10 +85,9 @@ def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
         and options.bias_and_norm in ("authors", "paper")
         and not hasattr(args, "optimizer_options")
     ):
-        warnings.warn(
+        users_line.warn(
             f"bias_and_norm={options.bias_and_norm!r} decays biases and norm weights, which Trainer exempts by name: "
-            "they are not decayed here, and are in ClarsTrainer",
-            stacklevel=2,
+            "they are not decayed here, and are in ClarsTrainer"
         )
 
 
@@ -107,16 +106,14 @@ def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
             "or use bf16=True"
         )
     if args.learning_rate == TrainingArguments.learning_rate:
-        warnings.warn(
+        users_line.warn(
             f"learning_rate={args.learning_rate} is transformers' default for AdamW; as γ_scale of CLARS, LARS or mNAG "
-            "it hardly moves the weights. A start is 0.1 × batch size / 128",
-            stacklevel=2,
+            "it hardly moves the weights. A start is 0.1 × batch size / 128"
         )
     if is_clars and args.max_grad_norm > 0:
-        warnings.warn(
+        users_line.warn(
             f"max_grad_norm={args.max_grad_norm} clips the gradient but not the denominator of CLARS's learning rate; "
-            "set max_grad_norm=0",
-            stacklevel=2,
+            "set max_grad_norm=0"
         )
 
 
