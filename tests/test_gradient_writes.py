@@ -224,9 +224,7 @@ def test_a_second_loss_that_nobody_watched_is_no_change():
 def test_a_scaler_is_no_change_though_steps_overflow(announced):
     model = network()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
-    optimizer = CLARS(
-        model.parameters(), 1e-3, norms=PerSampleNorms(model), grad_scaler=scaler if announced else None
-    )
+    optimizer = CLARS(model.parameters(), 1e-3, norms=PerSampleNorms(model), grad_scaler=scaler if announced else None)
     for _ in range(24):
         for _ in range(2):
             scaler.scale(loss_of(model)).backward()

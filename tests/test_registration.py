@@ -191,7 +191,7 @@ def test_defaults_made_for_adamw_are_pointed_out(tmp_path):
         ("momentum=nan", "momentum=nan must be in"),
         ("norm_samples=1.5", "norm_samples='1.5' is not a whole number"),
         ("norm_samples=0", "norm_samples=0 must be at least 1"),
-        ("mode=exact", "mode='exact' is unknown: choose one of per_sample, subset, micro_batch"),
+        ("mode=exact", "mode='exact' is unknown; choose one of per_sample, subset, micro_batch"),
         ("decay_in_denominator=maybe", "must be true or false"),
     ],
 )

@@ -27,6 +27,7 @@ from .tracked import TrackedParameter
 
 _FIRST, _EVERY = 8, 512
 _SIZE = 1e-2  # of a change; half precision rounds what is multiplied by less
+_LEAST = 1e-15  # below it squares underflow in float32
 _MANY = 3  # parameters that have no factor in common by chance
 
 CHANGED = (
@@ -137,12 +138,11 @@ def _norm(tracked: TrackedParameter) -> Tensor | None:
 
 def _is_changed(before: Tensor, after: Tensor) -> Tensor:
     """Whether gradients of these norms, `[K]`, were changed, 0-dim; those that are zero or not finite say nothing."""
-    factors = after / before
-    factors = torch.where((before > 0) & (after > 0) & factors.isfinite(), factors, torch.nan)
+    known = (before > _LEAST) & (after > _LEAST) & before.isfinite() & after.isfinite()
+    factors = torch.where(known, after / before, torch.nan)
     changed = (factors - 1).abs() > _SIZE
     if not is_distributed():
         return changed.any()
-    known = factors.isfinite()
     largest = torch.where(known, factors, 0).max()
     smallest = torch.where(known, factors, torch.inf).min()
     in_common = (largest - smallest <= _SIZE * largest) & (known.sum() >= _MANY)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..runtime import users_line
 from .accumulator import COUNT, EXCLUDED, NORMS, SQUARES
 from .agreement import is_distributed
@@ -81,7 +81,7 @@ class PerSampleNorms:
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
-            raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}{of_trainer}")
+            raise UserError(f"mode={mode!r} is unknown; {did_you_mean(mode, MODES)}{of_trainer}")
         sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
         for name, size in sizes.items():
             if size is None and name != "norm_samples":
@@ -230,6 +230,10 @@ class PerSampleNorms:
         """Whether the host knows what `denominators()` has measured; if not, NaN stands for what is not measured."""
         return self._recorder.settled
 
+    def why_nothing(self, parameters: Iterable[Tensor]) -> str | None:
+        """Why nothing was measured of these parameters' gradients, and what to do; None where that is no mistake."""
+        return self.watch.why_nothing(parameters)
+
     def close_gradient(self, parameters: Iterable[Tensor] | None = None) -> None:
         """The gradient was used or cleared; what is measured from now on belongs to the next.
 
@@ -250,9 +254,9 @@ class PerSampleNorms:
     def compare_gradient(self, parameters: Iterable[Tensor], scale: Tensor | None = None) -> None:
         """Warn, once, if these parameters' gradients were changed since the backward pass, as clipping does.
 
-        Looked at are the first 8 gradients and every 512th; changes by less than 1 % and gradients that were set to zero
-        are left alone. With several processes only clipping by the norm is noticed. Waits for nothing: of gradients on
-        a device the next call warns.
+        Looked at are the first 8 gradients and every 512th; changes by less than 1 % and gradients that were set to
+        zero are left alone. With several processes only clipping by the norm is noticed. Waits for nothing: of
+        gradients on a device the next call warns.
 
         Args:
             scale: which the loss was multiplied with, and the gradients were divided by since.

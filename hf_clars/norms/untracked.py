@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..runtime import users_line
 from .tracked import TrackedParameter
 
@@ -17,7 +17,7 @@ UNTRACKED = ("stand_in", "error")
 def check_untracked(value: str) -> None:
     """Raises `UserError` for what `PerSampleNorms(untracked=...)` does not take."""
     if value not in UNTRACKED:
-        raise UserError(f"untracked={value!r} is unknown: choose one of {', '.join(UNTRACKED)}")
+        raise UserError(f"untracked={value!r} is unknown; {did_you_mean(value, UNTRACKED)}")
 
 
 class Untracked:

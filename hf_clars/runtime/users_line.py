@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line: not at ours, nor at that of a library which called us on the user's behalf."""
+"""Warnings that point at the user's line, rather than ours or that of a library which called us for the user."""
 
 from __future__ import annotations
 
