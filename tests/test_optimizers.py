@@ -293,9 +293,7 @@ def test_step_without_norms_is_an_error():
     optimizer = CLARS(model.parameters(), 1.0, norms=norms)
     norms.detach()
     model(torch.randn(2, 2, 6, 6).double()).sum().backward()
-    with pytest.raises(
-        RuntimeError, match=r"found no per-sample gradient norms.*was detached before"
-    ):
+    with pytest.raises(RuntimeError, match=r"found no per-sample gradient norms.*was detached before"):
         optimizer.step()
 
 

@@ -13,17 +13,19 @@ from .clars_fields import ClarsFields
 _RENAMED = {
     "trust_coefficient": "eta", "trust_coeff": "eta", "trust_ratio": "eta", "eeta": "eta",
     "beta": "momentum", "beta1": "momentum", "betas": "momentum", "adam_beta1": "momentum",
+    "always_adapt": "bias_and_norm", "exclude_from_layer_adaptation": "bias_and_norm",
     "decay": "weight_decay", "wd": "weight_decay", "samples": "norm_samples", "num_samples": "norm_samples",
 }  # fmt: skip
 _RATE = ("lr", "gamma", "gamma_scale", "lr_scale")
 _ABSENT = {
-    **dict.fromkeys(("eps", "epsilon"), "nothing is added to a denominator: where it is zero the ratio is 1"),
-    **dict.fromkeys(("nesterov", "dampening"), "the momentum is Nesterov's, by Eq. 4, without dampening"),
+    **dict.fromkeys(("eps", "epsilon"), "nothing is added to denominators"),
+    **dict.fromkeys(
+        ("nesterov", "dampening"), "momentum is Nesterov's without dampening, and heavy-ball for mode=authors"
+    ),
     **dict.fromkeys(("beta2", "amsgrad"), "there are no second moments"),
     **dict.fromkeys(("fused", "foreach", "capturable"), "the fastest form is taken by itself"),
     **dict.fromkeys(("maximize", "differentiable"), "losses are minimised, and steps are not differentiated"),
-    **dict.fromkeys(("clip", "trust_clip", "max_trust_ratio"), "ratios have no bound; mode=authors of clars has one"),
-    **dict.fromkeys(("always_adapt", "exclude", "exclude_from_layer_adaptation"), "bias_and_norm says what is adapted"),
+    **dict.fromkeys(("clip", "trust_clip", "max_trust_ratio"), "ratios have no bound to set"),
 }
 
 
@@ -46,9 +48,13 @@ def what_instead(key: str, optim: str, known: Sequence[str], takers: Mapping[str
         return "give learning_rate, which is γ_scale, beside optim_args"
     if key in _ABSENT:
         return f"{_ABSENT[key]}; {takes}"
-    if key in TrainingArguments.__dataclass_fields__ or key in ClarsFields.__dataclass_fields__:
-        return f"it is a setting of its own: give {key} beside optim_args"
-    near = difflib.get_close_matches(key.lower(), [*known, *_RATE], n=1)
-    if near and near[0] in known:
+    settings = [*TrainingArguments.__dataclass_fields__, *ClarsFields.__dataclass_fields__]
+    near = [key] if key in settings else difflib.get_close_matches(key.lower(), [*known, *settings], n=1)
+    if not near:
+        return takes
+    if near[0] in known:
         return f"did you mean {near[0]!r}? {takes[0].upper()}{takes[1:]}"
-    return takes
+    kind = "TrainingArguments" if near[0] in TrainingArguments.__dataclass_fields__ else "ClarsTrainingArguments"
+    if near[0] == key:
+        return f"it is a setting of {kind}: give {key} beside optim_args"
+    return f"did you mean {near[0]}, a setting of {kind}, to give beside optim_args? {takes[0].upper()}{takes[1:]}"
