@@ -9,6 +9,7 @@ steps are looked at: the first ones, in which gradients are longest, and every 5
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,7 +68,13 @@ class GradientWrites:
         self._reach()
         if not self._handles:
             leaves = [t.parameter for t in self._parameters if t.parameter.requires_grad and t.parameter.is_leaf]
-            self._handles = [p.register_post_accumulate_grad_hook(lambda _: self._reach()) for p in leaves]
+            this = weakref.ref(self)  # garbage collection does not see what such hooks hold
+
+            def reach(_: Tensor) -> None:
+                if (here := this()) is not None:
+                    here._reach()
+
+            self._handles = [parameter.register_post_accumulate_grad_hook(reach) for parameter in leaves]
 
     def _reach(self) -> None:
         if (backward := backward_pass()) not in (self._backward, -1):
