@@ -1,5 +1,8 @@
 """What ends a training early, other than a mistake of ours. Command-line entry points print the message alone."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input: one line that says what was wrong, which value, and what to do. Exit status 2."""
@@ -9,6 +12,13 @@ def one_line(message: object) -> str:
     """What somebody else has to say, on a line, with no word of endless length."""
     words = str(message).split()
     return " ".join(word if len(word) <= 300 else f"{word[:100]}…" for word in words)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """`did you mean 'eta'?`, by the nearest of the known words; `choose one of …` where none is near."""
+    words = list(known)
+    near = difflib.get_close_matches(str(word), words, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(words)}"
 
 
 DIVERGED = "the training has diverged"  # part of the message where that is why a training failed

@@ -469,9 +469,9 @@ def test_untracked_reaches_the_norms(tmp_path):
         trainer = trainer_of("ClarsTrainer", tmp_path, **options)
         assert trainer.create_optimizer().norms.on_untracked == "error"
     for options in ({"untracked": "no"}, {"optim_args": "untracked=no"}):
-        with pytest.raises(UserError, match=r"^untracked='no' is unknown: choose one of stand_in, error$"):
+        with pytest.raises(UserError, match=r"^untracked='no' is unknown; choose one of stand_in, error$"):
             trainer_of("ClarsTrainer", tmp_path, **options)
-    with pytest.raises(UserError, match=r"^untracked='no' is unknown: choose one of stand_in, error$"):
+    with pytest.raises(UserError, match=r"^untracked='no' is unknown; choose one of stand_in, error$"):
         PerSampleNorms(seeded(), untracked="no")
     with pytest.raises(UserError, match="'untracked' is unknown to optim='lars'"):
         trainer_of("ClarsTrainer", tmp_path, optim="lars", optim_args="untracked=error")

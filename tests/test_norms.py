@@ -299,7 +299,7 @@ def test_a_model_can_be_freed_while_attached():
 
 def test_bad_arguments():
     model = nn.Linear(3, 2)
-    with pytest.raises(UserError, match="mode='exact' is unknown: choose one of per_sample, subset, micro_batch"):
+    with pytest.raises(UserError, match="mode='exact' is unknown; choose one of per_sample, subset, micro_batch"):
         PerSampleNorms(model, "exact")
     with pytest.raises(UserError, match="norm_samples=0 must be a whole number of at least 1"):
         PerSampleNorms(model, "subset", 0)

@@ -1,6 +1,8 @@
 """`optim="clars"` in plain transformers."""
 
 import math
+import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -186,12 +188,28 @@ def test_defaults_made_for_adamw_are_pointed_out(tmp_path):
     ("optim_args", "message"),
     [
         ("etta=0.1", "'etta' is unknown to optim='clars'; did you mean 'eta'?"),
+        ("Eta=0.1", "did you mean 'eta'"),
+        ("momentun=0.1", "did you mean 'momentum'"),
+        ("learnin_rate=1", "did you mean learning_rate, a setting of TrainingArguments, to give beside optim_args"),
+        ("learning_rate=1", "'learning_rate' .*it is a setting of TrainingArguments: give learning_rate beside"),
+        ("lr=1", "give learning_rate, which is γ_scale, beside optim_args"),
+        ("max_grad_norm=0", "it is a setting of TrainingArguments: give max_grad_norm beside"),
+        ("total_batch_size=64", "it is a setting of ClarsTrainingArguments: give total_batch_size beside"),
+        ("trust_coefficient=1", "its name here is 'eta'"),
+        ("betas=0.9", "its name here is 'momentum'"),
+        ("always_adapt=true", "its name here is 'bias_and_norm'"),
+        ("eps=1e-8", "nothing is added to denominators; it takes eta, momentum"),
+        ("nesterov=false", "momentum is Nesterov's without dampening"),
+        ("nonsense=1", "; it takes eta, momentum, weight_decay"),
+        ("mode=persample", "mode='persample' is unknown; did you mean 'per_sample'"),
+        ("bias_and_norm=mlperff", "bias_and_norm='mlperff' is unknown; did you mean 'mlperf'"),
+        ("untracked=errors", "untracked='errors' is unknown; did you mean 'error'"),
         ("eta=big", "eta='big' is not a number"),
         ("eta=-1", "eta=-1.0 must be a finite number > 0"),
         ("momentum=nan", "momentum=nan must be in"),
         ("norm_samples=1.5", "norm_samples='1.5' is not a whole number"),
         ("norm_samples=0", "norm_samples=0 must be at least 1"),
-        ("mode=exact", "mode='exact' is unknown: choose one of per_sample, subset, micro_batch"),
+        ("mode=exact", "mode='exact' is unknown; choose one of per_sample, subset, micro_batch"),
         ("decay_in_denominator=maybe", "must be true or false"),
     ],
 )
@@ -200,6 +218,28 @@ def test_bad_optim_args(tmp_path, optim_args, message):
         plain(tmp_path, optim="clars", optim_args=optim_args).create_optimizer()
     with pytest.raises(UserError, match=message):
         ClarsTrainingArguments(output_dir=str(tmp_path), optim_args=optim_args, use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("optim", "optim_args", "message"),
+    [
+        ("lars", "mode=subset", "'mode' is unknown to optim='lars'; it is for clars; it takes eta, momentum"),
+        ("lars", "norm_samples=8", "it is for clars; it takes eta"),
+        ("mnag", "eta=0.1", "it is for clars, lars; it takes momentum, weight_decay"),
+        ("mnag", "trust_coefficient=0.1", "mnag has no such thing; it takes momentum, weight_decay"),
+        ("adascale", "decay_in_denominator=true", "it is for clars, lars; it takes momentum, weight_decay"),
+    ],
+)
+def test_keys_that_another_optimizer_takes(tmp_path, optim, optim_args, message):
+    with pytest.raises(UserError, match=message):
+        plain(tmp_path, optim=optim, optim_args=optim_args).create_optimizer()
+
+
+def test_keys_are_documented():
+    from hf_clars.trainer.arguments.options import OptimizerOptions
+
+    documented = re.findall(r"^ {8}(\w+): ", OptimizerOptions.__doc__, re.MULTILINE)
+    assert documented == [f.name for f in fields(OptimizerOptions)]
 
 
 def test_deepspeed_is_refused_before_anything_is_built(tmp_path, monkeypatch):

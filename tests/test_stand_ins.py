@@ -1,6 +1,7 @@
 """Denominators for what is not measured: the formula against NumPy, and CLARS with it."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -118,8 +119,12 @@ def test_what_multiplies_all_gradients_cancels(change):
             scaler.unscale_(optimizer)
         if changed and change == "clipped":
             nn.utils.clip_grad_norm_(each.parameters(), 1e-3)
-        with pytest.warns(UserWarning, match=r"outer\.weight: its gradient, or part of it, did not come through"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             scaler.step(optimizer) if scales else optimizer.step()
+        of_clipping = [w for w in said if "gradients were changed between backward() and step()" in str(w.message)]
+        assert len(of_clipping) == (changed and change == "clipped")
+        assert any("outer.weight: its gradient, or part of it, did not come through" in str(w.message) for w in said)
         rates.append(optimizer.layer_rates()[each.outer.weight])
     torch.testing.assert_close(rates[1] * (8 if change == "scaled loss" else 1), rates[0])
 
@@ -136,7 +141,7 @@ def test_it_may_be_an_error():
     with pytest.raises(UserError, match=message):
         CLARS(model.parameters(), 0.5, norms=norms).step()
     assert set(norms.untracked) == {"outer.weight", "outer.bias"}
-    with pytest.raises(UserError, match="untracked='ignore' is unknown: choose one of stand_in, error"):
+    with pytest.raises(UserError, match="untracked='ignore' is unknown; choose one of stand_in, error"):
         PerSampleNorms(nn.Linear(2, 2), untracked="ignore")
 
 

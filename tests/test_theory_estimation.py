@@ -308,7 +308,7 @@ def test_a_mistake_at_the_command_line_is_one_line(capsys):
 
 def test_the_command_prints_the_table(capsys, tmp_path):
     flags = ["--dataset", DEMO, "--image_size", "8", "--examples", "12", "--per_device_batch_size", "8"]
-    flags += ["--iterations", "2", "--batch_size", "64"]
+    flags += ["--iterations", "2", "--total_batch_size", "64"]
     tiny = '{"channels": [4, 4, 4, 4], "stem_width": 4}'
     run([*flags, "--model_name", "resnet10t", "--model_kwargs", tiny])
     initial = capsys.readouterr().out
@@ -377,7 +377,7 @@ def test_bad_data_for_variance_constants():
         (["--model_name", "resnet10t", "--model_kwargs", "{"], "model_kwargs='{' is not JSON"),
         (["--model_name", "resnet10t", "--model_kwargs", "[]"], r"model_kwargs='\[\]' must be a mapping"),
         (["--checkpoint", "tests"], "checkpoint tests: no saved model"),
-        (["--model_name", "resnet10t", "--mode", "test"], "mode='test' is unknown; choose one of train, eval"),
+        (["--model_name", "resnet10t", "--model_mode", "test"], "model_mode='test' is unknown; choose one of"),
         (["--model_name", "resnet10t", "--examples", "0"], "examples=0 must be at least 1"),
         (["--model_name", "resnet10t", "--split", "dev"], "has no split 'dev': it has"),
         (["--model_name", "resnet10t", "--batch-sise", "1"], "unknown flag --batch-sise"),

@@ -24,7 +24,9 @@ examples:
 class Transformers:
     """Of transformers' own options, those that matter most; defaults are theirs."""
 
-    optim_args: str | None = setting(None, "Options of the optimizer as key=value,…; those above are flags as well.")
+    optim_args: str | None = setting(
+        None, "Options of the optimizer as key=value,…; of clars the above from eta to decay_in_denominator."
+    )
     weight_decay: float = setting(0.0, "λ; biases and norm weights are not decayed by default.")
     per_device_train_batch_size: int = setting(8, "Samples of one forward and backward pass on a device.")
     per_device_eval_batch_size: int = setting(8, "Samples of one pass of the evaluation.")

@@ -74,8 +74,13 @@ class GradientLife:
     def unwatched_gradient(self) -> Tensor | None:
         """A gradient of which nothing was measured, and which is not one that was used up."""
         gradient = self._tracked.parameter.grad
-        if self.samples or self._tracked.excluded or gradient is None:
-            return None
-        if self._closed is not None and self._closed[0]() is gradient and self._closed[1] == gradient._version:
+        if self.samples or self._tracked.excluded or gradient is None or self.is_used_up():
             return None
         return gradient
+
+    def is_used_up(self) -> bool:
+        """Whether the gradient is still the one that was used, or cleared."""
+        gradient, closed = self._tracked.parameter.grad, self._closed
+        if gradient is None or closed is None:
+            return False
+        return closed[0]() is gradient and closed[1] == gradient._version

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..runtime import users_line
 from .between import place_by_graph
 from .measurement import Measurement
 from .recorder import Recorder
@@ -102,10 +102,9 @@ class Inputs:
             return 1
         if not self._told and not torch.compiler.is_compiling():
             self._told = True
-            warnings.warn(
+            users_line.warn(
                 f"the arguments of the forward pass have {', '.join(map(str, sizes))} rows; PerSampleNorms takes "
-                f"{larger[0]} for the number of samples: set batch_size if it is another",
-                stacklevel=6,
+                f"{larger[0]} for the number of samples: set batch_size if it is another"
             )
         return larger[0]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
+from ..runtime import users_line
 from .accumulator import COUNT, EXCLUDED, NORMS, SQUARES
 from .agreement import is_distributed
 from .backward_passes import backward_pass
@@ -81,7 +81,7 @@ class PerSampleNorms:
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
-            raise UserError(f"mode={mode!r} is unknown: choose one of {', '.join(MODES)}{of_trainer}")
+            raise UserError(f"mode={mode!r} is unknown; {did_you_mean(mode, MODES)}{of_trainer}")
         sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
         for name, size in sizes.items():
             if size is None and name != "norm_samples":
@@ -230,6 +230,10 @@ class PerSampleNorms:
         """Whether the host knows what `denominators()` has measured; if not, NaN stands for what is not measured."""
         return self._recorder.settled
 
+    def why_nothing(self, parameters: Iterable[Tensor]) -> str | None:
+        """Why nothing was measured of these parameters' gradients, and what to do; None where that is no mistake."""
+        return self.watch.why_nothing(parameters)
+
     def close_gradient(self, parameters: Iterable[Tensor] | None = None) -> None:
         """The gradient was used or cleared; what is measured from now on belongs to the next.
 
@@ -247,6 +251,18 @@ class PerSampleNorms:
         if backward_pass() != -1:
             self._recorder.is_whole(parameters)
 
+    def compare_gradient(self, parameters: Iterable[Tensor], scale: Tensor | None = None) -> None:
+        """Warn, once, if these parameters' gradients were changed since the backward pass, as clipping does.
+
+        Looked at are the first 8 gradients and every 512th; changes by less than 1 % and gradients that were set to
+        zero are left alone. With several processes only clipping by the norm is noticed. Waits for nothing: of
+        gradients on a device the next call warns.
+
+        Args:
+            scale: which the loss was multiplied with, and the gradients were divided by since.
+        """
+        self._recorder.writes.look(self._recorder.tracked(parameters), scale)
+
     def _notice_unmeasured(self) -> None:
         """Name what has a gradient and no record, once it is known, and whatever joined the model."""
         untracked = self._measurement.untracked
@@ -257,19 +273,18 @@ class PerSampleNorms:
             if not is_distributed():
                 self._recorder.look_for_unwatched()
         self._learn(wait=untracked.action == "error")
-        untracked.warn_of_new()
         untracked.refuse()
 
     def warn_of(self, reasons: Mapping[str, str]) -> None:
         """Warn of parameters that are found not to be measurable, each of them once."""
-        warnings.warn(
+        users_line.warn(
             f"PerSampleNorms cannot measure {len(reasons)} parameter(s), and CLARS takes stand-ins for what it "
             f"adapts of them: {listed(reasons)}. hf_clars.verify_norms(model, batch, loss_fn) checks the others on a "
-            "batch of yours",
-            stacklevel=3,
+            "batch of yours"
         )
 
     def _learn(self, wait: bool = True) -> None:
-        """Name what the device found to be unmeasured, here or by another process."""
+        """Name what the device found to be unmeasured, here or by another process, and what nobody was told of yet."""
         self.watch.settle_check()
         self._recorder.learn(wait)
+        self._measurement.untracked.warn_of_new()

@@ -16,6 +16,7 @@ from .backward_passes import BackwardPasses, at_end_of_pass, computes_gradient_o
 from .grad_samples import GradSamples, squares_together
 from .gradient_check import GradientCheck
 from .gradient_life import GradientLife
+from .gradient_writes import GradientWrites
 from .notes import Notes
 from .tracked import TrackedParameter
 from .untracked import Untracked
@@ -58,6 +59,7 @@ class Recorder:
         self.check = GradientCheck(self.passes)
         self.agreement = Agreement(self.parameters, self.passes, looks_at_shares)
         self.notes = Notes(self.parameters, self.lives)
+        self.writes = GradientWrites(self.parameters, self.lives)
         self._shared: dict[TrackedParameter, _SharedUses] = {}  # of the backward pass under way
         # An input of every hooked output: in a compiled pass it gets what keeps the measuring from being dropped as
         # unused. And its node tells a pass for all gradients from one for some.
@@ -166,6 +168,8 @@ class Recorder:
         self.notes.add(tracked, squares, batch, begins if life.samples > 0 else False)
         life.recorded = True
         life.samples += batch
+        if self.writes.due:
+            self.writes.begin()
 
     # --- passes that are not measured --------------------------------------------------------------------------
 
@@ -225,6 +229,8 @@ class Recorder:
         """These gradients, by default all, were used or cleared: what was measured of them is past."""
         self.sum_up()
         ended = self.parameters if parameters is None else self.tracked(parameters)
+        if any(self.lives[tracked.index].samples for tracked in ended):
+            self.writes.ended(ended)
         for tracked in ended:
             self.lives[tracked.index].end()
         if self.notes.sums is not None and ended:
@@ -236,6 +242,7 @@ class Recorder:
 
     def reset(self) -> None:
         self._drop_unfinished(self.passes.drop())
+        self.writes.pause(self.parameters)
         self.notes.forget()
         self.agreement.begin_anew()
         for life in self.lives:

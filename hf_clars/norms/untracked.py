@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
+from ..runtime import users_line
 from .tracked import TrackedParameter
 
 UNTRACKED = ("stand_in", "error")
@@ -16,7 +17,7 @@ UNTRACKED = ("stand_in", "error")
 def check_untracked(value: str) -> None:
     """Raises `UserError` for what `PerSampleNorms(untracked=...)` does not take."""
     if value not in UNTRACKED:
-        raise UserError(f"untracked={value!r} is unknown: choose one of {', '.join(UNTRACKED)}")
+        raise UserError(f"untracked={value!r} is unknown; {did_you_mean(value, UNTRACKED)}")
 
 
 class Untracked:
@@ -47,7 +48,7 @@ class Untracked:
         for tracked in parameters:
             tracked.excluded = True
         self.name({tracked.name: tracked.parameter for tracked in parameters}, reason)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and users_line.is_under_way():  # else whoever asks next is told
             self.warn_of_new()
 
     def name(self, parameters: Mapping[str, Tensor], reason: str) -> None:

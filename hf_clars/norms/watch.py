@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Watch(ForwardPasses):
         """Stop measuring and leave the model as it was found."""
         recorder = self.measurement.recorder
         recorder.settle_check()  # it looks at gradients, and those that come later are nobody's
+        recorder.writes.pause(recorder.parameters)
         for forward in self._forwards:
             forward.restore()
         for tracked in recorder.parameters:
@@ -74,13 +75,38 @@ class Watch(ForwardPasses):
             if self._is_wanted(parameter) and parameter.grad is not None and id(parameter) not in known
         }
 
+    def why_nothing(self, parameters: Iterable[Tensor]) -> str | None:
+        """Why nothing was measured of these parameters' gradients, and what to do; None where that is no mistake."""
+        recorder, model = self.measurement.recorder, type(self.model).__name__
+        wanted, own = list(parameters), {id(parameter) for parameter in self.model.parameters()}
+        lives = [recorder.lives[t.index] for t in recorder.tracked(wanted) if t.parameter.grad is not None]
+        if not any(id(parameter) in own for parameter in wanted):
+            return (
+                f"its PerSampleNorms is attached to a {model} that has none of the optimizer's parameters: make one of "
+                "the model that is trained"
+            )
+        if lives and all(life.is_used_up() for life in lives):
+            return (
+                "what was measured of them was used up by an earlier step(), or forgotten by reset(): call zero_grad() "
+                "and backward() before the next step()"
+            )
+        if not self.attached:
+            return "its PerSampleNorms was detached before they were computed: attach() it before the forward pass"
+        if not recorder.watched:
+            return (
+                f"its PerSampleNorms is attached, and has seen no forward pass of the {model} since. Either that began "
+                f"before it was attached, or it did not go through {model}.forward: call the model itself, rather than "
+                "a copy or another of its methods"
+            )
+        return None
+
     def _is_wanted(self, parameter: Tensor) -> bool:
         return parameter.ndim >= 2 or self.bias_and_norm
 
     def _refuse_another(self) -> None:
         if watches_of(self.model):
             raise UserError(
-                "another PerSampleNorms is attached to this model: detach() it first, "
+                "another PerSampleNorms is attached to this model, or to part of it: detach() it first, "
                 "or call PerSampleNorms.detach_all(model)"
             )
 

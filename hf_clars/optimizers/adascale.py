@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..formulas import adascale_gain, gradient_and_noise
+from ..starting_rate import BASE_BATCH_SIZE, BASE_LEARNING_RATE
 from . import sharded
 from .clars import CLARS
 from .group_rules import gamma_scale
@@ -45,11 +46,11 @@ class AdaScale(CLARS):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = BASE_LEARNING_RATE,
         *,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        base_batch_size: int = 128,
+        base_batch_size: int = BASE_BATCH_SIZE,
         norms: Any,
         grad_scaler: torch.amp.GradScaler | None = None,
     ) -> None:
@@ -79,6 +80,7 @@ class AdaScale(CLARS):
         parameters = dict(self.norms.model.named_parameters(remove_duplicate=False))
         gradients = {name: g for name in measured if (g := parameters[name].grad) is not None}
         if not gradients:
+            self._refuse_unmeasured(self.norms, bool(measured))
             return {}  # every layer rests
         squares = torch.stack([measured[name][1] for name in gradients])
         if self._scale is not None:

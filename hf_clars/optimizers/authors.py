@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import capped_layer_learning_rates, heavy_ball_update_foreach_
+from ..starting_rate import BASE_LEARNING_RATE
 from .gradients import are_zero
 from .group_rules import gamma_scale
 from .layerwise import LayerwiseOptimizer
@@ -27,8 +28,8 @@ class AuthorsCLARS(LayerwiseOptimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups.
-        lr: γ_scale; a float or a tensor of one element. The default is what `ClarsTrainingArguments` scales linearly
-            from, for B = 128.
+        lr: γ_scale; a float or a tensor of one element. The default is that of `hf_clars.starting_rate` for its
+            smallest batch.
         momentum: β, in [0, 1).
         eta: η.
         weight_decay: λ.
@@ -42,7 +43,7 @@ class AuthorsCLARS(LayerwiseOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = BASE_LEARNING_RATE,
         *,
         momentum: float = 0.9,
         eta: float = 1e-2,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import UserError
 from .copies import LEFT_BEHIND
 from .gradients import are_present, are_zero
 from .layerwise import LayerwiseOptimizer
@@ -33,7 +34,7 @@ class CLARS(LayerwiseOptimizer):
     Args:
         params: parameters, named parameters, or parameter groups.
         lr: γ_scale; a float or a tensor of one element. At 1 a layer moves by up to η of its own norm, before momentum.
-            Linear scaling from 0.1 at B = 128, as the paper has it, reaches 1 at B = 1280.
+            Which to start from: `hf_clars.starting_rate`.
         momentum: β of Eq. 4, in [0, 1).
         eta: η; the paper uses 1e-2 and no warmup.
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.
@@ -58,7 +59,8 @@ class CLARS(LayerwiseOptimizer):
     the original: a copy's `step()` asks for others, which are set as its attributes `norms` and `grad_scaler`.
 
     Raises:
-        UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True.
+        UserError: a hyper-parameter is negative, NaN or unknown; fused=True where it cannot be, or with foreach=True;
+            `norms` is none of these three.
     """
 
     def __init__(
@@ -76,6 +78,10 @@ class CLARS(LayerwiseOptimizer):
         fused: bool | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
     ) -> None:
+        measures = callable(norms) or isinstance(norms, Mapping) or hasattr(norms, "denominators")
+        if isinstance(norms, nn.Module) or not measures:
+            kind = type(norms).__name__
+            raise UserError(f"norms, of type {kind}, is nothing that measures: hand CLARS a PerSampleNorms(model)")
         self.norms = norms
         self.grad_scaler = grad_scaler
         self._scale: Tensor | None = None  # of the loss, in the step at hand
@@ -142,6 +148,8 @@ class CLARS(LayerwiseOptimizer):
             return
         # Asked in every step, also where no denominators are needed: it may have gradients to unscale.
         self._scale = self._loss_scale(next((p.device for p in self._parameters()), torch.device("cpu")))
+        if self.adapts and hasattr(norms := _source(self.norms), "compare_gradient"):
+            norms.compare_gradient(self._parameters(), self._scale)
         super()._update()
         self._close_gradient()
 
@@ -161,17 +169,27 @@ class CLARS(LayerwiseOptimizer):
             measured, scale = norms(), None  # of gradients that are unscaled by now
         else:
             measured = norms
-        if not measured and not getattr(norms, "watched", False):
-            if are_zero(self.param_groups):
-                return {}
-            raise RuntimeError(
-                "CLARS.step() found no per-sample gradient norms for these gradients: attach PerSampleNorms(model) "
-                "before the forward pass and hand it to CLARS(norms=...)"
-            )
         by_parameter = self._by_parameter(measured)
+        if not any(parameter in by_parameter for parameter in self._parameters()):
+            self._refuse_unmeasured(norms, bool(measured))
         if scale is not None:
             by_parameter = {p: d / scale.to(d.device) for p, d in by_parameter.items()}
         return with_stand_ins(self.param_groups, by_parameter, getattr(norms, "settled", True))
+
+    def _refuse_unmeasured(self, norms: Any, of_others: bool) -> None:
+        """Nothing was measured of any parameter; raise `RuntimeError` where that is a mistake, and say which.
+
+        Args:
+            of_others: something was, of parameters that this optimizer does not have.
+        """
+        if hasattr(norms, "why_nothing"):
+            why = norms.why_nothing(self._parameters())
+        else:
+            why = None if of_others else f"CLARS(norms={norms!r:.60}) has none: hand it a PerSampleNorms(model)"
+        if why is not None and not are_zero(self.param_groups):
+            raise RuntimeError(
+                f"{type(self).__name__}.step() found no per-sample gradient norms for these gradients: {why}"
+            )
 
     def _by_parameter(self, measured: Mapping[Any, Tensor]) -> dict[Tensor, Tensor]:
         if not measured or not isinstance(next(iter(measured)), str):

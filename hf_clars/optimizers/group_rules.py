@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 BIAS_AND_NORM_RULES = ("eta", "mlperf", "authors", "paper")
 
@@ -81,7 +81,8 @@ def check_hyperparameters(
     _require(eta, "eta", lambda v: 0 < v < math.inf, "a finite number > 0")
     _require(weight_decay, "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
     if bias_and_norm not in BIAS_AND_NORM_RULES:
-        raise UserError(f"bias_and_norm={bias_and_norm!r} is unknown: choose one of {', '.join(BIAS_AND_NORM_RULES)}")
+        hint = did_you_mean(bias_and_norm, BIAS_AND_NORM_RULES)
+        raise UserError(f"bias_and_norm={bias_and_norm!r} is unknown; {hint}")
 
 
 def check_group(options: dict[str, Any], who: str, can_fuse: bool) -> None:

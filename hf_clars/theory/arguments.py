@@ -26,12 +26,12 @@ class RatesArguments:
     num_classes: Classes | None = field(default=None, metadata={"help": "Number of classes; known by most data sets."})
     examples: Count = field(default=1024, metadata={"help": "Examples to measure on, drawn at random."})
     image_size: Side | None = field(default=None, metadata={"help": "Side of the images; the model's own by default."})
-    mode: Annotated[str, one_of(MODES)] = field(
+    model_mode: Annotated[str, one_of(MODES)] = field(
         default="train",
         metadata={"help": "train: BatchNorm sees each batch, as in training; eval: running statistics."},
     )
     per_device_batch_size: Count = field(default=128, metadata={"help": "Examples of one forward pass."})
-    batch_size: Count = field(default=128, metadata={"help": "B of an optimizer step."})
+    total_batch_size: Count = field(default=128, metadata={"help": "B, the samples of one optimizer step."})
     learning_rate: Positive = field(default=1.0, metadata={"help": "γ_scale of LARS and CLARS."})
     momentum: PartOfOne = field(default=0.9, metadata={"help": "β."})
     eta_lars: Positive = field(default=1e-3, metadata={"help": "η of LARS."})

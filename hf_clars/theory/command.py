@@ -35,18 +35,19 @@ def run(argv: list[str]) -> None:
     classes = args.num_classes or len(source.class_names or ())
     model: Any = _saved(args) if args.checkpoint is not None else _initial(args, classes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).train(args.mode == "train")
+    model.to(device).train(args.model_mode == "train")
     size = int(args.image_size or model.config.pretrained_cfg["input_size"][-1])
     batches = list(
         _batches(args, source, ImageCollator(eval_transform(size), model.num_labels, training=False), device)
     )
     used = sum(batch["labels"].shape[0] for batch in batches)
     print(
-        f"{args.checkpoint or args.model_name}, {args.mode} mode, {used:,} examples of {source.name} ({source.split})"
+        f"{args.checkpoint or args.model_name}, {args.model_mode} mode, "
+        f"{used:,} examples of {source.name} ({source.split})"
     )
     print(
-        f"B = {args.batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, η = {args.eta_lars:g} for "
-        f"LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0",
+        f"B = {args.total_batch_size:,}, β = {args.momentum:g}, γ_scale = {args.learning_rate:g}, "
+        f"η = {args.eta_lars:g} for LARS and {args.eta_clars:g} for CLARS; L_k and M_k at these weights, with M = 0",
         flush=True,
     )
     rows = layer_rates(
@@ -54,7 +55,7 @@ def run(argv: list[str]) -> None:
         batches,
         lambda outputs, labels: F.cross_entropy(outputs.logits, labels),
         gamma_scale=args.learning_rate,
-        batch_size=args.batch_size,
+        batch_size=args.total_batch_size,
         momentum=args.momentum,
         eta_lars=args.eta_lars,
         eta_clars=args.eta_clars,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -12,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..norms import PerSampleNorms
 from ..optimizers import LayerwiseOptimizer
+from ..runtime import users_line
 from .seams import at_end_of_training, calling_trainer
 
 
@@ -106,8 +106,7 @@ class OwnNorms(PerSampleNorms):
         )
         self._warned |= new.keys()
         name, reason = next(iter(new.items()))
-        warnings.warn(
+        users_line.warn(
             f"GradientStatisticsCallback leaves out {len(new)} parameter(s) that cannot be measured, such as "
-            f"{name}: {reason}{hint}",
-            stacklevel=2,
+            f"{name}: {reason}{hint}"
         )

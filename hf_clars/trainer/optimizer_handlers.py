@@ -1,6 +1,5 @@
 """What builds the optimizers that `registration.py` names, for every `transformers.Trainer`."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from transformers import TrainingArguments
 from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AdaScale, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
+from ..runtime import users_line
+from ..starting_rate import BASE_BATCH_SIZE, START, starting_rate
 from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
 from .checkpoints.model_tensors import refuse_other_names
 from .measuring import MeasureWhileTraining
@@ -27,9 +28,9 @@ def clars(context: Any) -> tuple[Any, dict[str, Any]]:
     args, options = context.args, _options(context)
     if not hasattr(args, "optimizer_options") and options.mode == AUTHORS:
         raise UserError("mode='authors' needs ClarsTrainer and ClarsTrainingArguments, which make its extra passes")
-    total_batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     # transformers calls the first element, and the result of that with the model and the keywords.
-    return lambda: _build_clars, {"lr": args.learning_rate, "options": options, "total_batch_size": total_batch_size}
+    keywords = {"lr": args.learning_rate, "options": options, "total_batch_size": _total_batch_size(args)}
+    return lambda: _build_clars, keywords
 
 
 def lars(context: Any) -> tuple[Any, dict[str, Any]]:
@@ -50,7 +51,7 @@ def mnag(context: Any) -> tuple[Any, dict[str, Any]]:
 
 def adascale(context: Any) -> tuple[Any, dict[str, Any]]:
     args, options = context.args, _options(context)
-    base = getattr(args, "base_batch_size", None) or 128
+    base = getattr(args, "base_batch_size", None) or BASE_BATCH_SIZE
     return lambda: _build_adascale, {"lr": args.learning_rate, "options": options, "base_batch_size": base}
 
 
@@ -60,6 +61,10 @@ def lamb(context: Any) -> tuple[Any, dict[str, Any]]:
     check_lamb(context.optim_args)
     # Clipping is Trainer's business (`max_grad_norm`), and timm's Lamb would clip once more by default.
     return Lamb, {"lr": context.args.learning_rate, **context.adam_kwargs, "max_grad_norm": None}
+
+
+def _total_batch_size(args: TrainingArguments) -> int:
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def _options(context: Any) -> OptimizerOptions:
@@ -85,10 +90,9 @@ def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
         and options.bias_and_norm in ("authors", "paper")
         and not hasattr(args, "optimizer_options")
     ):
-        warnings.warn(
+        users_line.warn(
             f"bias_and_norm={options.bias_and_norm!r} decays biases and norm weights, which Trainer exempts by name: "
-            "they are not decayed here, and are in ClarsTrainer",
-            stacklevel=2,
+            "they are not decayed here, and are in ClarsTrainer"
         )
 
 
@@ -107,16 +111,14 @@ def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
             "or use bf16=True"
         )
     if args.learning_rate == TrainingArguments.learning_rate:
-        warnings.warn(
-            f"learning_rate={args.learning_rate} is transformers' default for AdamW; as γ_scale of CLARS, LARS or mNAG "
-            "it hardly moves the weights. A start is 0.1 × batch size / 128",
-            stacklevel=2,
+        users_line.warn(
+            f"learning_rate={args.learning_rate} is transformers' default for AdamW; as γ_scale it hardly moves "
+            f"the weights. {START}: {starting_rate(_total_batch_size(args)):g} here"
         )
     if is_clars and args.max_grad_norm > 0:
-        warnings.warn(
+        users_line.warn(
             f"max_grad_norm={args.max_grad_norm} clips the gradient but not the denominator of CLARS's learning rate; "
-            "set max_grad_norm=0",
-            stacklevel=2,
+            "set max_grad_norm=0"
         )
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ..errors import UserError, one_line
+from ..errors import UserError, did_you_mean, one_line
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -39,9 +39,7 @@ def one_of(choices: Collection[str]) -> AfterValidator:
 
     def known(word: str) -> str:
         if word not in choices:
-            near = difflib.get_close_matches(word, choices, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
-            raise PydanticCustomError("one_of", "{text}", {"text": f"is unknown; {hint}"})
+            raise PydanticCustomError("one_of", "{text}", {"text": f"is unknown; {did_you_mean(word, choices)}"})
         return word
 
     return AfterValidator(known)

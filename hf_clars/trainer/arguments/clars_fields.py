@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ...starting_rate import BASE_BATCH_SIZE, BASE_LEARNING_RATE
 from ...validation.schema import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, setting
 
 
@@ -26,8 +27,12 @@ class ClarsFields:
     total_batch_size: Count | None = setting(
         None, "B, the samples of one optimizer step; gradient_accumulation_steps follows from it."
     )
-    base_learning_rate: Positive | None = setting(None, "γ_base of linear scaling; 0.1. Not with learning_rate.")
-    base_batch_size: Count | None = setting(None, "B_base of linear scaling; 128. Not with learning_rate.")
+    base_learning_rate: Positive | None = setting(
+        None, f"γ_base of linear scaling; {BASE_LEARNING_RATE}. Not with learning_rate."
+    )
+    base_batch_size: Count | None = setting(
+        None, f"B_base of linear scaling; {BASE_BATCH_SIZE}. Not with learning_rate."
+    )
     eta: Positive | None = setting(None, "η of Eq. 3 and 5; by default the paper's, 0.01 for clars and 0.001 for lars.")
     momentum: PartOfOne | None = setting(None, "β of Eq. 4; 0.9.")
     mode: str | None = setting(None, "How CLARS measures: per_sample (default), subset, micro_batch or authors.")

@@ -9,6 +9,7 @@ from yaml.representer import SafeRepresenter
 
 from ...data.steps import accumulation_steps
 from ...errors import UserError
+from ...starting_rate import BASE_BATCH_SIZE, BASE_LEARNING_RATE
 
 _FOLLOWERS = {
     "total_batch_size": ("gradient_accumulation_steps",),
@@ -120,7 +121,7 @@ class FollowingNumbers:
 
     def _scaled_learning_rate(self) -> float:
         values = []
-        for name, default in (("base_learning_rate", 0.1), ("base_batch_size", 128)):
+        for name, default in (("base_learning_rate", BASE_LEARNING_RATE), ("base_batch_size", BASE_BATCH_SIZE)):
             value = default if getattr(self, name) is None else getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name}={value!r} must be a finite number > 0, unless learning_rate is given")

@@ -1,14 +1,14 @@
 """What `optim_args="eta=0.01,mode=subset"` may say, and what is assumed where it is silent."""
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, did_you_mean
 from ...norms import MODES, check_untracked
 from ...optimizers import check_hyperparameters
+from .unknown_keys import what_instead
 
 # Name → the paper's η; of mNAG and AdaScale, where all layers have one rate, a formality.
 OPTIMIZERS = {"clars": 1e-2, "lars": 1e-3, "mnag": 1.0, "adascale": 1.0}
@@ -26,9 +26,24 @@ NOT_TAKEN: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Everything but the learning rate that `optim="clars"` takes, and the others of `OPTIMIZERS` in part.
+    """The keys of `optim_args`: all but the learning rate that `optim="clars"` takes, and the others in part.
 
-    `norm_samples=None` stands for 512 and `untracked=None` for `"stand_in"`; they are refused where nothing uses them.
+    `ClarsTrainingArguments` has each of them as a field, and `hf-clars train` as a flag and a key of its file; what
+    stands in `optim_args` wins. The learning rate, γ_scale, is `learning_rate`.
+
+    Attributes:
+        eta: η of Eq. 3 and 5, above 0; 0.01 for clars (the paper), 0.001 for lars (You et al., 2017).
+        momentum: β of Eq. 4, in [0, 1); 0.9, as in the paper. Of all four optimizers.
+        weight_decay: λ, at least 0; 0. The paper does not mention it; `λ w` is added to the gradient of weights. Of all
+            four; for lars and mnag in a plain Trainer it is a setting of `TrainingArguments` instead.
+        bias_and_norm: the rate of biases and norm weights, see `CLARS`: `eta` (default), `mlperf`, `authors` (default
+            of mode=authors) or `paper`, which is Eq. 5 for every tensor. Of clars and lars.
+        decay_in_denominator: true or false, whether `λ‖w‖` is added to the denominator; by default for lars alone (You
+            et al., 2017), as Eq. 5 is without. Of clars and lars.
+        mode: how clars measures, see `PerSampleNorms`: `per_sample` (default; Eq. 5), `subset` (the paper's J_t),
+            `micro_batch`, or `authors`, which is the authors' code and needs `ClarsTrainer`.
+        norm_samples: `|J_t|` of mode=subset, a whole number of at least 1; None stands for the paper's 512.
+        untracked: what clars does about what cannot be measured, `stand_in` (None stands for it) or `error`.
     """
 
     eta: float
@@ -51,9 +66,9 @@ class OptimizerOptions:
         values = {name: value for name, value in given.items() if value is not None}
         for key, text in optim_args.items():
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"optim_args: {key!r} is unknown to optim={optim!r}{hint} It takes {', '.join(known)}")
+                takers = {f.name: [name for name in OPTIMIZERS if f.name not in NOT_TAKEN[name]] for f in fields(cls)}
+                hint = what_instead(key, optim, list(known), takers)
+                raise UserError(f"optim_args: {key!r} is unknown to optim={optim!r}; {hint}")
             values[key] = _read(key, text, known[key])
         defaults = {
             "eta": OPTIMIZERS[optim],
@@ -81,7 +96,7 @@ class OptimizerOptions:
             bias_and_norm=self.bias_and_norm,
         )
         if self.mode not in (*MODES, AUTHORS):
-            raise UserError(f"mode={self.mode!r} is unknown: choose one of {', '.join((*MODES, AUTHORS))}")
+            raise UserError(f"mode={self.mode!r} is unknown; {did_you_mean(self.mode, (*MODES, AUTHORS))}")
         if self.norm_samples is not None and self.norm_samples < 1:
             raise UserError(f"norm_samples={self.norm_samples} must be at least 1")
         if self.norm_samples is not None and self.mode != "subset":
