@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from io import StringIO
@@ -63,11 +63,9 @@ def _hints(*kinds: type) -> dict[str, Any]:
 
 
 def _help(*command: str) -> str:
-    with mock.patch.dict(os.environ, COLUMNS="110", NO_COLOR="1"), redirect_stdout(StringIO()) as printed:
-        try:
-            main([*command, "--help"])
-        except SystemExit:  # argparse's way to end
-            pass
+    columns = mock.patch.dict(os.environ, COLUMNS="110", NO_COLOR="1")
+    with columns, redirect_stdout(StringIO()) as printed, suppress(SystemExit):  # argparse's way to end
+        main([*command, "--help"])
     return f"```text\n{printed.getvalue().strip()}\n```"
 
 
