@@ -1,6 +1,7 @@
 """What the reference says of settings and commands, read off the package: Markdown, by the name of the part."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
@@ -12,6 +13,7 @@ from unittest import mock
 from pydantic import TypeAdapter
 
 from hf_clars.cli import COMMANDS, main
+from hf_clars.image_classification.arguments import DEFAULTS
 from hf_clars.image_classification.fields import RecipeFields
 from hf_clars.image_classification.help import Transformers, topics
 from hf_clars.trainer.arguments.clars_fields import ClarsFields
@@ -32,7 +34,8 @@ def arguments() -> str:
             for f in known
         ]
         sections += [f"## {topic[0].upper()}{topic[1:]}", _table(["argument", "default", "value", "meaning"], rows)]
-    return "\n\n".join(sections)
+    own = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in DEFAULTS.items())
+    return "\n\n".join([f"`hf-clars train` has some defaults of its own: {own}.", *sections])
 
 
 def optimizer_options() -> str:
@@ -88,10 +91,12 @@ def _word(value: Any) -> str:
 
 
 def _meaning(setting: Field[Any]) -> str:
-    text = " ".join(str(setting.metadata.get("help", "")).split())
-    for special in r"\*_[]<>|`":  # of Markdown and of tables; the texts are plain
-        text = text.replace(special, f"\\{special}")
-    return text
+    text = " ".join(str(setting.metadata.get("help", "")).split()).replace("%%", "%")  # which argparse wants
+
+    def plain(found: re.Match[str]) -> str:
+        return found[0] if found[0].startswith("`") else f"\\{found[0]}"
+
+    return re.sub(r"`[^`]*`|[\\*_\[\]<>|]", plain, text)
 
 
 def _values(hint: Any) -> str:
