@@ -30,9 +30,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The pages of docs/, into site/. A link that leads nowhere is an error.
+# The pages of docs/, into site/. A link that leads nowhere is an error (which --quiet would hide).
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) outputs wandb site .pytest_cache .mypy_cache .ruff_cache .hypothesis

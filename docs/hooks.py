@@ -6,12 +6,12 @@ Links are written as files lie on disk, so that they also work where the reposit
 
 import re
 from pathlib import Path
-from posixpath import dirname, normpath, relpath
+from posixpath import dirname, relpath
 
 from generated import PARTS
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 _PART = re.compile(r"<!-- generated: ([\w-]+) -->")
 
@@ -49,8 +49,8 @@ def on_page_markdown(markdown, page, config, files):
 
 def _uri(page: File, path: str) -> str | None:
     """Where in the site a linked file of the repository is; None for what is not there on disk."""
-    target = Path(page.abs_src_path).parent / path
-    if not target.exists():
+    target = (Path(page.abs_src_path).parent / path).resolve()
+    if not (target.exists() and target.is_relative_to(ROOT)):
         return None
-    within = normpath(target.relative_to(ROOT).as_posix())
+    within = target.relative_to(ROOT).as_posix()
     return "index.md" if within == "README.md" else within.removeprefix("docs/")
