@@ -30,9 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(argv: list[str]) -> Namespace:
-    commands = ("train", "rates", "plot", *_IN_MODULES)
-    if not argv or (argv[0] not in commands and not argv[0].startswith("-")):
-        known = ", ".join(commands)
+    if not argv or (argv[0] not in COMMANDS and not argv[0].startswith("-")):
+        known = ", ".join(COMMANDS)
         given = f"{argv[0]!r} is neither a command ({known}) nor" if argv else f"give a command ({known}) or"
         raise UserError(f"{given} a script (a file that ends in .py)")
     parser = Parser(
@@ -89,6 +88,7 @@ _IN_MODULES = {
         "outputs/clars outputs/lars --target 0.75 --out report",
     ),
 }
+COMMANDS = ("train", "rates", "plot", *_IN_MODULES)
 _EXAMPLES = """\
 SCRIPT.py is run as `python SCRIPT.py …` would, with the optimizers registered: `--optim clars` for a Trainer in it.
 `python -m hf_clars` is the same command, for `accelerate launch -m hf_clars …`.

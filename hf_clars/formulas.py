@@ -2,14 +2,12 @@
 
 Symbols, used by every function here:
 
-=============  ====================================================================================
-`c_i`          sample i's contribution to `weight.grad`: d(batch loss) / d(its own copy of the weight)
-`Σ c_i`        the gradient itself, `g`
-`D`            the denominator of the learning rate: `‖g‖` for LARS (Eq. 3), `Σ_i ‖c_i‖` for CLARS (Eq. 5)
-`γ_scale`      the optimizer's `lr`; `γ_k` the learning rate of layer k that follows from it
-`β`            momentum
-`u`            `v_{t+1} − v_t`, the displacement of Eq. 4's momentum vector; the optimizers' only state
-=============  ====================================================================================
+- `c_i`: sample i's contribution to `weight.grad`: d(batch loss) / d(its own copy of the weight)
+- `Σ c_i`: the gradient itself, `g`
+- `D`: the denominator of the learning rate: `‖g‖` for LARS (Eq. 3), `Σ_i ‖c_i‖` for CLARS (Eq. 5)
+- `γ_scale`: the optimizer's `lr`; `γ_k` the learning rate of layer k that follows from it
+- `β`: momentum
+- `u`: `v_{t+1} − v_t`, the displacement of Eq. 4's momentum vector; the optimizers' only state
 """
 
 import torch

@@ -166,7 +166,7 @@ def test_a_comparison_of_methods(monkeypatch):
 
 
 def test_scaling():
-    """The table of the README."""
+    """The table of docs/results/scaling.md."""
     model = scaling_model.Model("resnet50", 25_557_032, 54, 53_120, 2500.0, 1.03)
     network = scaling_model.Network(8, 360e9, 40e9, scaling.PROTOCOLS)
     options = Namespace(micro_batch=256, half_saturation=16.0, memory_bandwidth=3350.0, bucket=25.0, backward=2 / 3,

@@ -537,9 +537,9 @@ def test_the_table():
     assert "‖c_1‖ is 2, by sample 1 alone 4" in " ".join(text.split())
 
 
-def test_the_example_of_the_readme(capsys):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "verify_norms(" in code]
+def test_the_example_of_the_docs(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "verify.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict = {}
     exec(example, names)
     assert names["found"].ok

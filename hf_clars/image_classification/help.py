@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from typing import Any
 
 from ..command_line import page
 from ..trainer.arguments.clars_fields import ClarsFields
@@ -76,17 +77,22 @@ TOPICS = {
 }  # fmt: skip
 
 
-def train_help(everything: bool = False) -> str:
-    """The text.
+def topics(everything: bool = False) -> dict[str, list[Field[Any]]]:
+    """Heading → fields, each of which is a key of the YAML file and a flag.
 
     Args:
         everything: with the rest of transformers' options, which takes an import of it.
     """
     known = {f.name: f for kind in (RecipeFields, ClarsFields, Transformers) for f in fields(kind)}
-    topics = {topic: [known[name] for name in names] for topic, names in TOPICS.items()}
+    found = {topic: [known[name] for name in names] for topic, names in TOPICS.items()}
     if everything:
         from ..trainer import ClarsTrainingArguments
 
         rest = [f for f in fields(ClarsTrainingArguments) if f.init and f.name not in known]
-        topics["the rest of transformers' TrainingArguments"] = rest
-    return page(COMMAND, _ABOUT, topics, _EXAMPLES)
+        found["the rest of transformers' TrainingArguments"] = rest
+    return found
+
+
+def train_help(everything: bool = False) -> str:
+    """The text; `everything` as in `topics`."""
+    return page(COMMAND, _ABOUT, topics(everything), _EXAMPLES)

@@ -6,19 +6,17 @@ learning rates that follow next to those of LARS and CLARS, and `hf-clars rates`
 
 Symbols, used by every function here:
 
-==================  ===============================================================================================
-`L`                 `[L_1 … L_K]`, Lipschitz constant of `∇_k f` in the parameters of layer k alone (Assumption 1);
-                    unit: loss / weight²
-`L_g`               Lipschitz constant of the whole `∇f`; same unit
-`κ`                 `max_k L_g / L_k`; no unit
-`M_k`, `M`          `E‖∇_k f_i − ∇_k f‖² ≤ M_k ‖∇_k f‖² + M` (Assumption 2); `M_k` has no unit, `M` is a squared
-                    gradient. Where `M = 0` fits, the least `M_k` is Fig. 2's factor (`gradient_variance`) minus 1
-`M_g`               `max_k M_k`
-`γ_k`, `γ`          layer k's learning rate `γ_k = γ / L_k` (unit: weight² / loss) and the number γ common to all
-`B`, `T`, `β`       batch size (samples drawn independently), steps, momentum of Eq. 4
-`Δ`                 `f(w_0) − f_inf`; unit: loss
-`S`                 `Σ_k 1/L_k`
-==================  ===============================================================================================
+- `L`: `[L_1 … L_K]`, Lipschitz constant of `∇_k f` in the parameters of layer k alone (Assumption 1); unit: loss /
+  weight²
+- `L_g`: Lipschitz constant of the whole `∇f`; same unit
+- `κ`: `max_k L_g / L_k`; no unit
+- `M_k`, `M`: `E‖∇_k f_i − ∇_k f‖² ≤ M_k ‖∇_k f‖² + M` (Assumption 2); `M_k` has no unit, `M` is a squared gradient.
+  Where `M = 0` fits, the least `M_k` is Fig. 2's factor (`gradient_variance`) minus 1
+- `M_g`: `max_k M_k`
+- `γ_k`, `γ`: layer k's learning rate `γ_k = γ / L_k` (unit: weight² / loss) and the number γ common to all
+- `B`, `T`, `β`: batch size (samples drawn independently), steps, momentum of Eq. 4
+- `Δ`: `f(w_0) − f_inf`; unit: loss
+- `S`: `Σ_k 1/L_k`
 
 Both theorems bound `(1/T) Σ_t Σ_k q_k E‖∇_k f(w_t)‖²` for *constant* `γ_k`, with `q_k = (1/L_k) / S`.
 

@@ -80,7 +80,7 @@ class ClarsTrainer(
       over all parts of a resumed run), those of training `images_per_second`, too. `run.json` and W&B know the run's
       settings and how it ended (`RunRecord`); W&B without a login or network is offline.
 
-    Takes what `Trainer` takes, with `ClarsTrainingArguments`, and
+    It takes what `Trainer` takes, with `ClarsTrainingArguments`, and one argument of its own.
 
     Args:
         about: settings of the run that these do not have, for `run.json` and W&B's config (`model_name`, `dataset`, …).

@@ -25,7 +25,7 @@ from scaling_model import IMAGES, MIB, Model, Network, buckets, step, stops
 from hf_clars.errors import UserError
 
 # images/s of one GPU at large micro-batches: assumption, bf16 and channels_last on an H100;
-# time with exact norms ÷ without: README, every sample, 224 px, on a CPU; on a GPU an assumption.
+# time with exact norms ÷ without: docs/results/cost.md, every sample, 224 px, on a CPU; on a GPU an assumption.
 RATES = {"resnet50": (2500.0, 1.03), "densenet121": (1300.0, 1.03), "mobilenetv2_100": (3500.0, 1.09)}
 # NCCL's tables for LL and LL128: seconds to start (7 and 14 µs, the rest is the launch's, an assumption), of a hop
 # over NVLink and over the network, and the share of the bandwidth.
@@ -128,7 +128,7 @@ def main() -> None:
     add("--micro_batch", type=count, default=256, help="largest micro-batch of a GPU, as in recipes/imagenet")
     add("--epochs", type=count, default=90)
     add("--rate", type=float, help="images/s of one GPU at large micro-batches, instead of the assumed ones")
-    add("--norm_cost", type=float, help="time with exact norms ÷ without, instead of the README's")
+    add("--norm_cost", type=float, help="time with exact norms ÷ without, instead of that of docs/results/cost.md")
     add("--half_saturation", type=float, default=16.0, help="micro-batch with half that rate (assumption)")
     add("--backward", type=float, default=2 / 3, help="share of compute that is the backward pass (assumption)")
     add("--decode_rate", type=float, help="images/s decoded for each GPU; without it the input never waits")

@@ -41,8 +41,7 @@ class ClarsTrainingArguments(ClarsFields, FollowingNumbers, TrainingArguments): 
     show); no dispatching of batches from rank 0; `learning_rate=None`, which stands for linear scaling,
     `γ_scale = base_learning_rate × B / base_batch_size`.
 
-    Args:
-        those of `TrainingArguments`, and the fields of `ClarsFields`, whose meaning stands beside them.
+    It takes the arguments of `TrainingArguments`, and the fields of `ClarsFields`, whose meaning stands beside them.
 
     Raises:
         UserError: values out of range, batch sizes that do not divide, or DeepSpeed.

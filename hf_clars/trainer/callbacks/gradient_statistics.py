@@ -34,13 +34,11 @@ class GradientStatisticsCallback(MeasuredSteps, ExportableState):
     from the gradient before clipping, without the loss scale, follow for each layer (weight of two or more dimensions)
     and for the model (all measured parameters: sums of numerators and denominators, not means of ratios):
 
-    =============================  ===============================================================================
-    `gradient_square`              `|G|²`, squared norm of the true gradient, estimated without bias; average
-    `noise_trace`                  `tr Σ`, variance of one sample's gradient, estimated without bias; average
-    `gradient_noise_scale`         `tr Σ / |G|²` of the two averages, in samples: about the critical batch size
-    `gradient_noise_scale_raw`     the same of this step alone
-    `gradient_variance_factor`     `M_k = ((1/n) Σ_i ‖∇f_i‖²) / ‖g‖²` of this step and its n samples, at least 1
-    =============================  ===============================================================================
+    - `gradient_square`: `|G|²`, squared norm of the true gradient, estimated without bias; average
+    - `noise_trace`: `tr Σ`, variance of one sample's gradient, estimated without bias; average
+    - `gradient_noise_scale`: `tr Σ / |G|²` of the two averages, in samples: about the critical batch size
+    - `gradient_noise_scale_raw`: the same of this step alone
+    - `gradient_variance_factor`: `M_k = ((1/n) Σ_i ‖∇f_i‖²) / ‖g‖²` of this step and its n samples, at least 1
 
     `|G|²` and `tr Σ` are those of McCandlish et al. 2018, appendix A.1, with batch sizes 1 and n, see
     `formulas.gradient_and_noise`. Where the estimate of `|G|²` is not positive, there is no noise scale to tell (the
