@@ -64,7 +64,7 @@ _IN_MODULES = {
         ".experiments",
         "add_arguments",
         "run",
-        "recipes/sweeps/fashion_mnist.yaml --jobs 2",
+        "fashion_mnist --jobs 2",
     ),
     "figure": (
         "the runs of a figure of the paper, and its picture",
@@ -78,7 +78,14 @@ _IN_MODULES = {
         ".experiments",
         "add_arguments",
         "run",
-        "recipes/tuning/evidence.yaml --list",
+        "evidence --list",
+    ),
+    "recipes": (
+        "the recipes that come with the package: list, show or copy them",
+        ".recipes",
+        "add_arguments",
+        "run",
+        "resnet50_clars 8_gpus --to .",
     ),
     "compare": (
         "which runs reach the target first, and how sure that is",
@@ -94,7 +101,8 @@ SCRIPT.py is run as `python SCRIPT.py …` would, with the optimizers registered
 `python -m hf_clars` is the same command, for `accelerate launch -m hf_clars …`.
 
 examples:
-  hf-clars train --config recipes/demo/fashion_mnist.yaml
+  hf-clars train --config fashion_mnist
+  hf-clars recipes
   hf-clars compare --help
   accelerate launch -m hf_clars run_clm.py --optim clars --learning_rate 1 --max_grad_norm 0 …"""
 

@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 
 from .command_line import Parser, refuse
 from .errors import UserError, one_line
+from .recipes.packaged import TRAININGS, find
 from .safety.yaml_files import read_yaml
 
 _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -20,13 +21,11 @@ _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
     """`--config FILE.yaml --key value …` → one instance of each dataclass.
 
-    Keys of the file and flags have the names of the dataclasses' fields. A relative path that the file gives for
-    `dataset` is looked up beside the file when it does not exist in the working folder. `defaults` go over those of
-    the dataclasses.
+    Keys of the file and flags have the names of the dataclasses' fields. `defaults` go over those of the dataclasses.
 
     Raises:
-        UserError: no such file, no YAML mapping, unknown keys or flags (the nearest name is given), one that stands
-            twice, unreadable values.
+        UserError: neither such a file nor such a recipe, no YAML mapping, unknown keys or flags (the nearest name is
+            given), one that stands twice, unreadable values.
     """
     head = Parser(add_help=False, allow_abbrev=False)
     head.add_argument("--config", action="append", default=[])
@@ -70,11 +69,15 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
 def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
     """What a `--config` file says, as YAML has it; keys are fields of the dataclasses.
 
+    Where there is no file `path`, it is the name of one of the package's recipes. A folder that the file gives for
+    `dataset` is one beside the file, if there is one of that name, whatever the working folder holds; else one in the
+    working folder; else a name on the Hub.
+
     Raises:
         UserError: as `parse`.
     """
     known = {f.name for kind in kinds for f in fields(kind) if f.init}
-    file = Path(os.path.expanduser(path))
+    file = find(str(path), TRAININGS, f"--config {path}")
     values = read_yaml(file, f"--config {path}") or {}
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold keys and values, not a {type(values).__name__}")
@@ -82,8 +85,8 @@ def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
         if key not in known:
             raise UserError(f"--config {path}: unknown key {key!r}{_hint(str(key), known)}")
     dataset = values.get("dataset")
-    if isinstance(dataset, str) and not Path(dataset).exists() and (file.parent / dataset).is_dir():
-        values["dataset"] = str(file.parent / dataset)
+    if isinstance(dataset, str) and dataset and os.path.isdir(beside := os.path.join(file.parent, dataset)):
+        values["dataset"] = beside
     return values
 
 

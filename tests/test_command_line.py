@@ -17,7 +17,7 @@ from hf_clars.image_classification.help import Transformers
 
 from .helpers.scripts import ROOT, run_python
 
-COMMANDS = ("train", "rates", "plot", "sweep", "figure", "tune", "compare")
+COMMANDS = ("train", "rates", "plot", "sweep", "figure", "tune", "recipes", "compare")
 
 
 def told(capsys, *words: str) -> str:

@@ -1,6 +1,7 @@
 """The recipe from YAML to plots, and one clear line for each thing a user can get wrong."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,17 @@ def test_imagenet_recipes_hold_the_papers_settings(name):
 def test_numbers_that_yaml_takes_for_text_are_numbers(text):
     assert with_numbers({"a": [text, {"b": text}], "c": "x"}) == {"a": [float(text), {"b": float(text)}], "c": "x"}
     assert with_numbers("1e-4x") == "1e-4x"
+
+
+def test_pictures_are_drawn_where_they_can_be(tmp_path, images, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    assert train(config(tmp_path, images, plots=True)) == 2
+    assert "error: plots need matplotlib" in capfd.readouterr().err
+    assert train(config(tmp_path, images, plots=None, max_steps=1)) == 0
+    assert "run/ (no pictures: matplotlib is not installed)" in capfd.readouterr().out
+    monkeypatch.undo()
+    assert train(config(tmp_path / "with", images, plots=None, max_steps=1)) == 0
+    assert "run/ (curves.png, layers.png)" in capfd.readouterr().out
 
 
 def test_more_classes_than_names(tmp_path, images):

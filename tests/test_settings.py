@@ -214,7 +214,7 @@ def test_a_recipes_own_settings():
         ({"eval_crop": 0}, "eval_crop=0 must be at least 0.01"),
         ({"image_size": 100_000}, "image_size=100000 must be at most 8192"),
         ({"model_kwargs": {1: 2}}, "model_kwargs={1: 2} must be a valid string"),
-        ({"plots": None}, "plots=None must be a valid boolean"),
+        ({"data_on_device": None}, "data_on_device=None must be a valid boolean"),
     ):
         with pytest.raises(UserError, match=message):
             RecipeArguments(**options)

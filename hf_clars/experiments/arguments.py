@@ -4,7 +4,9 @@ from argparse import ArgumentParser
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("file", help="a sweep as `wandb sweep` takes it, or one that says more: recipes/sweeps/*.yaml")
+    parser.add_argument(
+        "file", help="a sweep as `wandb sweep` takes it, or one that says more; or one of `hf-clars recipes`"
+    )
     _add_options(parser)
 
 

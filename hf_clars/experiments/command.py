@@ -15,6 +15,7 @@ import yaml
 
 from ..errors import TrainingFailedError, UserError
 from ..image_classification.plots import need_matplotlib, save
+from ..recipes.packaged import SEARCHES, SWEEPS, find
 from ..safety.texts import printable
 from ..safety.yaml_files import parse_yaml
 from .drawing import draw, table
@@ -32,7 +33,8 @@ def run(options: Namespace) -> None:
     """Make the runs that have no result yet, print a table, draw the picture if the file has one; raises
     `TrainingFailedError` where some ended without a result, when the others were made."""
     figure = options.command == "figure"
-    file = _FIGURES / f"figure{options.number}.yaml" if figure else Path(options.file)
+    folders = SEARCHES if options.command == "tune" else SWEEPS
+    file = _FIGURES / f"figure{options.number}.yaml" if figure else find(options.file, folders, options.file)
     sweep = read_sweep(file, options.preset)
     if (sweep.tuning is not None) != (options.command == "tune"):
         says = "a" if sweep.tuning else "no"

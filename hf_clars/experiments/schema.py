@@ -17,11 +17,10 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictInt, model_validat
 
 from ..configuration import with_numbers
 from ..errors import UserError
+from ..recipes.packaged import PROGRAM
 from ..trainer.callbacks.layer_statistics import STATISTICS
 from ..validation.schema import Section, one_of, said
 from .results import CURVES
-
-PROGRAM = "imagenet_clars.py"
 
 # How to draw from what W&B calls so.
 _DRAWS: dict[str, Callable[..., float]] = {

@@ -84,8 +84,9 @@ def read_sweep(file: Path, preset: str | None = None) -> Sweep:
     """The sweep of a YAML file; raises `UserError` for what `SweepFile` does not take, or no such file or preset.
 
     A parameter `config` names YAML files of the recipe: their settings are the run's, where the sweep has none of that
-    name, and its values are the files' names without `.yaml`. Paths are looked up in the working folder, then in those
-    around the sweep's file. `report_to` and `output_dir`, of parameters or of such a file, are for W&B's agents.
+    name, and its values are the files' names without `.yaml`. Paths, of `command` too, are looked up in the working
+    folder, then in those around the sweep's file; a config that is nowhere is a recipe of the package. `report_to` and
+    `output_dir`, of parameters or of such a file, are for W&B's agents.
     """
     content = read_yaml(file, str(file))
     if not isinstance(content, dict):
@@ -118,7 +119,9 @@ def read_sweep(file: Path, preset: str | None = None) -> Sweep:
     if not parameters and settings:  # one run, which wants a name
         name = "seed" if "seed" in settings else next(reversed(settings))
         parameters = {name: Parameter(values=[settings.pop(name)])}
-    return Sweep.model_construct(**{**dict(said), "settings": settings, "parameters": parameters})
+    command = [_found(file, word) if word.endswith(".yaml") else word for word in said.command]
+    found = {"settings": settings, "parameters": parameters, "command": command}
+    return Sweep.model_construct(**{**dict(said), **found})
 
 
 def _laid_over(below: Any, above: Any) -> Any:

@@ -99,7 +99,7 @@ class RecipeArguments(RecipeFields):
 
     def check(self) -> None:
         """Raises `UserError` for what would only show after data were read."""
-        if self.plots and importlib.util.find_spec("matplotlib") is None:
+        if self.plots and not _has_matplotlib():
             raise UserError("plots need matplotlib: pip install matplotlib, or go without by --plots false")
         if self.data_on_device:
             check_resident_augmentation(self.augmentation)
@@ -110,6 +110,10 @@ class RecipeArguments(RecipeFields):
         if self.data_on_device and self.shuffle_buffer != 8192:
             raise UserError(f"shuffle_buffer={self.shuffle_buffer} is not for data_on_device=True, which shuffles all")
 
+    def draws(self) -> bool:
+        """Whether there will be pictures."""
+        return _has_matplotlib() if self.plots is None else self.plots
+
     def timm_kwargs(self) -> dict[str, Any]:
         """`model_kwargs`, from JSON if need be."""
         given = self.model_kwargs
@@ -119,6 +123,10 @@ class RecipeArguments(RecipeFields):
                 own = "num_classes" if name == "num_classes" else "model_name"
                 raise UserError(f"model_kwargs={kwargs} has {name!r}: state {own} itself, as a setting")
         return kwargs
+
+
+def _has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def json_mapping(name: str, text: str) -> dict[str, Any]:

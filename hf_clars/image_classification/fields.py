@@ -49,4 +49,6 @@ class RecipeFields:
         "none", "Measure M_k of all images before and after each epoch: none, eval or train."
     )
     gradient_statistics_steps: Whole = setting(0, "Measure noise scale and M_k every so many steps; 0 for never.")
-    plots: bool = setting(True, "Draw curves.png and layers.png at the end.")
+    plots: bool | None = setting(
+        None, "Draw curves.png and layers.png at the end; by default where matplotlib is installed."
+    )

@@ -10,15 +10,16 @@ from ..trainer.arguments.clars_fields import ClarsFields
 from ..validation.schema import setting
 from .fields import RecipeFields
 
-COMMAND = "hf-clars train --config FILE.yaml [--KEY VALUE ...]"
+COMMAND = "hf-clars train --config FILE|NAME [--KEY VALUE ...]"
 _ABOUT = """\
 Train an image classifier. Keys of the YAML file and flags have the same names, and flags win. Defaults stand in [].
+A NAME is one of `hf-clars recipes`. A relative path for dataset in the file is first looked up beside the file.
 --help-all shows these and all options of transformers' TrainingArguments, which are flags and keys as well."""
 _EXAMPLES = """\
 examples:
-  hf-clars train --config recipes/imagenet/resnet50_clars.yaml --per_device_train_batch_size 256
+  hf-clars train --config resnet50_clars --per_device_train_batch_size 256
   hf-clars train --dataset cifar10 --model_name resnet20_cifar --image_size 32 --total_batch_size 4096 --output_dir out
-  accelerate launch -m hf_clars train --config recipes/imagenet/resnet50_clars.yaml"""
+  accelerate launch -m hf_clars train --config resnet50_clars"""
 
 
 @dataclass

@@ -177,11 +177,13 @@ def _say(
     recipe: RecipeArguments, args: ClarsTrainingArguments, metrics: dict[str, float], steps: int, reported: str
 ) -> None:
     folder = Path(os.path.relpath(str(args.output_dir)))
-    pictures = plot_run(str(args.output_dir)) if recipe.plots else []
+    pictures = "no pictures: matplotlib is not installed" if recipe.plots is None else ""
+    if recipe.draws():
+        pictures = ", ".join(path.name for path in plot_run(str(args.output_dir)))
     print(
         f"\n{recipe.model_name}: {steps} steps of {args.total_batch_size:,} images, training loss "
         f"{metrics['train_loss']:.3f}, accuracy {metrics.get('eval_accuracy', float('nan')):.1%} on "
         f"{recipe.eval_split} after {metrics['train_runtime']:.0f} s"
     )
-    print(f"model, logs and plots: {folder}/" + (f" ({', '.join(p.name for p in pictures)})" if pictures else ""))
+    print(f"model, logs and plots: {folder}/" + (f" ({pictures})" if pictures else ""))
     print(printable(reported), flush=True)

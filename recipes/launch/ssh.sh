@@ -29,7 +29,7 @@ IFS=, read -ra hosts <<<"$1"
 shift
 [[ ${#hosts[@]} -gt 0 ]] || fail "no hosts"
 [[ $PROCESSES_PER_HOST =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES_PER_HOST=$PROCESSES_PER_HOST must be a number above 0"
-[[ -f $SCRIPT ]] || fail "$PWD has no $SCRIPT: start from the root of the repository"
+[[ -f $SCRIPT ]] || fail "$PWD has no $SCRIPT: start where the folder recipes/ is"
 [[ -n $ACCELERATE ]] || fail "no accelerate: activate the environment, or set ACCELERATE to its absolute path"
 read -ra accelerate_flags <<<"$ACCELERATE_FLAGS"
 read -ra remote_shell <<<"$REMOTE_SHELL"
