@@ -29,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=ACCUMULATION, cpu=True)
     images = load_dataset(str(IMAGES)).with_transform(to_tensors)
-    model = build_model("resnet8_cifar", num_classes=10, in_chans=1)
+    model = build_model("resnet8_cifar", num_classes=10, in_chans=1, width=8)
     norms = PerSampleNorms(model)  # measures from here on
     optimizer = CLARS(model.named_parameters(), lr=10.0, eta=0.01, weight_decay=1e-4, norms=norms)
     loader = DataLoader(images["train"], batch_size=256, shuffle=True, drop_last=True)

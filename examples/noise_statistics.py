@@ -36,7 +36,7 @@ def main() -> None:
         use_cpu=True,
     )
     Trainer(
-        build_model("resnet8_cifar", num_classes=10, in_chans=1),
+        build_model("resnet8_cifar", num_classes=10, in_chans=1, width=8),
         args,
         train_dataset=load_dataset(str(IMAGES), split="train").with_transform(to_tensors),
         callbacks=[GradientStatisticsCallback(every=20)],

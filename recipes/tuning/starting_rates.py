@@ -136,7 +136,7 @@ def _adamw(task: Task, model: nn.Module, epochs: int = 4) -> None:
 
 
 def _resnet() -> nn.Module:
-    return build_model("resnet8_cifar", num_classes=10, in_chans=1)
+    return build_model("resnet8_cifar", num_classes=10, in_chans=1, width=8)
 
 
 def _vit() -> nn.Module:
