@@ -110,8 +110,10 @@ examples:
 def _plot(options: Namespace) -> None:
     from .image_classification.plots import plot_run
 
-    for path in plot_run(options.output_dir):
-        print(printable(path))
+    pictures = plot_run(options.output_dir)
+    print(*map(printable, pictures), sep="\n")
+    if len(pictures) == 1:
+        print("no layers.png: γ_k and M_k of each layer are recorded with layer_statistics_steps")
 
 
 def _rates(argv: list[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.ticker import MaxNLocator
 from transformers import TrainerState
 
 from hf_clars.cli import main
@@ -21,7 +22,8 @@ from hf_clars.comparison import tables
 from hf_clars.comparison.analysis import analyse
 from hf_clars.comparison.pictures import STYLES, curves_figure, layers_figure, runs_with_layers
 from hf_clars.comparison.report import report
-from hf_clars.comparison.runs import ComparedRun, Question
+from hf_clars.comparison.runs import ComparedRun, Question, is_share
+from hf_clars.comparison.verdict import verdict
 from hf_clars.errors import UserError
 
 from .helpers.comparison import learning, run
@@ -157,11 +159,27 @@ def test_names_are_not_markup():
 def test_a_page_without_target_layers_or_seeds():
     page, text = page_of([run("clars", None, [0.5])])
     assert "With --target VALUE" in text
+    assert "No run has records of layers" in text
+    assert "hf-clars compare <outputs>" in page.texts
     assert "eval/accuracy at the end: 0.5 (1 run)." in " ".join(page.texts)
     assert "±" not in re.search(r"<tbody>.*?</tbody>", text, re.DOTALL)[0]
     page_of([run("clars", 0, [0.5], state="diverged")], target=0.4)
     page_of([run("clars", s, [0.0, 0.0]) for s in (0, 1)], target=0.4)
     page_of([run(f"optimizer{i}", s) for i in range(STYLES + 2) for s in (0, 1)], target=0.7)
+
+
+def test_what_is_seen_first_needs_no_scrolling_sideways(page):
+    """Its tables become cards where they are too wide, in which each value has the name of its column."""
+    page, text = page
+    fits = [attributes["class"].split() for attributes in page.all("table")]
+    assert [("fits" in classes) for classes in fits] == [True, True, False, False]
+    first = text[text.index("<table") : text.index("</table>")]
+    cells = Page(first + "</table>").all("td")
+    names = ["runs", "diverged", "unfinished", "reached", "epochs to target", "steps to target", "images to target"]
+    assert [cell["data-name"] for cell in cells[:7]] == names
+    assert all(cell["data-name"] for cell in cells)
+    assert "white-space: nowrap" not in text
+    assert "background-attachment: local" in text  # of what does scroll, a shade shows that it does
 
 
 def test_tables():
@@ -176,6 +194,44 @@ def test_tables():
     single = analyse([run("clars"), run("lars")], Question())
     assert list(tables.groups_table(single).loc["clars", ["last", "best", "mean"]]) == ["0.8", "0.8", "0.575"]
     assert tables.differences_table(single).to_numpy().tolist() == [["+0", "+0", "+0"]]
+
+
+def test_accuracies_are_shown_in_percent_and_kept_as_they_are():
+    runs = [run(one.config["optim"], one.config["seed"], list(one.history["eval/accuracy"]), eval_split="test")
+            for one in some_runs() if one.state == "finished"]  # fmt: skip
+    comparison = analyse(runs, Question(target=0.75, percent=True))
+    table = tables.groups_table(comparison)
+    assert list(table)[-3:] == ["last, %", "best, %", "mean, %"]
+    final = comparison.groups["final_mean"]["clars"]
+    assert table.loc["clars", "last, %"].startswith(f"{100 * final:.2f} ± 0.")
+    assert list(tables.differences_table(comparison))[-3:] == [f"{name}, % points" for name in ("last", "best", "mean")]
+    gap = comparison.differences["lars", "final"].difference
+    assert tables.differences_table(comparison).loc["lars", "last, % points"].startswith(f"{100 * gap:+.3f}"[:4])
+    assert float(tables.runs_table(comparison).loc["clars-0", "last, %"]) == pytest.approx(
+        100 * comparison.runs["final"].iloc[0], abs=0.01
+    )
+    assert tables.title(comparison).startswith("eval/accuracy on test, in percent: mean ±")
+    assert "how long to ≥ 75 %" in tables.title(comparison)
+    (panel,) = curves_figure(comparison, "epoch").axes
+    assert panel.get_ylabel() == "eval/accuracy on test"
+    assert re.fullmatch(r"50(\.0+)? %", panel.yaxis.get_major_formatter()(0.5))
+    page = Page(report(comparison, ABOUT))
+    assert "eval/accuracy on test" in page.texts[page.texts.index("eval/accuracy: who reaches ≥ 75 % first?") :][2]
+    written = json.loads(tables.to_json(comparison, {}))  # programs get what was measured
+    assert written["groups"][0]["final_mean"] == pytest.approx(final)
+    assert written["question"]["target"] == 0.75
+    sentences = verdict(analyse(runs, Question(percent=True)))
+    assert re.match(r"clars has the highest eval/accuracy at the end: 8\d\.\d+ ± 0\.\d+ % \(3 runs\)\.", sentences[0])
+    assert " percentage points lower" in sentences[1]
+    (line,) = [r for r in analyse(runs, Question(target=0.99, percent=True)).remarks if "no finished run" in r]
+    assert re.search(r"reached eval/accuracy ≥ 99 %; the best mean is 8\d\.\d\d %, of clars", line)
+
+
+def test_a_share_is_known_by_name_and_values():
+    half, more = [run(accuracies=[0.2, 0.5])], [run(accuracies=[20.0, 50.0])]
+    assert is_share("eval/accuracy", half)
+    assert not is_share("eval/accuracy", [*half, *more])  # somebody logs percent
+    assert not is_share("train/loss", half)
 
 
 @pytest.mark.parametrize("width", [None, 80])
@@ -231,6 +287,8 @@ def test_curves_show_what_finished_runs_measured():
     (panel,) = curves_figure(analyse(some_runs(), Question(target=0.75)), "epoch").axes
     low, high = panel.get_ylim()
     assert low < 0.3 < 0.75 < high < 1.2
+    (cross,) = [line for line in panel.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert low <= cross.get_ydata()[0] <= high  # at the edge, where 0.2 is below it
     runs = [run("a", s, [1 - 10.0**-e for e in range(6)]) for s in (0, 1)]
     runs.append(run("a", 2, [-1e30], state="diverged"))  # train/loss 1e30
     (panel,) = curves_figure(analyse(runs, Question("train/loss", lower_is_better=True)), "epoch").axes
@@ -267,6 +325,30 @@ def test_layers():
     twice = analyse([run("clars", 0, name="same"), run("lars", 0, name="same")], Question())
     with pytest.raises(UserError, match="--layers same: 2 runs have that name"):
         runs_with_layers(twice, ["same"])
+
+
+def test_layers_of_a_run_without_them_say_so_under_its_name():
+    comparison = analyse(some_runs(), Question())
+    lars, clars = runs_with_layers(comparison, ["lars-0", "clars-0"])
+    figure = layers_figure([lars, clars])
+    titles = [panel.get_title() for panel in figure.axes[:4]]
+    assert titles == ["γ_k: lars-0", "γ_k: clars-0", "M_k: lars-0", "M_k: clars-0"]
+    empty = figure.axes[2]
+    assert not empty.images
+    assert [text.get_text() for text in empty.texts] == ["M_k is recorded by CLARS with mode per_sample or subset"]
+    assert [len(panel.texts) for panel in figure.axes[:4]] == [0, 0, 1, 0]
+
+
+def test_a_single_measurement_and_few_steps_in_curves():
+    comparison = analyse([run("a", 0, [0.3]), run("b", 0, [0.2])], Question())
+    (panel,) = curves_figure(comparison, "images").axes
+    assert {line.get_marker() for line in panel.lines} == {"."}
+    assert isinstance(panel.xaxis.get_major_locator(), MaxNLocator)
+    assert panel.xaxis.get_major_formatter()(10_000) == "10,000"
+    diverged = analyse([run("a", s, [0.3, 0.4]) for s in (0, 1)] + [run("b", 0, [0.2], state="diverged")], Question())
+    (legend,) = curves_figure(diverged, "step").legends
+    assert [text.get_text() for text in legend.get_texts()] == [" a (2)", " b (0)", " diverged"]
+    assert legend.get_title().get_text() == "group (finished runs)"
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.0], [math.inf, 2.0], [3.0, 3.0, 3.0], list(range(1, 1001))], ids=len)
@@ -318,6 +400,7 @@ def test_a_page_where_no_run_finished(tmp_path, compare, count, state):
     page = Page((tmp_path / "report" / "report.html").read_text())
     drawn = state == "diverged"
     assert any("No run has finished" in text for text in page.texts)
+    assert ("No run has finished or diverged: there is no curve to draw yet." in page.texts) == (not drawn)
     assert bool(page.all("figure")) == drawn == (tmp_path / "report" / "curves-epoch.png").exists()
 
 
@@ -369,6 +452,7 @@ def test_without_out_nothing_is_written(tmp_path, compare, capsys):
     [
         ("--metric eval/f1", "--metric eval/f1: no run has it; there is eval/accuracy, train/loss"),
         ("--target nan", "--target must be finite, got nan"),
+        ("--target 75", "--target 75: eval/accuracy is a share of 1: write 0.75 or 75%"),
         ("--group-by depth", "--group-by depth: no run has that setting; those that differ are optim, seed"),
         ("--group-by ,", "--group-by ',': name settings, as in --group-by optim,total_batch_size"),
         ("--where eta=1", "--where eta: no run has that setting; those that differ are optim, seed"),
@@ -408,7 +492,7 @@ def test_from_output_folders_of_trainer_to_the_page(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["compare", "outputs", "--target", "0.6", "--out", "report"]) == 0
     printed = capsys.readouterr().out
-    assert "clars reaches eval/accuracy ≥ 0.6 first: after 2 ± 0 epochs, in 3 of 3 runs." in printed
+    assert "clars reaches eval/accuracy ≥ 60 % first: after 2 ± 0 epochs, in 3 of 3 runs." in printed
     assert "broken" in printed  # named, and skipped
     figures = Page((tmp_path / "report" / "report.html").read_text()).all("figure")
     assert [f["aria-label"] for f in figures] == [

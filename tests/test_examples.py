@@ -39,6 +39,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_few_steps(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -46,14 +47,15 @@ def test_a_few_steps(
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
-    few = functools.partial(transformers.TrainingArguments, max_steps=2)
-    monkeypatch.setattr(transformers, "TrainingArguments", few)
-    callback = functools.partial(hf_clars.GradientStatisticsCallback, every=2)
     module = load(name)
-    if hasattr(module, "GradientStatisticsCallback"):
-        monkeypatch.setattr(module, "GradientStatisticsCallback", lambda every: callback())
-    if hasattr(module, "EPOCHS"):
-        monkeypatch.setattr(module, "EPOCHS", 1)
+    fewer = {
+        "TrainingArguments": functools.partial(transformers.TrainingArguments, max_steps=2),
+        "GradientStatisticsCallback": lambda every: hf_clars.GradientStatisticsCallback(every=2),
+        "EPOCHS": 1,
+    }
+    for attribute, value in fewer.items():
+        if hasattr(module, attribute):
+            monkeypatch.setattr(module, attribute, value)
     module.main()
     assert capsys.readouterr().out.strip()
 

@@ -119,6 +119,9 @@ def test_tables_have_mean_and_deviation_over_seeds():
     assert len(rows) == 3
     assert rows[2].startswith("| clars | 3 | 55.0 ± 7.1 % | 50.0 ± 0.0 % | 2.000 ± 0.000 | 1 |")
     assert mean_and_deviation([], 1) == "–"
+    assert "| final evaluation accuracy |" in rows[0]
+    tested = [(Run(run.place, {"eval_split": "test"}), one) for run, one in zip(runs, results, strict=True)]
+    assert "| final test accuracy |" in table(tested).splitlines()[0]
 
 
 def test_the_commit_is_of_this_checkout():

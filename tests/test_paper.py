@@ -16,7 +16,7 @@ from hf_clars.experiments.drawing import draw
 from hf_clars.experiments.results import left_in
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.image_classification.data import open_data
-from hf_clars.image_classification.plots import need_matplotlib
+from hf_clars.image_classification.panels import need_matplotlib
 from hf_clars.image_classification.recipe import run as train
 from hf_clars.runtime.provenance import HOUSEKEEPING
 from hf_clars.statistics.variance import gradient_variance
@@ -100,18 +100,32 @@ def test_pictures_have_a_line_for_each_method_and_network(number, panels, lines)
     figure = draw(sweep.drawing, [(run, fabricated(run, seed)) for run, seed in runs])
     assert len(figure.axes) == panels
     for axis in figure.axes:
-        assert len([line for line in axis.lines if line.get_marker() == "None"]) == lines
+        assert len([line for line in axis.lines if line.get_marker() != "x"]) == lines
         assert axis.get_xlabel() == "epoch"
     if number == 1:
+        titles = [axis.get_title() for axis in figure.axes[::2]]
+        assert titles == [f"resnet56_cifar: {what}" for what in ("training loss", "test accuracy", "γ_scale")]
+        assert figure.axes[2].yaxis.get_major_formatter()(0.5).endswith(" %")
+        trained = [(run, replace(fabricated(run, 0), curve=[{"step": 1, "epoch": 1, "loss": 2.0}])) for run, _ in runs]
+        loss, _, accuracy, *_ = draw(sweep.drawing, trained).axes
+        assert [text.get_text() for text in accuracy.texts] == ["no evaluation was logged"]
+        assert list(loss.get_xticks()) == [1]
+        assert "." in {line.get_marker() for line in loss.lines}
         drawn = figure.axes[0].lines
         assert any(line.get_marker() == "x" for line in drawn)  # where mNAG diverged
         styles = {(line.get_color(), line.get_linestyle()) for line in drawn if line.get_marker() == "None"}
         assert len(styles) == lines
     if number == 2:
+        assert all(len(axis.get_legend().get_texts()) == 3 for axis in figure.axes)
+        names = [f"timm_model.layer{k}.weight" for k in range(60)]
+        deep = [{"epoch": e, "layers": {name: {"variance_factor": 2.0} for name in names}} for e in (0, 1)]
+        pictured = draw(sweep.drawing, [(run, replace(fabricated(run, 0), variances=deep)) for run in sweep.runs()])
+        assert [axis.get_ylabel() for axis in pictured.axes[4:]] == ["60 layers, input → output"] * 4
+        assert all(axis.get_legend() is None for axis in pictured.axes)
         without = [(run, replace(fabricated(run, 0), variances=[])) for run in sweep.runs()]
         with pytest.raises(UserError, match="no result has M_k: its runs need gradient_variance"):
             draw(sweep.drawing, without)
-    plt.close(figure)
+    plt.close("all")
 
 
 def test_the_figure_command_from_nothing_to_a_picture(tmp_path, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 from pandas import DataFrame, Series
 
 from ..errors import UserError
-from .groups import group_names, grouping, remarks, seed_of
+from .groups import group_names, grouping, remarks, seed_of, shown
 from .runs import AXES, MEASURES, STATES, TO_TARGET, VALUES, ComparedRun, Question
 from .statistics import Interval, area, difference, first_reaching, number, shared_range, spread_of
 
@@ -50,6 +50,18 @@ class Comparison:
     def deciding(self) -> str:
         """The measure that ranks the groups: how long to the target if one of them reached it, else the last value."""
         return TO_TARGET[self.question.axis] if self.has(TO_TARGET[self.question.axis]) else "final"
+
+    @property
+    def metric_text(self) -> str:
+        """The metric, and the split that it was measured on if all runs name the same: `eval/accuracy on test`."""
+        metric = self.question.metric
+        splits = {shown(run.config.get("eval_split")) for run in self.runs["run"]}
+        split = splits.pop() if len(splits) == 1 else None
+        return f"{metric} on {split}" if split not in (None, shown(None)) and metric.startswith("eval/") else metric
+
+    def scale(self, measure: str) -> int:
+        """Values of a measure times it are what people are shown."""
+        return self.question.scale if measure in VALUES else 1
 
     def has(self, measure: str) -> bool:
         return bool(self.groups[f"{measure}_n"].any())
@@ -138,10 +150,12 @@ def _differences(runs: DataFrame) -> dict[tuple[str, str], Interval]:
 def _remarks(groups: DataFrame, runs: DataFrame, question: Question, range_: tuple[float, float] | None) -> list[str]:
     lines = []
     if unfinished := groups[["failed", "running"]].to_numpy().sum():
-        lines.append(f"did not end as meant (failed, cut off or still running), and are in no mean: {unfinished} runs")
+        count = f"{unfinished} run{'' if unfinished == 1 else 's'}"
+        lines.append(f"did not end as meant (failed, cut off or still running), and are in no mean: {count}")
     if question.target is not None and not groups["reached"].any():
         best = ranked(groups, question, "best").iloc[0]
-        nearest = f"; the best mean is {best['best_mean']:.4g}, of {best.name}" if best["best_n"] else ""
+        mean = f"{best['best_mean'] * question.scale:.4g}{question.unit}"
+        nearest = f"; the best mean is {mean}, of {best.name}" if best["best_n"] else ""
         lines.append(f"no finished run reached {question.metric} {question.target_text}{nearest}")
     unit = AXES[question.axis]
     curves = runs[runs["state"] == "finished"]["run"].map(lambda run: run.curve(question.metric, question.axis))

@@ -14,9 +14,16 @@ Runs with the same settings are a group, and should differ by their seed alone. 
 those that differ between runs, apart from the seed, from where and how comfortably a run was made, and from those that
 add nothing to the ones before them (a learning rate that goes with the optimizer).
 """
+
+
+def _value(text: str) -> float:
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+
+
+_value.__name__ = "number"  # as argparse calls it where it is none
 FLAGS: dict[str, dict[str, Any]] = {
     "metric": {"default": "eval/accuracy", "help": "what is compared (default: %(default)s)"},
-    "target": {"type": float, "help": "the value of the metric to reach"},
+    "target": {"type": _value, "help": "the value of the metric to reach: 0.75, or 75%%"},
     "axis": {"choices": AXES, "help": "how long is measured in (default: epoch, or step where not all know epochs)"},
     "lower-is-better": {"action": "store_true", "default": None, "help": "as is known of losses, errors, perplexities"},
     "group-by": {"metavar": "KEY[,KEY]", "help": "settings that make a group (default: see above)"},

@@ -23,7 +23,7 @@ from .arguments import FLAGS
 from .axes import AXES
 from .groups import where
 from .pictures import curves_figure, layers_figure, runs_with_layers, save
-from .runs import ComparedRun, Question, falls, the_axis, the_metric
+from .runs import ComparedRun, Question, falls, is_share, the_axis, the_metric
 from .tables import document, groups_csv, print_comparison, runs_csv, to_json
 
 
@@ -59,7 +59,10 @@ def compare(options: Namespace) -> None:
     runs = where(found, conditions)
     metric = the_metric(runs, options.metric)
     falling = falls(metric) if options.lower_is_better is None else options.lower_is_better
-    question = Question(metric, target, the_axis(runs, metric, options.axis), falling)
+    percent = is_share(metric, runs)
+    if percent and target is not None and target > 1:
+        raise UserError(f"--target {target:g}: {metric} is a share of 1: write {target / 100:g} or {target:g}%")
+    question = Question(metric, target, the_axis(runs, metric, options.axis), falling, percent)
     comparison = analyse(runs, question, keys, skipped)
     drawn = runs_with_layers(comparison, options.layers) if options.out is not None else []
 

@@ -11,6 +11,16 @@ import numpy as np
 from pandas import DataFrame, Series
 
 from ..errors import UserError
+from ..image_classification.panels import (
+    COLOURS,
+    WHY_EMPTY,
+    percent,
+    plain_powers,
+    say_why_empty,
+    short_name,
+    spans_magnitudes,
+    whole_numbers,
+)
 from ..safety.texts import printable
 from ..trainer.callbacks.layer_statistics import STATISTICS
 from .analysis import Comparison
@@ -18,13 +28,10 @@ from .axes import AXES
 from .runs import ComparedRun, listed
 from .statistics import mean_curve
 
-# Okabe's and Ito's colours, which people with any kind of colour vision tell apart, without the two (yellow, black)
-# that vanish on a white or a dark page; with four kinds of line they are enough for 24 groups.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ((), (6, 3), (1.5, 2.5), (8, 3, 1.5, 3))
-STYLES = len(_COLOURS) * len(_DASHES)
+STYLES = len(COLOURS) * len(_DASHES)
 _REST, _INK, _LINES = "#b4bac1", "#010203", "#040506"
-_VARIABLES = {colour: f"var(--c-{i})" for i, colour in enumerate(_COLOURS)}  # the page's own, others in the dark
+_VARIABLES = {colour: f"var(--c-{i})" for i, colour in enumerate(COLOURS)}  # the page's own, others in the dark
 _VARIABLES |= {_REST: "var(--c-rest)", _INK: "var(--text)", _LINES: "var(--line)"}
 _ON_A_PAGE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
@@ -87,9 +94,9 @@ def curves_figure(comparison: Comparison, axis: str) -> Any:
     curves = {group: comparison.curves(group, axis) for group in finished.index}
     bands = {group: band for group, of_group in curves.items() if (band := mean_curve(of_group)) is not None}
     means = np.concatenate([band["mean"] for band in bands.values()] or [[0.0]])
-    log = question.lower_is_better and means.min() > 0 and means.max() > 20 * means.min()
-    colours = {group: _COLOURS[place % len(_COLOURS)] for place, group in enumerate(finished.index[:STYLES])}
-    dashes = {group: _DASHES[place // len(_COLOURS)] for place, group in enumerate(colours)}
+    log = question.lower_is_better and spans_magnitudes(means)
+    colours = {group: COLOURS[place % len(COLOURS)] for place, group in enumerate(finished.index[:STYLES])}
+    dashes = {group: _DASHES[place // len(COLOURS)] for place, group in enumerate(colours)}
     lines: dict[str, Any] = {}
 
     def plot(group: str, curve: Series, **style: Any) -> Any:
@@ -113,19 +120,29 @@ def curves_figure(comparison: Comparison, axis: str) -> Any:
         labels[""] = f"target {question.target_text}"
     panel.set_yscale("log" if log else "linear")
     limits = panel.get_ylim()
+    crosses: list[Any] = []
     for group in finished.index if few else []:
         for curve in comparison.curves(group, axis, "diverged"):
             plot(group, curve, linewidth=0.8, linestyle="--", alpha=0.7)
-            plot(group, curve.iloc[-1:], marker="x", markersize=8, markeredgewidth=2)
+            end = curve.iloc[-1:].clip(*limits) if finished.any() else curve.iloc[-1:]  # at the edge if it left
+            crosses.append(plot(group, end, marker="x", markersize=8, markeredgewidth=2, clip_on=False))
+            lines.setdefault(group, crosses[-1])
     if finished.any():
         panel.set_ylim(limits)
     panel.grid(alpha=0.5)
     panel.set_xlabel("optimizer step" if axis == "step" else AXES[axis])
-    panel.set_ylabel(question.metric, parse_math=False)
+    panel.set_ylabel(printable(comparison.metric_text), parse_math=False)
+    if axis in ("step", "images"):
+        whole_numbers(panel)
+    if question.percent:
+        percent(panel)
     shown = [(lines[group], f" {text}") for group, text in labels.items() if group in lines]  # a `_` would hide it
+    if crosses:
+        (cross,) = panel.plot([], [], color=panel.yaxis.label.get_color(), linestyle="--", linewidth=0.8, marker="x")
+        shown.append((cross, " diverged"))
     longest = max((len(text) for _, text in shown), default=0)  # inches a letter and a line of the legend take
     figure.set_size_inches(6.3 + 0.075 * longest, max(3.8, 0.6 + 0.165 * len(shown)))
-    title = f"best {STYLES} of {len(finished)} groups" if len(finished) > STYLES else None
+    title = f"best {STYLES} of {len(finished)} groups" if len(finished) > STYLES else "group (finished runs)"
     style = {"title": title, "loc": "outside right upper", "frameon": False, "fontsize": 8, "handlelength": 3.2}
     for text in figure.legend(*map(list, zip(*shown, strict=True)), **style).get_texts() if shown else ():
         text.set_parse_math(False)
@@ -156,43 +173,45 @@ def runs_with_layers(comparison: Comparison, wanted: Sequence[str] | None = None
 
 def layers_figure(runs: Sequence[ComparedRun]) -> Any | None:
     """γ_k and M_k of layers × steps in colour: a row of panels for each of them that a run has, on one logarithmic
-    scale, and a panel for each run; None where there is nothing to draw."""
+    scale, and in it a panel for each run, which says so where the run has none; None where there is nothing to draw."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    drawn = {s: [(run, _on_a_grid(run.layers[s])) for run in runs if s in run.layers] for s in _LAYERS}
+    drawn = {s: {run: _on_a_grid(run.layers[s]) for run in runs if s in run.layers} for s in _LAYERS}
     rows = {statistic: row for statistic, row in drawn.items() if row}
     if not rows:
         return None
-    columns = max(map(len, rows.values()))
-    height = max(3.2, 0.13 * max(len(values) for row in rows.values() for _, values in row) + 1)
-    figure = Figure(figsize=(6.4 * columns, height * len(rows)), layout="constrained")
-    for panels, (statistic, row) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
-        measured = np.concatenate([values.to_numpy().ravel() for _, values in row])
+    grids = [values for row in rows.values() for values in row.values()]
+    height = max(3.2, 0.13 * max(map(len, grids)) + 1)
+    width = 4.4 + 0.06 * max(len(name) for values in grids for name in values.index)  # inches a letter takes
+    figure = Figure(figsize=(1 + width * len(runs), height * len(rows)), layout="constrained")
+    of_rows = figure.subplots(len(rows), len(runs), squeeze=False)
+    for panels, (statistic, row) in zip(of_rows, rows.items(), strict=True):
+        measured = np.concatenate([values.to_numpy().ravel() for values in row.values()])
         measured = measured[np.isfinite(measured)]
         low, high = (measured.min(), measured.max()) if len(measured) else (1.0, 10.0)
         norm = LogNorm(low, high) if low < high else LogNorm(low / 2, high * 2)
-        for panel, (run, values) in zip(panels, row, strict=False):
+        for panel, run in zip(panels, runs, strict=True):
+            panel.set_title(f"{STATISTICS[statistic]}: {printable(run.name)}", fontsize=9, parse_math=False)
+            if (values := row.get(run)) is None:
+                say_why_empty(panel, WHY_EMPTY[statistic])
+                continue
             layers, steps = values.index, values.columns
             half = (steps[-1] - steps[0]) / max(1, len(steps) - 1) / 2 or 0.5
             extent = (steps[0] - half, steps[-1] + half, len(layers) - 0.5, -0.5)
             image = panel.imshow(values, norm=norm, cmap="viridis", aspect="auto", interpolation="none", extent=extent)
             every = math.ceil(len(layers) / 60)
             panel.set_yticks(range(0, len(layers), every), layers[::every], fontsize=7, parse_math=False)
-            panel.set_title(f"{STATISTICS[statistic]}: {printable(run.name)}", fontsize=9, parse_math=False)
             panel.set_xlabel("optimizer step")
+            whole_numbers(panel)
             panel.set_facecolor("0.85")  # what was not measured
-        for panel in panels[len(row) :]:
-            panel.remove()
-        figure.colorbar(image, ax=[*panels[: len(row)]], label=STATISTICS[statistic])
+        plain_powers(figure.colorbar(image, ax=[*panels], label=STATISTICS[statistic]).ax)
     return figure
 
 
 def _on_a_grid(records: DataFrame) -> DataFrame:
     """A row for each layer, without what all names have; a column for the record nearest to each of so many steps."""
-    short = {
-        n: printable(n.removeprefix("timm_model.").removeprefix("model.").removesuffix(".weight")) for n in records
-    }
-    records = records.where(np.isfinite(records) & (records > 0)).rename(columns=short)  # what has a logarithm
+    records = records.where(np.isfinite(records) & (records > 0))  # what has a logarithm
+    records.columns = [short_name(name) for name in records]
     steps = np.linspace(records.index[0], records.index[-1], min(len(records), _MOST_POINTS))
     return records.reindex(steps, method="nearest").T

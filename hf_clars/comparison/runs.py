@@ -20,6 +20,7 @@ MEASURES = (*VALUES, *TO_TARGET.values())
 
 _LARGEST = 3.4e38  # float32 ends here: what is beyond has no square in float64, and no meaning
 _LOWER = frozenset({"loss", "perplexity", "ppl", "error", "err", "nll", "mse", "mae", "rmse", "wer", "cer", "bpc"})
+_SHARES = frozenset({"accuracy", "acc", "acc1", "acc5", "top1", "top5"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +58,24 @@ class ComparedRun:
 @dataclass(frozen=True)
 class Question:
     """The metric (`eval/accuracy`), the value to reach if there is one, the axis over which the area is taken and which
-    decides who is first, and how the metric is read."""
+    decides who is first, and how the metric is read: what is better, and whether it is a share of 1, which people are
+    shown in percent. Numbers in the question and in the answer are as they were measured."""
 
     metric: str = "eval/accuracy"
     target: float | None = None
     axis: str = "epoch"
     lower_is_better: bool = False
+    percent: bool = False
+
+    @property
+    def scale(self) -> int:
+        """Values times it are what people are shown."""
+        return 100 if self.percent else 1
+
+    @property
+    def unit(self) -> str:
+        """Behind a value that people are shown."""
+        return " %" if self.percent else ""
 
     @property
     def sign(self) -> int:
@@ -71,13 +84,24 @@ class Question:
 
     @property
     def target_text(self) -> str:
-        """`≥ 0.75`."""
-        return "" if self.target is None else f"{'≤' if self.lower_is_better else '≥'} {self.target:g}"
+        """`≥ 0.75`, or `≥ 75 %`."""
+        if self.target is None:
+            return ""
+        return f"{'≤' if self.lower_is_better else '≥'} {self.target * self.scale:g}{self.unit}"
 
 
 def falls(metric: str) -> bool:
     """Lower is better, by the metric's name: one of its words is loss, perplexity, error, …"""
-    return not _LOWER.isdisjoint(metric.lower().replace("/", " ").replace("_", " ").replace("-", " ").split())
+    return not _LOWER.isdisjoint(_words_of(metric))
+
+
+def is_share(metric: str, runs: Sequence[ComparedRun]) -> bool:
+    """Of 1, and not of 100: an accuracy by the metric's name, and of no run above 1."""
+    return not _SHARES.isdisjoint(_words_of(metric)) and all(run.curve(metric).between(0, 1).all() for run in runs)
+
+
+def _words_of(metric: str) -> list[str]:
+    return metric.lower().replace("/", " ").replace("_", " ").replace("-", " ").split()
 
 
 def the_metric(runs: Sequence[ComparedRun], asked: str) -> str:

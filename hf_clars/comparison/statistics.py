@@ -25,6 +25,11 @@ class Interval:
     high: float | None
     pairs: int | None
 
+    def times(self, factor: float) -> "Interval":
+        """In another unit."""
+        low, high = (bound if bound is None else bound * factor for bound in (self.low, self.high))
+        return Interval(self.difference * factor, low, high, self.pairs)
+
 
 def spread_of(values: Iterable[float]) -> dict[str, float]:
     """NaN where there are none, or is no second one. (pandas' are a rounding error away from 0 where all are alike.)"""

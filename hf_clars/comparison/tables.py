@@ -22,9 +22,10 @@ DIFFERENCES = f"differences [{LEVEL * 100:g} % interval]; n seed pairs, or W (We
 def title(comparison: Comparison) -> str:
     """What the table of groups shows."""
     question = comparison.question
-    text = f"{question.metric}, mean ± standard deviation over finished runs"
+    unit = ", in percent" if question.percent else ""
+    text = f"{comparison.metric_text}{unit}: mean ± standard deviation over finished runs"
     if comparison.range is not None:
-        text += f"; `mean` over {AXES[question.axis]} {' to '.join(map(number, comparison.range))}"
+        text += f"; the column mean is over {AXES[question.axis]} {' to '.join(map(number, comparison.range))}"
     if question.target is not None:
         text += f"; how long to {question.target_text}, of those that reached it"
     return text
@@ -33,7 +34,8 @@ def title(comparison: Comparison) -> str:
 def names_of_measures(comparison: Comparison) -> dict[str, str]:
     """Those that some group has, and what they are called; the one that decides first."""
     to_target = sorted(filter(comparison.has, TO_TARGET.values()), key=lambda measure: measure != comparison.deciding)
-    return {measure: measure.replace("_", " ") for measure in to_target} | VALUES
+    values = {measure: f"{name}, %" if comparison.question.percent else name for measure, name in VALUES.items()}
+    return {measure: measure.replace("_", " ") for measure in to_target} | values
 
 
 def groups_table(comparison: Comparison) -> DataFrame:
@@ -46,7 +48,8 @@ def groups_table(comparison: Comparison) -> DataFrame:
     if comparison.question.target is not None:
         table["reached"] = groups["reached"].astype(str) + "/" + groups["tried"].astype(str)
     for measure, name in names_of_measures(comparison).items():
-        table[name] = list(map(spread, groups[f"{measure}_mean"], groups[f"{measure}_std"]))
+        scale = comparison.scale(measure)
+        table[name] = list(map(spread, groups[f"{measure}_mean"] * scale, groups[f"{measure}_std"] * scale))
     return table
 
 
@@ -54,9 +57,13 @@ def differences_table(comparison: Comparison, short: bool = False) -> DataFrame:
     """Each group minus the leader; `short`: in what decides and the last value alone."""
     found = comparison.differences
     wanted = (comparison.deciding, "final") if short else {measure for _, measure in found}
-    measures = {measure: name for measure, name in names_of_measures(comparison).items() if measure in wanted}
+    names = names_of_measures(comparison).items()
+    measures = {measure: name.replace("%", "% points") for measure, name in names if measure in wanted}
     groups = [group for group in comparison.groups.index[1:] if any((group, m) in found for m in measures)]
-    rows = [[short_interval(found[g, m]) if (g, m) in found else "–" for m in measures] for g in groups]
+    rows = [
+        [short_interval(found[g, m].times(comparison.scale(m))) if (g, m) in found else "–" for m in measures]
+        for g in groups
+    ]
     return DataFrame(rows, groups, list(measures.values())).rename_axis(f"minus {comparison.leader}")
 
 
@@ -64,7 +71,7 @@ def runs_table(comparison: Comparison) -> DataFrame:
     runs = comparison.runs.reset_index()
     table = runs[["name", "group"]].assign(seed=runs["seed"].map(shown), state=runs["state"])
     for measure, name in names_of_measures(comparison).items():
-        table[name] = runs[measure].map(number)
+        table[name] = (runs[measure] * comparison.scale(measure)).map(number)
     table["last step"] = [number(run.history["step"].max()) if len(run.history) else "–" for run in runs["run"]]
     return table.assign(**{"where it was read": runs["source"]}).set_index("name").rename_axis("run")
 

@@ -56,12 +56,13 @@ def _first(comparison: Comparison) -> str:
 
 def _certainty(comparison: Comparison, rival: str) -> str:
     deciding, axis = comparison.deciding, comparison.question.axis
-    interval = comparison.differences[rival, deciding]
+    interval = comparison.differences[rival, deciding].times(comparison.scale(deciding))
     size = interval_numbers(interval)[0].lstrip("+-")
     more = interval.difference >= 0
     if interval.difference == 0:
         beginning = f"{rival}, the second, does the same on average"
     elif deciding == "final":
+        size += " percentage points" if comparison.question.percent else ""
         beginning = f"{rival}, the second, ends {size} {'higher' if more else 'lower'}"
     else:
         beginning = f"{rival}, the second, needs {_amount(size, axis)} {'more' if more else 'less'}"
@@ -89,8 +90,10 @@ def _bounds(interval: Interval) -> str:
 
 def _mean(comparison: Comparison, group: str, measure: str) -> str:
     """With its unit."""
-    text = spread(*comparison.groups.loc[group, [f"{measure}_mean", f"{measure}_std"]])
-    return next((_amount(text, axis) for axis, to_target in TO_TARGET.items() if to_target == measure), text)
+    numbers = comparison.groups.loc[group, [f"{measure}_mean", f"{measure}_std"]]
+    text = spread(*(numbers * comparison.scale(measure)))
+    units = {to_target: axis for axis, to_target in TO_TARGET.items()}
+    return _amount(text, units[measure]) if measure in units else f"{text}{comparison.question.unit}"
 
 
 def _share(comparison: Comparison, group: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import TrainingFailedError, UserError
-from ..image_classification.plots import need_matplotlib, save
+from ..image_classification.panels import need_matplotlib, save
 from ..recipes.packaged import SEARCHES, SWEEPS, find
 from ..safety.texts import printable
 from ..safety.yaml_files import parse_yaml

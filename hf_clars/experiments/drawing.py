@@ -10,7 +10,15 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
-from ..image_classification.plots import draw_layers, panels
+from ..image_classification.panels import (
+    colours,
+    draw_layers,
+    logarithmic,
+    name_layers,
+    panels,
+    percent,
+    say_why_empty,
+)
 from ..safety.texts import in_markdown
 from ..trainer.callbacks.layer_statistics import STATISTICS
 from .grid import Run
@@ -18,12 +26,26 @@ from .results import Result, grouped
 from .schema import Drawing
 
 _DASHES = ("-", "--", ":", "-.")
+_NAMES = {  # of what is drawn; {} is the split that was evaluated on
+    "loss": "training loss", "eval_loss": "{} loss", "eval_accuracy": "{} accuracy",
+    "eval_top5_accuracy": "{} accuracy, top 5", "learning_rate": "γ_scale", "grad_norm": "‖g‖",
+    "skipped_steps": "skipped steps",
+}  # fmt: skip
 
 
 def table(results: Sequence[tuple[Run, Result]]) -> str:
     """Markdown, a row for each group of runs that differ in their seed alone: mean ± standard deviation over seeds."""
     axes = [axis for axis in results[0][0].place if axis != "seed"]
-    head = [*axes, "seeds", "final test accuracy", "best", "training loss", "diverged", "s a run", "commit"]
+    head = [
+        *axes,
+        "seeds",
+        f"final {evaluated_split(results)} accuracy",
+        "best",
+        "training loss",
+        "diverged",
+        "s a run",
+        "commit",
+    ]
     rows = [[*map(in_markdown, head)], ["---"] * len(head)]
     for place, group in grouped(results, *axes).items():
         seeds = [result for _, result in group]
@@ -61,15 +83,17 @@ def draw(drawing: Drawing, results: Sequence[tuple[Run, Result]]) -> Any:
         if not columns:
             raise UserError(f"no result has {STATISTICS[of_layers[0]]}: its runs need gradient_variance=eval or train")
     lines = list(grouped(results, *drawing.lines))
+    split = evaluated_split(results)
     figure, axes = panels(len(drawing.rows), len(columns))
     labels: dict[str, Any] = {}
     for (place, group), column in zip(columns.items(), axes.T, strict=True):
         for row, axis in zip(drawing.rows, column, strict=True):
-            title = f"{_named(drawing.columns, place)}: {STATISTICS.get(row, row)}"
+            name = STATISTICS[row] if row in STATISTICS else _NAMES[row].format(split)
+            title = f"{_named(drawing.columns, place)}: {name}"
             if row in STATISTICS:
                 first = next((run, result) for run, result in group if result.records)
                 draw_layers(axis, first[1].records, row, "epoch")
-                axis.legend(fontsize=7, title="input → output", title_fontsize=7)
+                name_layers(axis, first[1].records)
                 title = ", ".join(
                     [title, *(_named(drawing.lines, line) for line in grouped([first], *drawing.lines) if line)]
                 )
@@ -77,12 +101,26 @@ def draw(drawing: Drawing, results: Sequence[tuple[Run, Result]]) -> Any:
                 for line, seeds in grouped(group, *drawing.lines).items():
                     style = {"label": _named(drawing.lines, line), **_style(lines, line)}
                     labels[style["label"]] = _draw_mean(axis, [r for _, r in seeds], row, **style)
-            logarithmic = row in ("loss", "eval_loss", *STATISTICS) and axis.lines
-            axis.set(xlabel="epoch", yscale="log" if logarithmic else "linear")
+                if not any(len(line.get_xdata()) for line in axis.lines):
+                    say_why_empty(axis, f"no {'evaluation' if row.startswith('eval_') else name} was logged")
+                elif row in ("loss", "eval_loss"):
+                    logarithmic(axis)
+                elif row.endswith("accuracy"):
+                    percent(axis)
+            if len(epochs := {x for line in axis.lines for x in line.get_xdata()}) == 1:
+                axis.set_xticks([*epochs])
+            axis.set_xlabel("epoch")
             axis.set_title(title, fontsize=9, parse_math=False)
-    if drawing.lines:
-        figure.legend(labels.values(), labels, loc="outside right upper", fontsize=7)
+    if drawing.lines and labels:
+        for text in figure.legend(labels.values(), labels, loc="outside right upper", fontsize=7).get_texts():
+            text.set_parse_math(False)
     return figure
+
+
+def evaluated_split(results: Sequence[tuple[Run, Result]]) -> str:
+    """What all of them say that they were evaluated on; `evaluation` where they do not, or differ."""
+    splits = {run.settings.get("eval_split") for run, _ in results}
+    return str(splits.pop()) if len(splits) == 1 and None not in splits else "evaluation"
 
 
 def _named(axes: Sequence[str], values: tuple[Any, ...]) -> str:
@@ -93,15 +131,16 @@ def _style(lines: Sequence[tuple[Any, ...]], line: tuple[Any, ...]) -> dict[str,
     """Colours are of the first axis' values, dashes of the second one's."""
     values = [list(dict.fromkeys(of_axis)) for of_axis in zip(*lines, strict=True)]
     colour, dash, *_ = *(of_axis.index(value) for of_axis, value in zip(values, line, strict=True)), 0, 0
-    return {"color": f"C{colour % 10}", "linestyle": _DASHES[dash % len(_DASHES)]}
+    shades = colours(len(values[0]) if values else 1)
+    return {"color": shades[colour], "linestyle": _DASHES[dash % len(_DASHES)]}
 
 
 def _draw_mean(axis: Any, group: Sequence[Result], key: str, **style: Any) -> Any:
     """The mean over seeds, with a band of one standard deviation; a cross where a run diverged."""
-    points = pd.DataFrame([p for r in group for p in zip(*r.points(key), strict=True)], columns=["x", "y"])
+    points = pd.DataFrame([p for r in group for p in zip(*r.points(key), strict=True)], columns=["x", "y"], dtype=float)
     values = points.groupby("x")["y"]
     mean, deviation = values.mean(), values.std(ddof=0)
-    (line,) = axis.plot(mean.index, mean, **style)
+    (line,) = axis.plot(mean.index, mean, marker="." if len(mean) == 1 else None, **style)
     if len(group) > 1:
         axis.fill_between(mean.index, mean - deviation, mean + deviation, color=style["color"], alpha=0.15)
     for xs, ys in (result.points(key) for result in group if result.state == "diverged"):

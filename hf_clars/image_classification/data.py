@@ -42,6 +42,7 @@ class RecipeData:
     Attributes:
         stream: the training examples.
         evaluation: a table of raw examples, or decoded images.
+        eval_split: the split that they are, as the data set calls it, and which rows: `validation` may be its `test`.
         train_collator, eval_collator: of raw examples.
         classes: number of classes.
         class_names: theirs, where they are known.
@@ -50,6 +51,7 @@ class RecipeData:
 
     stream: TrainStream
     evaluation: Any
+    eval_split: str
     train_collator: ImageCollator
     eval_collator: ImageCollator
     classes: int
@@ -115,7 +117,17 @@ def open_data(recipe: RecipeArguments, args: ClarsTrainingArguments) -> RecipeDa
         evaluation = decode_all(TableChunks(evaluation), eval_collator.transform, classes, args.device)
     else:
         stream = TrainStream(source.chunks, shuffle_buffer=recipe.shuffle_buffer, **order)
-    return RecipeData(stream, evaluation, train_collator, eval_collator, classes, source.class_names, eval_crop, source)
+    return RecipeData(
+        stream=stream,
+        evaluation=evaluation,
+        eval_split=eval_source.split + "".join(recipe.eval_split.partition("[")[1:]),
+        train_collator=train_collator,
+        eval_collator=eval_collator,
+        classes=classes,
+        class_names=source.class_names,
+        eval_crop=eval_crop,
+        _source=source,
+    )
 
 
 def _have_size(table: Any, size: int) -> bool:

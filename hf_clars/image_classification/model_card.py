@@ -54,7 +54,10 @@ def model_card(
     used = {key: title for key, title in _SETTINGS.items() if config.get(key) or (title and key in config)}
     settings = {title or key.replace("_", " "): config[key] for key, title in used.items()}
     settings |= {"steps": steps, "crop in evaluation": model.config.pretrained_cfg["crop_pct"]}
-    measured = {f"{metric} on {split}": value for metric, value in scores.items()}
+    measured = {
+        f"{metric} on {split}" + (", %" if "accuracy" in metric else ""): value * (100 if "accuracy" in metric else 1)
+        for metric, value in scores.items()
+    }
     head = f"{in_markdown(str(config['model_name']))}, trained on {in_markdown(name)}"
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {head}\n\nA timm model, trained by hf_clars with the settings below.\n\n"

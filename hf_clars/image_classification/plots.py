@@ -9,15 +9,28 @@ from pydantic import BaseModel, ValidationError, field_validator
 from ..errors import UserError
 from ..safety.files import read_bounded
 from ..safety.links import is_within, own_folders
+from ..safety.texts import printable
 from ..trainer.callbacks.layer_statistics import FILE_NAME, STATISTICS, read_layer_statistics
-
-_PANELS = (
-    ("loss", {"loss": "training", "eval_loss": "validation"}),
-    ("accuracy", {"eval_accuracy": "top 1", "eval_top5_accuracy": "top 5"}),
-    ("γ_scale", {"learning_rate": "γ_scale"}),
+from ..trainer.records import run_record
+from .panels import (
+    COLOURS,
+    FEW,
+    LARGEST,
+    draw_layers,
+    has_logarithm,
+    logarithmic,
+    name_layers,
+    need_matplotlib,
+    panels,
+    percent,
+    save,
+    say_why_empty,
+    spans_magnitudes,
+    whole_numbers,
 )
-_LARGEST = 1e100  # no axis has room for more
-_DRAWN = {key for _, series in _PANELS for key in series}
+
+_DRAWN = ("loss", "eval_loss", "eval_accuracy", "eval_top5_accuracy", "learning_rate")
+_LONGEST_TITLE = 120
 
 
 class _State(BaseModel):
@@ -30,130 +43,117 @@ class _State(BaseModel):
     def _numbers(cls, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in history:
             for key in {"step", *_DRAWN} & entry.keys():
-                if not isinstance(entry[key], int | float) or _LARGEST < abs(entry[key]) < math.inf:
+                if not isinstance(entry[key], int | float) or LARGEST < abs(entry[key]) < math.inf:
                     raise ValueError(f"{key} is {entry[key]!r:.40}, not a number that can be drawn")
             if "step" not in entry:
                 raise ValueError("an entry without step")
         return history
 
 
+class _Config(BaseModel):
+    run_name: str | None = None
+    eval_split: str = "evaluation"
+
+
+class _Record(BaseModel):
+    """What is read of `run.json`, which plain Trainers do not leave."""
+
+    name: str | None = None
+    config: _Config = _Config()
+
+
 def plot_run(output_dir: str | Path) -> list[Path]:
     """Draw what is known of the run in `output_dir`; returns the files written.
 
     `curves.png`: loss, accuracy and γ_scale over the steps, from `trainer_state.json`. `layers.png`: γ_k and M_k of
-    every layer over the steps, from `layer_statistics.jsonl`, if it has records.
+    every layer over the steps, from `layer_statistics.jsonl`, if it has records. What the run is called and evaluated
+    on is in `run.json`; where that does not say, it is called as its folder is, and evaluated on `evaluation`.
 
     Raises:
-        UserError: no such run, or matplotlib is not installed.
+        UserError: no such run, a damaged file, or matplotlib is not installed.
     """
     folder = Path(output_dir)
-    state = folder / "trainer_state.json"
-    for file in (state, folder / FILE_NAME):
+    state, about = folder / "trainer_state.json", folder / run_record.FILE_NAME
+    for file in (state, about, folder / FILE_NAME):
         if not is_within(file, own_folders(folder)):
             raise UserError(f"{file} is a link that leads out of the run's folder")
     if not state.is_file():
         raise UserError(f"{folder} has no trainer_state.json: it is not the output folder of a finished run")
     need_matplotlib()
-    try:
-        history = _State.model_validate_json(read_bounded(state)).log_history
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{state} is damaged: {where or 'it'} is no log of a Trainer ({problem['msg']})") from None
-    except OSError as error:
-        raise UserError(f"{state} cannot be read: {error.strerror or error}") from None
-    written = [_curves(history, folder / "curves.png")]
-    records = read_layer_statistics(folder)
-    if records and (layers := _layers(records, folder / "layers.png")) is not None:
-        written.append(layers)
+    history = _read(_State, state, "log of a Trainer").log_history
+    record = _read(_Record, about, "record of a run") if about.is_file() else _Record()
+    title = ": ".join(filter(None, (record.config.run_name or folder.resolve().name, record.name)))
+    title = printable(title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…")
+    written = [save(curves_figure(history, title, record.config.eval_split), folder / "curves.png")]
+    if (layers := layers_figure(read_layer_statistics(folder), title)) is not None:
+        written.append(save(layers, folder / "layers.png"))
     return written
 
 
-def need_matplotlib() -> None:
-    """Without a screen; raises `UserError` where it is not installed."""
+def _read(kind: Any, file: Path, what: str) -> Any:
     try:
-        import matplotlib
-    except ImportError:
-        raise UserError("pictures need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "hf_clars"  # the same results make the same file
+        return kind.model_validate_json(read_bounded(file))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{file} is damaged: {where or 'it'} is no {what} ({problem['msg']})") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
-def panels(rows: int, columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Any, Any]:
-    """A figure and its axes, `[rows, columns]`."""
-    from matplotlib import pyplot as plt
-
-    size = (width * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    return figure, axes
-
-
-def _curves(history: list[dict[str, Any]], path: Path) -> Path:
-    figure, axes = panels(1, len(_PANELS))
-    for axis, (title, series) in zip(axes[0], _PANELS, strict=True):
-        for key, label in series.items():
-            points = [(entry["step"], entry[key]) for entry in history if key in entry]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
-        axis.set(title=title, xlabel="optimizer step")
-        if axis.lines:
-            axis.legend()
-    return save(figure, path)
-
-
-def _layers(records: list[dict[str, Any]], path: Path) -> Path | None:
-    names = list(records[-1]["layers"])
-    shown: list[str] = [
-        s
-        for s in ("gamma", "variance_factor")
-        if any(_is_drawn(entry.get(s)) for record in records for entry in record["layers"].values())
+def curves_figure(history: list[dict[str, Any]], title: str, split: str) -> Any:
+    """Top 5 has a panel of its own where it was measured: it lies so high that top 1 would be flat beside it."""
+    evaluated = any("eval_loss" in entry for entry in history)
+    no_accuracy = "no evaluation logged an accuracy" if evaluated else "no evaluation was logged"
+    drawn = [
+        ("loss", {"loss": "training", "eval_loss": split}, "no loss was logged"),
+        (f"{split} accuracy", {"eval_accuracy": "top 1"}, no_accuracy),
+        ("γ_scale (learning rate)", {"learning_rate": "γ_scale"}, "no learning rate was logged"),
     ]
+    if any("eval_top5_accuracy" in entry for entry in history):
+        drawn.insert(2, (f"{split} accuracy, top 5", {"eval_top5_accuracy": "top 5"}, no_accuracy))
+    figure, axes = panels(1, len(drawn))
+    steps = [entry["step"] for entry in history if not entry.keys().isdisjoint(_DRAWN)] or [0]
+    margin = 0.03 * (max(steps) - min(steps)) or 0.5
+    for axis, (name, series, why_empty) in zip(axes[0], drawn, strict=True):
+        found = {key: [(e["step"], e[key]) for e in history if key in e] for key in series}
+        points = {key: [(x, y) for x, y in of_key if math.isfinite(y)] for key, of_key in found.items()}
+        for (key, label), colour in zip(series.items(), COLOURS, strict=False):
+            if points[key]:
+                marker = "." if len(points[key]) < FEW else None
+                axis.plot(*zip(*points[key], strict=True), label=label, color=colour, marker=marker)
+                if not math.isfinite(found[key][-1][1]):
+                    style = {"label": f"{label}: not finite afterwards", "linestyle": "none"}
+                    axis.plot(*points[key][-1], color=colour, marker="x", markersize=8, markeredgewidth=2, **style)
+        axis.set_title(name, parse_math=False)
+        axis.set_xlabel("optimizer step")
+        if not axis.lines:
+            say_why_empty(axis, "no finite value was logged" if any(found.values()) else why_empty)
+            continue
+        whole_numbers(axis)
+        axis.set_xlim(min(steps) - margin, max(steps) + margin)
+        if "eval_accuracy" in series or "eval_top5_accuracy" in series:
+            percent(axis)
+        if "loss" in series:
+            if spans_magnitudes(y for of_key in points.values() for _, y in of_key):
+                logarithmic(axis)
+            for text in axis.legend().get_texts():
+                text.set_parse_math(False)
+    figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def layers_figure(records: list[dict[str, Any]], title: str) -> Any | None:
+    """A panel for each of γ_k and M_k that some record has; None for none."""
+    values = [entry for record in records for entry in record["layers"].values()]
+    shown = [s for s in ("gamma", "variance_factor") if any(has_logarithm(entry.get(s)) for entry in values)]
     if not shown:
         return None
-    height = min(200.0, max(3.6, 0.16 * len(names)))
-    figure, axes = panels(1, len(shown), 6.5, height)
+    figure, axes = panels(1, len(shown), 6.5)
     for axis, statistic in zip(axes[0], shown, strict=True):
         draw_layers(axis, records, statistic, "step")
-        axis.set(title=f"{STATISTICS[statistic]} per layer", xlabel="optimizer step", yscale="log")
-    legend = axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), title="input → output")
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # names of layers, whoever wrote the file
-    return save(figure, path)
-
-
-def draw_layers(axis: Any, records: list[dict[str, Any]], statistic: str, x: str) -> None:
-    """A line for each layer, from the input (dark) to the output (light)."""
-    from matplotlib import pyplot as plt
-
-    colours = plt.get_cmap("viridis")
-    names = list(records[-1]["layers"])
-    for k, name in enumerate(names):
-        points = [
-            (r[x], r["layers"][name][statistic]) for r in records if _is_drawn(r["layers"].get(name, {}).get(statistic))
-        ]
-        if points:
-            colour = colours(k / max(1, len(names) - 1))
-            label = name.removeprefix("timm_model.").removesuffix(".weight")
-            axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.2)
-
-
-def _is_drawn(value: Any) -> bool:
-    """Whether it has a place on a logarithmic axis."""
-    return isinstance(value, int | float) and 1 / _LARGEST <= value <= _LARGEST
-
-
-def save(figure: Any, path: Path) -> Path:
-    """PNG or SVG, as the name says; closes the figure."""
-    from matplotlib import pyplot as plt
-
-    if path.is_symlink():  # to something else, which is not to be written over
-        path.unlink()
-    try:
-        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} cannot be drawn: {' '.join(str(error).split())}") from error
-    finally:
-        plt.close(figure)
-    return path
+        whole_numbers(axis)
+        axis.set(title=f"{STATISTICS[statistic]} of each layer", xlabel="optimizer step")
+    name_layers(axes[0, -1], records)
+    figure.suptitle(title, parse_math=False)
+    return figure

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def run(argv: list[str]) -> dict[str, float]:
     if wanted and not args.process_index:
         print(f"going on from {found}" if found else f"no checkpoint in {args.output_dir}: beginning", flush=True)
     data = open_data(recipe, args)
+    recipe = replace(recipe, eval_split=data.eval_split)  # what records, cards and pictures name
 
     set_seed(args.seed)
     model = build_model(recipe.model_name, data.classes, **recipe.timm_kwargs())

@@ -20,5 +20,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows.map(([, row]) => row));
   });
 }
+// A table that does not fit becomes cards, so that nothing of it is out of sight.
+const fit = () => {
+  for (const table of document.querySelectorAll("table.fits")) {
+    table.classList.remove("cards");
+    table.classList.toggle("cards", table.offsetWidth > table.parentNode.clientWidth);
+  }
+};
+addEventListener("resize", fit);
+fit();
 // On paper, everything is open.
 addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class RunRecord(TrainerCallback):
     """Keeps `run.json`, and the W&B run where one is wanted, up to date. All of it in the main process.
 
-    `run.json` is `{"config": {…}, "state": …, "wandb_run_id": …}`, see `Description` for the config. The state is
+    `run.json` is `{"name": …, "config": {…}, "state": …, "wandb_run_id": …}`, see `Description`. The state is
     `running` until the training has ended, also where it was cut off, or asked to end and left a checkpoint; then
     `finished`, `diverged` (too many gradients were not finite, or those of its last steps, see
     `StepHealth.divergence`) or `failed`; and `trainer_state.json` has the whole log. In W&B the summary gets
@@ -113,6 +113,7 @@ class RunRecord(TrainerCallback):
     def _write(self, state: str) -> None:
         assert self._description is not None
         record = {
+            "name": self._description.name,
             "config": self._description.config,
             "state": state,
             "wandb_run_id": tracking.wandb_run_id() if self._has_wandb() else None,
