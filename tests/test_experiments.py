@@ -20,7 +20,7 @@ from hf_clars.cli import main
 from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
-from hf_clars.experiments.searched import search_table
+from hf_clars.experiments.searched import draw_search, search_table
 from hf_clars.experiments.tuning import contestants, search
 from hf_clars.runtime.provenance import commit
 from hf_clars.trainer.checkpoints.folder_lock import alone_in
@@ -381,6 +381,7 @@ def test_the_best_trial_of_each_method_gets_fresh_seeds(tmp_path, capsys):
     assert {tuple(r["place"]) for r in finals} == {("method", "seed")}
     assert {r["settings"]["eval_split"] for r in results_in(tmp_path) if "trial" in r["place"]} == {"train[100:]"}
     assert (folder / "tiny.png").stat().st_size > 1000
+    assert "by the method's best" in (folder / "search.svg").read_text()
     assert "γ_k" in (folder / "tiny.svg").read_text()
     assert main([*asked, "--list"]) == 0
     assert capsys.readouterr().out.count("finished") == 4  # the trials
@@ -406,6 +407,27 @@ def test_how_far_from_the_best_rate_one_may_be(tmp_path):
     del found[contest[1].trials()[3].key]
     assert search_table(contest, found).splitlines()[3].split("|")[4] == " ≤ 1 to ≥ 2 (≥ × 2.0) "
     assert search_table(contest, {}) == ""
+
+
+def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
+    schedules = [{"lr_scheduler_type": kind} for kind in ("linear", "constant")]
+    tried = [{"learning_rate": rate, **schedule} for rate in (4.0, 1.0) for schedule in schedules]
+    trials = {"clars": tried, "mgd": [{"learning_rate": None}] * 4}
+    axes = {**METHOD, "B": {"values": [1, 2], "choices": {1: {"total_batch_size": 32}, 2: {"total_batch_size": 64}}}}
+    contest = contestants(read_sweep(sweep_file(tmp_path, parameters=axes, tuning={**FAIR, "trials": trials})))
+    found = {}
+    for one in contest:
+        scores = {"1": (0.5, 0.6, math.nan, 0.55), "2": (None, 0.3, 0.4, 0.2)}[str(one.place.place["B"])]
+        for run, score in zip(one.trials(), scores, strict=True):
+            if score is not None:
+                found[run.key] = some_result(final={"eval_accuracy": score})
+    figure = draw_search(contest, found)
+    panels = [axis for axis in figure.axes if axis.lines]
+    assert [axis.get_title() for axis in panels] == ["B = 1", "B = 2"]
+    # The better of two schedules; a method without rates has no line.
+    assert [axis.lines[0].get_xydata().tolist() for axis in panels] == [[[0.25, 0.55], [1, 0.6]], [[1, 0.4], [4, 0.3]]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clars"]
+    assert draw_search(contest, {}) is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from .drawing import draw, table
 from .grid import Run
 from .results import Result, read_result
 from .running import Runner
-from .searched import search_table
+from .searched import draw_search, search_table
 from .sweeps import Sweep, read_sweep
 from .tuning import contestants, finals, search
 
@@ -88,10 +88,17 @@ def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, nam
 
 def _show_search(sweep: Sweep, runner: Runner, asked: Sequence[Any]) -> None:
     contest = contestants(sweep, *asked)
-    text = search_table(contest, runner.fill(search(contest)))
-    if text:
-        (runner.results / "search.md").write_text(text + "\n")
-        print(text, flush=True)
+    found = runner.fill(search(contest))
+    text = search_table(contest, found)
+    if not text:
+        return
+    (runner.results / "search.md").write_text(text + "\n")
+    print(text, flush=True)
+    if importlib.util.find_spec("matplotlib") is not None:
+        need_matplotlib()
+        if (figure := draw_search(contest, found)) is not None:
+            for kind in (".png", ".svg"):
+                print(printable(save(figure, (runner.results / "search").with_suffix(kind))))
 
 
 def _list(runs: Sequence[Run], runner: Runner) -> None:

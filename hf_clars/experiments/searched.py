@@ -1,7 +1,8 @@
 """What a search has found of each method: how good its trials were, and how far from its best rate one may be.
 
-A table beside that of the winners. A row is a method at a place of the grid, with all of its settings but the rate: a
-schedule, say. What a user gets who cannot tune is in the column `within a point`.
+A table and a picture beside those of the winners. A row of the table is a method at a place of the grid, with all of
+its settings but the rate: a schedule, say. What a user gets who cannot tune is in the column `within a point`, and in
+the width of a line of the picture.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..image_classification.panels import colours, panels, percent
 from ..safety.texts import in_markdown
 from .results import Result
 from .tuning import Contestant, Results
@@ -17,6 +19,7 @@ from .tuning import Contestant, Results
 RATES = ("learning_rate", "base_learning_rate")
 EARLY = (1, 3, 5)  # epochs after which it is said who is ahead
 _POINT = 0.01
+_SHOWN = 0.15  # of accuracy, below the best of a panel
 
 
 def search_table(contest: Sequence[Contestant], found: Results) -> str:
@@ -34,6 +37,43 @@ def search_table(contest: Sequence[Contestant], found: Results) -> str:
         return ""
     lines = [[*map(in_markdown, head)], ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_search(contest: Sequence[Contestant], found: Results) -> Any:
+    """A matplotlib figure, or None where there is no result yet: accuracy over the rate, by that method's best rate.
+
+    A panel is a place of the grid, a line a method; at each rate the best of its other settings, schedules say.
+    """
+    places: dict[str, dict[str, dict[float, float]]] = {}
+    for one in contest:
+        scores: dict[float, float] = {}
+        for trials in _by_settings(one, found).values():
+            for rate, result in trials:
+                if result is not None and math.isfinite(rate):
+                    scores[rate] = max(scores.get(rate, 0.0), _score_or_zero(result))
+        if any(scores.values()):
+            where = ", ".join(f"{k} = {v}" for k, v in one.place.place.items() if k != "method")
+            places.setdefault(where, {})[str(one.place.place["method"])] = dict(sorted(scores.items()))
+    if not places:
+        return None
+    methods = list(dict.fromkeys(method for lines in places.values() for method in lines))
+    shades = dict(zip(methods, colours(len(methods)), strict=True))
+    figure, axes = panels(1, len(places))
+    labels: dict[str, Any] = {}
+    for axis, (where, lines) in zip(axes.flat, places.items(), strict=True):
+        for method, scores in lines.items():
+            best = max(scores, key=scores.__getitem__)
+            factors = [rate / best for rate in scores]
+            (labels[method],) = axis.plot(factors, [*scores.values()], marker=".", color=shades[method])
+        top = max(max(scores.values()) for scores in lines.values())
+        axis.set(xscale="log", xlabel="learning rate, by the method's best", ylim=(top - _SHOWN, top + _POINT))
+        axis.set_ylabel("accuracy on held-out images")
+        axis.set_title(where, fontsize=9, parse_math=False)
+        axis.xaxis.set_major_formatter("{x:g}")
+        percent(axis)
+    for text in figure.legend(labels.values(), labels, loc="outside right upper", fontsize=7).get_texts():
+        text.set_parse_math(False)
+    return figure
 
 
 def _by_settings(one: Contestant, found: Results) -> dict[str, list[tuple[float, Result | None]]]:
@@ -56,12 +96,12 @@ def _cells(trials: Sequence[tuple[float, Result | None]]) -> list[str]:
     results = [result for _, result in trials]
     each = ["–" if result is None else _percent(_score(result)) for result in results]
     shown = ", ".join(f"{name}: {score}" for name, score in zip(names, each, strict=True))
-    known = [(rate, _score(result), result) for rate, result in trials if result is not None]
-    scores = [0.0 if math.isnan(score) else score for _, score, _ in known]
+    known = [(rate, result) for rate, result in trials if result is not None]
+    scores = [_score_or_zero(result) for *_, result in known]
     if not any(scores):
         return [shown, "–", "–"]
     best = scores.index(max(scores))
-    early = dict(zip(*known[best][2].points("eval_accuracy"), strict=True))
+    early = dict(zip(*known[best][1].points("eval_accuracy"), strict=True))
     ahead = " / ".join(_percent(_nearest(early, epoch)) for epoch in EARLY)
     return [shown, _range([rate for rate, *_ in known], scores, best), ahead]
 
@@ -88,6 +128,11 @@ def _range(rates: Sequence[float], scores: Sequence[float], best: int) -> str:
 
 def _score(result: Result) -> float:
     return float(result.final.get("eval_accuracy", math.nan))
+
+
+def _score_or_zero(result: Result) -> float:
+    """Of a run that diverged, nothing."""
+    return 0.0 if math.isnan(score := _score(result)) else score
 
 
 def _nearest(curve: dict[float, Any], epoch: int) -> float:
