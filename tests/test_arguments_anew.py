@@ -60,17 +60,21 @@ def numbers(args: ClarsTrainingArguments) -> tuple[int, int, int, float]:
 @pytest.mark.parametrize(
     ("first", "then", "expected"),
     [
-        ({"total_batch_size": 64}, {}, (64, 8, 8, 0.05)),
-        ({"total_batch_size": 64}, {"total_batch_size": 128}, (128, 8, 16, 0.1)),
-        ({"total_batch_size": 64}, {"per_device_train_batch_size": 16}, (64, 16, 4, 0.05)),
+        ({"total_batch_size": 64}, {}, (64, 8, 8, 10.0)),
+        ({"total_batch_size": 64}, {"total_batch_size": 128}, (128, 8, 16, 10.0)),
+        ({"total_batch_size": 64}, {"per_device_train_batch_size": 16}, (64, 16, 4, 10.0)),
         ({"total_batch_size": 64}, {"base_learning_rate": 1.0}, (64, 8, 8, 0.5)),
+        ({"total_batch_size": 64}, {"base_batch_size": 64}, (64, 8, 8, 0.1)),
+        ({"total_batch_size": 64}, {"optim": "mnag"}, (64, 8, 8, 0.05)),
+        ({"total_batch_size": 64}, {"optim": "lars"}, (64, 8, 8, 10.0)),
+        ({"total_batch_size": 64}, {"mode": "authors"}, (64, 8, 8, 0.05)),
         ({"total_batch_size": 64, "base_learning_rate": 1.0}, {"base_batch_size": 64}, (64, 8, 8, 1.0)),
         ({"total_batch_size": 64, "base_learning_rate": 1.0}, {"total_batch_size": 128}, (128, 8, 16, 1.0)),
         ({"total_batch_size": 64, "learning_rate": 3.0}, {"total_batch_size": 128}, (128, 8, 16, 3.0)),
-        ({}, {"per_device_train_batch_size": 128}, (128, 128, 1, 0.1)),
-        ({}, {"gradient_accumulation_steps": 4}, (32, 8, 4, 0.025)),
-        ({"gradient_accumulation_steps": 4}, {"per_device_train_batch_size": 16}, (64, 16, 4, 0.05)),
-        ({}, {"total_batch_size": 64}, (64, 8, 8, 0.05)),
+        ({}, {"per_device_train_batch_size": 128}, (128, 128, 1, 10.0)),
+        ({"base_batch_size": 128}, {"gradient_accumulation_steps": 4}, (32, 8, 4, 0.025)),
+        ({"gradient_accumulation_steps": 4}, {"per_device_train_batch_size": 16}, (64, 16, 4, 10.0)),
+        ({"base_learning_rate": 0.1}, {"total_batch_size": 64}, (64, 8, 8, 0.05)),
         ({}, {"learning_rate": 3.0}, (8, 8, 1, 3.0)),
     ],
     ids=str,
@@ -127,7 +131,8 @@ def test_whatever_is_set_the_numbers_agree(changes):
             assert getattr(args, latest) == last[latest]
     if "learning_rate" not in last or rates[-1] != "learning_rate":
         base, size = args.base_learning_rate or 0.1, args.base_batch_size or 128
-        assert args.learning_rate == pytest.approx(base * args.total_batch_size / size)
+        scaled = args.base_learning_rate or args.base_batch_size
+        assert args.learning_rate == pytest.approx(base * args.total_batch_size / size if scaled else 10)
     assert numbers(replaced(args)) == numbers(args)
 
 
@@ -169,7 +174,7 @@ def images(trainer: ClarsTrainer) -> list[int]:
 @pytest.mark.parametrize("anew", [True, False])
 def test_a_second_training_takes_what_was_set_in_between(tmp_path, anew):
     groups = Groups()
-    trainer = trainer_of(tmp_path, groups, anew=anew, momentum=0.5)
+    trainer = trainer_of(tmp_path, groups, anew=anew, momentum=0.5, base_learning_rate=0.1)
     trainer.train()
     assert images(trainer) == [16, 32]
     assert groups.seen[0]["lr"] == pytest.approx(0.1 * 16 / 128)
@@ -203,8 +208,8 @@ def test_a_search_sets_what_it_likes(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, groups, anew=True)
     trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.WANDB, None
     for trial, size, rate in [
-        ({"total_batch_size": 32}, 32, 0.1 * 32 / 128),
-        ({"per_device_train_batch_size": 4}, 32, 0.1 * 32 / 128),
+        ({"total_batch_size": 32}, 32, 10),
+        ({"per_device_train_batch_size": 4}, 32, 10),
         ({"base_learning_rate": 1.0}, 32, 32 / 128),
         ({"learning_rate": 0.5}, 32, 0.5),
         ({"gradient_accumulation_steps": 2}, 8, 0.5),

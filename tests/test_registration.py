@@ -274,7 +274,7 @@ def test_bad_training_arguments(tmp_path, options, message):
 def test_derived_training_arguments(tmp_path):
     args = ClarsTrainingArguments(str(tmp_path), total_batch_size=16384, per_device_train_batch_size=256, use_cpu=True)
     assert args.gradient_accumulation_steps == 64
-    assert args.learning_rate == 0.1 * 16384 / 128
+    assert args.learning_rate == 10
     assert args.optimizer_options().eta == 1e-2
     assert (args.max_grad_norm, args.logging_nan_inf_filter) == (0.0, False)
     assert args.accelerator_config.dispatch_batches is False

@@ -28,8 +28,8 @@ class AuthorsCLARS(LayerwiseOptimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups.
-        lr: γ_scale; a float or a tensor of one element. The default is that of `hf_clars.starting_rate` for its
-            smallest batch.
+        lr: γ_scale; a float or a tensor of one element. The default is that of linear scaling at B = 128; biases take
+            it as it is.
         momentum: β, in [0, 1).
         eta: η.
         weight_decay: λ.

@@ -34,7 +34,7 @@ class CLARS(LayerwiseOptimizer):
     Args:
         params: parameters, named parameters, or parameter groups.
         lr: γ_scale; a float or a tensor of one element. At 1 a layer moves by up to η of its own norm, before momentum.
-            Which to start from: `hf_clars.starting_rate`.
+            10 is a start, whatever the batch size, see `hf_clars.starting_rate`.
         momentum: β of Eq. 4, in [0, 1).
         eta: η; the paper uses 1e-2 and no warmup.
         weight_decay: λ; `λ w` is added to the gradient of adapted layers.

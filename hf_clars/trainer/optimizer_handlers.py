@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AdaScale, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
 from ..runtime import users_line
-from ..starting_rate import BASE_BATCH_SIZE, START, starting_rate
+from ..starting_rate import BASE_BATCH_SIZE, START, linear_scaling
 from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
 from .checkpoints.model_tensors import refuse_other_names
 from .measuring import MeasureWhileTraining
@@ -72,7 +72,7 @@ def _options(context: Any) -> OptimizerOptions:
     refuse_deepspeed(args.deepspeed, "CLARS, LARS, mNAG and AdaScale")
     options = _options_of(args, context.optim_args)
     if not hasattr(args, "optimizer_options"):
-        _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)) == "clars")
+        _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)))
         _check_resumed_model()
     return options
 
@@ -103,19 +103,20 @@ def _check_resumed_model() -> None:
         refuse_other_names(Path(checkpoint), trainer.model)
 
 
-def _check_plain_arguments(args: TrainingArguments, is_clars: bool) -> None:
+def _check_plain_arguments(args: TrainingArguments, optim: str) -> None:
     """Defaults of plain `TrainingArguments` that were made for AdamW."""
-    if is_clars and args.mixed_precision == "fp16":
+    if optim == "clars" and args.mixed_precision == "fp16":
         raise UserError(
             "optim='clars' with fp16=True needs ClarsTrainer and ClarsTrainingArguments, which know the loss scale; "
             "or use bf16=True"
         )
     if args.learning_rate == TrainingArguments.learning_rate:
+        start = START if optim in ("clars", "lars") else f"A start is {linear_scaling(_total_batch_size(args)):g}"
         users_line.warn(
-            f"learning_rate={args.learning_rate} is transformers' default for AdamW; as γ_scale it hardly moves "
-            f"the weights. {START}: {starting_rate(_total_batch_size(args)):g} here"
+            f"learning_rate={args.learning_rate} is transformers' default for AdamW; with optim={optim!r} it hardly "
+            f"moves the weights. {start}"
         )
-    if is_clars and args.max_grad_norm > 0:
+    if optim == "clars" and args.max_grad_norm > 0:
         users_line.warn(
             f"max_grad_norm={args.max_grad_norm} clips the gradient but not the denominator of CLARS's learning rate; "
             "set max_grad_norm=0"

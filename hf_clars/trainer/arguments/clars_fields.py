@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ...starting_rate import BASE_BATCH_SIZE, BASE_LEARNING_RATE
+from ...starting_rate import BASE_BATCH_SIZE, BASE_LEARNING_RATE, GAMMA_SCALE
 from ...validation.schema import Count, Epochs, NotNegative, PartOfOne, Positive, Share, Whole, setting
 
 
@@ -14,7 +14,7 @@ class ClarsFields:
     """Six of transformers with other defaults, and those of our own."""
 
     learning_rate: NotNegative | None = setting(
-        None, "γ_scale; by default base_learning_rate × total batch size / base_batch_size."
+        None, f"γ_scale; by default {GAMMA_SCALE:g} with clars and lars, linear scaling with mnag and adascale."
     )
     optim: str = setting("clars", "The optimizer; clars, lars, mnag, adascale, lamb, or any other.")
     lr_scheduler_type: str = setting("polynomial", "polynomial, linear, cosine, constant, warmup_stable_decay, …")
@@ -28,7 +28,7 @@ class ClarsFields:
         None, "B, the samples of one optimizer step; gradient_accumulation_steps follows from it."
     )
     base_learning_rate: Positive | None = setting(
-        None, f"γ_base of linear scaling; {BASE_LEARNING_RATE}. Not with learning_rate."
+        None, f"γ_base of linear scaling, γ_base × B / B_base; {BASE_LEARNING_RATE}. Not with learning_rate."
     )
     base_batch_size: Count | None = setting(
         None, f"B_base of linear scaling; {BASE_BATCH_SIZE}. Not with learning_rate."

@@ -97,7 +97,7 @@ class FollowingNumbers:
         else:
             self.gradient_accumulation_steps = derived(self.accumulation_of(self.train_batch_size))
         if given(self.learning_rate) is None:
-            self.learning_rate = derived(self._scaled_learning_rate())
+            self.learning_rate = derived(self._starting_rate())
 
     def accumulation_of(self, batch_size: int) -> int:
         """How many micro-batches of so many samples a device are a step.
@@ -118,6 +118,10 @@ class FollowingNumbers:
                 f"{self.train_batch_size} × {self.world_size} samples, but gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}: leave that out"
             )
+
+    def _starting_rate(self) -> float:
+        """The learning rate where none is given."""
+        return self._scaled_learning_rate()
 
     def _scaled_learning_rate(self) -> float:
         values = []

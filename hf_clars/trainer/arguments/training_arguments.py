@@ -11,6 +11,7 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from ...data.order import LAST_BATCH
 from ...errors import UserError, one_line
 from ...safety.secrets import is_secret, without_secrets
+from ...starting_rate import GAMMA_SCALE
 from ...validation.schema import check, one_of
 from .clars_fields import ClarsFields
 from .derived import FollowingNumbers, derived, given
@@ -38,8 +39,9 @@ class ClarsTrainingArguments(ClarsFields, FollowingNumbers, TrainingArguments): 
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
     (clipping would shrink the gradient but not the denominator); `logging_nan_inf_filter=False` (divergence must
-    show); no dispatching of batches from rank 0; `learning_rate=None`, which stands for linear scaling,
-    `γ_scale = base_learning_rate × B / base_batch_size`.
+    show); no dispatching of batches from rank 0; `learning_rate=None`, which stands for 10 with CLARS and LARS, whatever
+    the batch size (`hf_clars.starting_rate`). With `base_learning_rate` or `base_batch_size`, with mNAG, AdaScale and
+    `mode="authors"` it stands for linear scaling, `base_learning_rate × B / base_batch_size`.
 
     It takes the arguments of `TrainingArguments`, and the fields of `ClarsFields`, whose meaning stands beside them.
 
@@ -149,6 +151,12 @@ class ClarsTrainingArguments(ClarsFields, FollowingNumbers, TrainingArguments): 
                 "mode='authors' with fp16=True: gradients of its extra passes would underflow without a loss "
                 "scale, and have none. Use bf16=True, or another mode"
             )
+
+    def _starting_rate(self) -> float:
+        is_scaled = self.base_learning_rate is not None or self.base_batch_size is not None
+        if is_scaled or self.optim_name not in ("clars", "lars") or self.optimizer_options().mode == AUTHORS:
+            return super()._starting_rate()
+        return GAMMA_SCALE
 
     def _is_layerwise(self) -> bool:
         return self.optim_name in OPTIMIZERS
