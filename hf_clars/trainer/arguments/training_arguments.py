@@ -39,9 +39,9 @@ class ClarsTrainingArguments(ClarsFields, FollowingNumbers, TrainingArguments): 
 
     Differs from its base in these defaults: `optim="clars"`; a polynomial schedule of power 2; `max_grad_norm=0`
     (clipping would shrink the gradient but not the denominator); `logging_nan_inf_filter=False` (divergence must
-    show); no dispatching of batches from rank 0; `learning_rate=None`, which stands for 10 with CLARS and LARS, whatever
-    the batch size (`hf_clars.starting_rate`). With `base_learning_rate` or `base_batch_size`, with mNAG, AdaScale and
-    `mode="authors"` it stands for linear scaling, `base_learning_rate × B / base_batch_size`.
+    show); no dispatching of batches from rank 0; `learning_rate=None`, which stands for 10 with CLARS and LARS,
+    whatever the batch size (`hf_clars.starting_rate`). With `base_learning_rate` or `base_batch_size`, with mNAG,
+    AdaScale and `mode="authors"` it stands for linear scaling, `base_learning_rate × B / base_batch_size`.
 
     It takes the arguments of `TrainingArguments`, and the fields of `ClarsFields`, whose meaning stands beside them.
 
