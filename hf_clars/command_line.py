@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field
 from enum import Enum
@@ -18,7 +18,15 @@ def refuse(message: str) -> NoReturn:
 
 
 class Parser(ArgumentParser):
-    """Whose errors are ours."""
+    """Whose errors are ours. A flag of several words is taken with hyphens for underscores, too."""
+
+    def add_argument(self, *names: str, **options: Any) -> Action:
+        action = super().add_argument(*names, **options)
+        for name in names:
+            if name.startswith("--") and "_" in name:
+                hidden = {**options, "dest": action.dest, "help": SUPPRESS}
+                super().add_argument(f"--{name[2:].replace('_', '-')}", **hidden)
+        return action
 
     def error(self, message: str) -> NoReturn:
         refuse(message)

@@ -442,7 +442,8 @@ def test_pictures_of_odd_names(tmp_path, compare):
 
 
 def test_without_out_nothing_is_written(tmp_path, compare, capsys):
-    assert compare(some_runs(), "--group-by", "optim, total_batch_size", "--metric", "eval_accuracy") == 0
+    for flag in ("--group_by", "--group-by"):  # the same
+        assert compare(some_runs(), flag, "optim, total_batch_size", "--metric", "eval_accuracy") == 0
     assert "lars, total_batch_size=1000 has the highest eval/accuracy" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -453,13 +454,13 @@ def test_without_out_nothing_is_written(tmp_path, compare, capsys):
         ("--metric eval/f1", "--metric eval/f1: no run has it; there is eval/accuracy, train/loss"),
         ("--target nan", "--target must be finite, got nan"),
         ("--target 75", "--target 75: eval/accuracy is a share of 1: write 0.75 or 75%"),
-        ("--group-by depth", "--group-by depth: no run has that setting; those that differ are optim, seed"),
-        ("--group-by ,", "--group-by ',': name settings, as in --group-by optim,total_batch_size"),
+        ("--group_by depth", "--group_by depth: no run has that setting; those that differ are optim, seed"),
+        ("--group_by ,", "--group_by ',': name settings, as in --group_by optim,total_batch_size"),
         ("--where eta=1", "--where eta: no run has that setting; those that differ are optim, seed"),
         ("--where optim", "--where optim: write KEY=VALUE or KEY=VALUE,VALUE"),
         ("--where optim=sgd", "--where optim=sgd: no run is left; optim is clars, lars, mnag"),
         ("--layers clars-0", "--layers chooses runs for the pictures: say where to write them with --out"),
-        ("--wandb-report", "--wandb-report shows runs that are in W&B: give wandb:ENTITY/PROJECT, not outputs"),
+        ("--wandb_report", "--wandb_report shows runs that are in W&B: give wandb:ENTITY/PROJECT, not outputs"),
         ("--out file/below", "--out file/below cannot be written: Not a directory"),
     ],
 )
@@ -471,7 +472,7 @@ def test_what_the_command_refuses(compare, capsys, flags, message):
 
 @pytest.mark.parametrize(
     ("flag", "package", "extra"),
-    [("--out=x", "matplotlib", "compare"), ("--wandb-report", "wandb-workspaces", "reports")],
+    [("--out=x", "matplotlib", "compare"), ("--wandb_report", "wandb-workspaces", "reports")],
 )
 def test_a_missing_package_is_one_line(monkeypatch, capsys, flag, package, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -25,12 +25,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     "metric": {"default": "eval/accuracy", "help": "what is compared (default: %(default)s)"},
     "target": {"type": _value, "help": "the value of the metric to reach: 0.75, or 75%%"},
     "axis": {"choices": AXES, "help": "how long is measured in (default: epoch, or step where not all know epochs)"},
-    "lower-is-better": {"action": "store_true", "default": None, "help": "as is known of losses, errors, perplexities"},
-    "group-by": {"metavar": "KEY[,KEY]", "help": "settings that make a group (default: see above)"},
+    "lower_is_better": {"action": "store_true", "default": None, "help": "as is known of losses, errors, perplexities"},
+    "group_by": {"metavar": "KEY[,KEY]", "help": "settings that make a group (default: see above)"},
     "where": {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE[,VALUE]", "help": "only these"},
     "layers": {"nargs": "+", "metavar": "RUN", "help": "runs to draw γ_k and M_k of (default: the two best groups')"},
     "out": {"metavar": "FOLDER", "help": "write tables, pictures and report.html there"},
-    "wandb-report": {"action": "store_true", "default": None, "help": "also save the comparison as a report in W&B"},
+    "wandb_report": {"action": "store_true", "default": None, "help": "also save the comparison as a report in W&B"},
 }
 
 

@@ -33,7 +33,7 @@ def compare(options: Namespace) -> None:
     target = None if options.target is None else checks.number("--target", options.target, "finite", math.isfinite)
     keys = None if options.group_by is None else [key.strip() for key in options.group_by.split(",") if key.strip()]
     if keys == []:
-        raise UserError(f"--group-by {options.group_by!r}: name settings, as in --group-by optim,total_batch_size")
+        raise UserError(f"--group_by {options.group_by!r}: name settings, as in --group_by optim,total_batch_size")
     conditions: dict[str, list[str]] = defaultdict(list)
     for text in options.where:
         key, _, values = text.partition("=")
@@ -49,9 +49,9 @@ def compare(options: Namespace) -> None:
         checks.writable_folder("--out", options.out)
     if options.wandb_report:
         if elsewhere := [source for source in options.sources if not source.startswith("wandb:")]:
-            raise UserError(f"--wandb-report shows runs that are in W&B: give wandb:ENTITY/PROJECT, not {elsewhere[0]}")
+            raise UserError(f"--wandb_report shows runs that are in W&B: give wandb:ENTITY/PROJECT, not {elsewhere[0]}")
         if importlib.util.find_spec("wandb_workspaces") is None:
-            raise UserError("--wandb-report makes its report with wandb-workspaces: pip install 'hf_clars[reports]'")
+            raise UserError("--wandb_report makes its report with wandb-workspaces: pip install 'hf_clars[reports]'")
 
     from .sources import read_sources
 
@@ -106,7 +106,7 @@ def _about(options: Namespace) -> dict[str, Any]:
 
     words = ["hf-clars", "compare", *options.sources]
     for flag in FLAGS:
-        value = getattr(options, flag.replace("-", "_"))
+        value = getattr(options, flag)
         if value is not None and value != []:
             words += [f"--{flag}", *(value if isinstance(value, list) else [] if value is True else [str(value)])]
     versions = {"hf_clars": f"{__version__} ({commit()})", "Python": platform.python_version()}

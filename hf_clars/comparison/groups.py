@@ -50,7 +50,7 @@ def grouping(runs: Sequence[ComparedRun], asked: Sequence[str] | None = None) ->
     the order data set, model, batch size, optimizer, its settings, all others by name; one that splits no group any
     further (η, where it goes with the optimizer) is left out."""
     if asked is not None:
-        _check_keys("--group-by", asked, runs)
+        _check_keys("--group_by", asked, runs)
         return list(dict.fromkeys(asked))
     settings = settings_of(runs)
     apart = _PLACE | (_FROM_BATCH_SIZE if all("total_batch_size" in run.config for run in runs) else frozenset())
