@@ -1,6 +1,7 @@
 """Which γ_scale to start from: a few rates over small networks of several kinds, batch sizes and both optimizers.
 
     python recipes/tuning/starting_rates.py --out starting_rates.json
+    python recipes/tuning/starting_rates.py --table starting_rates.json    # Markdown of what was run
 
 Convolutional networks and transformers, from scratch and fine-tuned; images are those bundled with the demo, text is
 Python's own manual. A row of the table is one training a rate; the score is accuracy, or bits a byte.
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from datasets import load_dataset
@@ -29,6 +31,7 @@ from hf_clars.runtime.provenance import commit, hardware
 IMAGES = Path(__file__).resolve().parents[1] / "demo" / "fashion_mnist"
 RATES = (1.0, 3.2, 10.0, 32.0, 100.0)
 MICRO_BATCH = 256
+TEXT = "llama"  # the task whose score is bits a byte
 LENGTH = 64  # bytes of a piece of text
 OLD = 5  # classes that a network to be fine-tuned has learnt before; the others are new to it
 
@@ -102,7 +105,7 @@ def tasks(seed: int) -> dict[str, Task]:
     for name, make in (("resnet8", _resnet), ("vit", _vit)):
         found[name] = Task(make, **parts)
         found[f"{name}, fine-tuned"] = Task(_learnt(Task(make, **of_classes(False)), seed), **of_classes(True))
-    found["llama"] = Task(_llama, **texts, text=True)
+    found[TEXT] = Task(_llama, **texts, text=True)
     return found
 
 
@@ -157,18 +160,45 @@ def _llama() -> nn.Module:
     )  # fmt: skip
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each task, optimizer and B, with the best score of each in bold."""
+    rates = [str(rate) for rate in RATES]
+    lines = [["", "optimizer", "B", *rates], ["---"] * (3 + len(rates))]
+    for row in rows:
+        scores = {rate: score for rate, score in row["scores"].items() if math.isfinite(score)}
+        is_text = row["task"] == TEXT
+        best, digits = (min if is_text else max)(scores.values(), default=math.nan), 2 if is_text else 1
+        texts = {
+            rate: f"**{score:.{digits}f}**" if score == best else f"{score:.{digits}f}"
+            for rate, score in scores.items()
+        }
+        if row["optim"] == "adamw":  # rates of its own
+            cells = [f"{rate}: {text}" for rate, text in texts.items()]
+        else:
+            cells = [texts.get(rate, "×") for rate in rates]
+        name = f"{row['task']}, {'bits a byte' if is_text else '%'}"
+        lines.append([name, row["optim"], str(row["B"]), *cells, *[""] * (len(rates) - len(cells))])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("starting_rates.json"))
     parser.add_argument("--only", nargs="+", help="names of tasks; all by default")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print what was run, and run nothing")
     args = parser.parse_args()
+    if args.table:
+        return print(table(json.loads(args.table.read_text())["rows"]))
     every = tasks(args.seed)
     for name in set(args.only or ()) - set(every):
         parser.error(f"--only {name}: there are {', '.join(every)}")
-    rows: list[dict[str, object]] = []
-    about = {"commit": commit(), "hardware": hardware({"use_cpu": True}, torch.get_num_threads()), "rows": rows}
+    rows: list[dict[str, Any]] = []
+    about = {
+        "commit": commit(), "hardware": hardware({"use_cpu": True}, torch.get_num_threads()), "epochs": args.epochs,
+        "seed": args.seed, "rows": rows,
+    }  # fmt: skip
     for name in args.only or every:
         for optim, batch in (("clars", 256), ("clars", 2048), ("lars", 256), ("lars", 2048), ("adamw", 256)):
             rates = (1e-3, 3e-3) if optim == "adamw" else RATES
