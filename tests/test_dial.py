@@ -1,4 +1,4 @@
-"""`recipes/tuning/dial.py`: LARS at one end, CLARS at the other, geometric means of their denominators between."""
+"""`recipes/studies/dial.py`: LARS at one end, CLARS at the other, geometric means of their denominators between."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_clars import CLARS, LARS, PerSampleNorms
 
-PATH = Path(__file__).resolve().parents[1] / "recipes" / "tuning" / "dial.py"
+PATH = Path(__file__).resolve().parents[1] / "recipes" / "studies" / "dial.py"
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ LARS's without weight decay at p = 0, Eq. 5 at p = 1. The package has no such op
 decides whether it should. A run's `p` stands in its `run_name`, because that is a setting which
 results are told apart by.
 
-    hf-clars tune recipes/tuning/dial.yaml --launch 'python recipes/tuning/dial.py' …
+    hf-clars tune recipes/studies/dial.yaml --launch 'python recipes/studies/dial.py' …
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which γ_scale to start from: a few rates over small networks of several kinds, batch sizes and both optimizers.
 
-    python recipes/tuning/starting_rates.py --out starting_rates.json
-    python recipes/tuning/starting_rates.py --table starting_rates.json    # Markdown of what was run
+    python recipes/studies/starting_rates.py --out starting_rates.json
+    python recipes/studies/starting_rates.py --table starting_rates.json    # Markdown of what was run
 
 Convolutional networks and transformers, from scratch and fine-tuned; images are those bundled with the demo, text is
 Python's own manual. A row of the table is one training a rate; the score is accuracy, or bits a byte.
