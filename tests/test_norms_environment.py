@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import warnings
 from contextlib import contextmanager
 
 import peft
@@ -12,7 +13,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hf_clars import CLARS, PerSampleNorms
 
@@ -166,3 +173,84 @@ def test_inductor(name):
         assert norms.untracked == {}
         torch.testing.assert_close(norms.per_sample(), expected)
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+
+
+def one_row(*lengths: int, bounds: bool) -> dict[str, torch.Tensor]:
+    """Sequences that are packed into one row, as for training without padding."""
+    sequences = [{"input_ids": torch.randint(0, 16, (length,)).tolist()} for length in lengths]
+    return DataCollatorWithFlattening(return_flash_attn_kwargs=bounds)(sequences, return_tensors="pt")
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("mode", ["per_sample", "subset"])
+@pytest.mark.parametrize("bounds", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_sequences_that_are_packed_into_one_row_are_named(mode, bounds, checkpointing):
+    """Otherwise the row would count as one sample, or the bounds of its sequences as a batch."""
+    model = tiny_llama().train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    with PerSampleNorms(model, mode, 2) as norms:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                model(**one_row(5, 3, bounds=bounds), use_cache=False).loss.backward()
+            CLARS(model.parameters(), 0.1, norms=norms).step()
+        assert norms.untracked.keys() == dict(model.named_parameters()).keys()
+        assert {reason.split(",")[0] for reason in norms.untracked.values()} == {"sequences are packed into one row"}
+    ours = [str(each.message) for each in caught if each.filename == __file__]
+    assert len(ours) == 1, ours
+
+
+@pytest.mark.parametrize("bounds", [True, False])
+def test_a_row_of_one_sequence_is_a_sample(bounds):
+    model = tiny_llama()
+    row = one_row(6, bounds=False)
+    if bounds:
+        row["cu_seq_lens_q"] = torch.tensor([0, 6], dtype=torch.int32)
+    with PerSampleNorms(model, batch_size=1) as norms:
+        model(**row, use_cache=False).loss.backward()
+        assert not norms.untracked
+        assert norms.per_sample()["lm_head.weight"].shape == (1,)
+
+
+def test_packed_sequences_that_are_evaluated_in_between_change_nothing():
+    model = tiny_llama()
+    with PerSampleNorms(model) as norms:
+        with torch.no_grad():
+            model(**one_row(5, 3, bounds=False))
+        ids = torch.randint(0, 16, (3, 6))
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert not norms.untracked
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_labels_may_be_the_first_argument(problem):
+    """As transformers' `default_data_collator` has them."""
+    torch.manual_seed(0)
+    outputs = 1 if problem == "regression" else 4
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_labels=outputs, problem_type=problem,
+        )
+    ).eval()  # fmt: skip
+    ids = torch.randint(0, 16, (6, 5))
+    labels = torch.randint(0, 4, (6,)) if problem.startswith("single") else torch.rand(6, outputs)
+    found = []
+    for batch in ({"input_ids": ids, "labels": labels}, {"labels": labels, "input_ids": ids}):
+        with PerSampleNorms(model) as norms:
+            model(**batch).loss.backward()
+            assert not norms.untracked
+            found.append(norms.per_sample())
+    torch.testing.assert_close(found[1], found[0])

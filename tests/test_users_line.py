@@ -132,8 +132,9 @@ def test_in_a_forward_pass():
     assert found.warned == ["model(torch.randn(1, 3), torch.randn(4, 3))"]
 
 
-def test_a_library_in_between():
-    scope = {"__name__": "accelerate.imagined", "warn": users_line.warn}
+@pytest.mark.parametrize("library", ["accelerate", "peft", "trl"])
+def test_a_library_in_between(library):
+    scope = {"__name__": f"{library}.imagined", "warn": users_line.warn}
     exec("def call(): warn('by a library')", scope)
     with lines() as found:
         scope["call"]()

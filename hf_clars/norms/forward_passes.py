@@ -87,6 +87,15 @@ class ForwardPasses:
             measurement.period = turns.period(measurement.norm_samples, measurement.total_batch_size, measurement.batch)
         return True
 
+    def enter_packed(self) -> bool:
+        """As `enter`, of a row in which it is not known where samples stand: what it meets is named."""
+        self.settle_check()
+        recorder = self.measurement.recorder
+        recorder.begin_forward(measured=False)
+        rest = [tracked for tracked in recorder.parameters if not tracked.excluded]
+        self.measurement.exclude(rest, "sequences are packed into one row, in which samples are not told apart")
+        return False
+
     def _turns(self) -> Turns | None:
         """None where each pass is measured: in compiled code nobody decides anew in each."""
         if self.measurement.mode != "subset" or torch.compiler.is_compiling():
@@ -111,7 +120,8 @@ class ForwardPasses:
             out = forward(*args, **kwargs)
         finally:
             self.paused = False
-        self.measurement.turns.watch(tensors_in((out,)))
+        if self.measurement.mode == "subset":
+            self.measurement.turns.watch(tensors_in((out,)))
         return out
 
     def leave(self, out: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,3 +143,16 @@ class Inputs:
         new = [t for t in tensors if (not t.requires_grad or t.is_leaf) and not is_tracked(t)]
         self._tag_all(new, batch, known=True)
         return batch
+
+
+def is_packed(keywords: Mapping[str, Any]) -> bool:
+    """Whether the one row of a call holds several sequences, as padding-free batches of transformers and TRL do.
+
+    Their bounds say so, or positions that begin anew where no mask says that they are padding.
+    """
+    bounds, positions = keywords.get("cu_seq_lens_q"), keywords.get("position_ids")
+    if isinstance(bounds, Tensor):
+        return bounds.numel() > 2
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[0] != 1:
+        return False
+    return keywords.get("attention_mask") is None and bool((positions.diff() < 0).any())

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from types import FrameType
 
-_LIBRARIES = ("hf_clars", "transformers", "accelerate", "torch", "contextlib")
+_LIBRARIES = ("hf_clars", "transformers", "accelerate", "torch", "contextlib", "peft", "trl")
 
 
 def warn(message: str) -> None:

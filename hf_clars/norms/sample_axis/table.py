@@ -26,7 +26,7 @@ from .indices import (
     selecting_rows,
     setting,
 )
-from .operands import aligned, choosing
+from .operands import agreed, aligned, choosing
 from .parts import concatenating, hstacking, narrowing, selecting, splitting, stacking
 from .products import (
     added_product,
@@ -93,16 +93,33 @@ def place_after(call: Call, rule: Rule | None) -> Place:
 def _refute_assumed(call: Call) -> None:
     """Tensors met, and not as samples of one batch do: what was only assumed of some does not hold."""
     axes = [axis for axis in map(axis_of, call.tensors) if axis is not None]
+    if call.func in _LOSSES and _are_compared(call) and agreed(axes) is not None:
+        return
     if False in [bool(axis.assumed) for axis in axes]:
         for axis in axes:
             axis.refute()
+
+
+# Sample i of one tensor against sample i of the other, though the result is a mean over all of them.
+_BY_CLASS = ("cross_entropy_loss", "nll_loss", "nll_loss_nd")
+_ELEMENTWISE = (
+    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "kl_div",
+)  # fmt: skip
+_LOSSES_BY_CLASS = {func for name in _BY_CLASS for func in functions_named(name)}
+_LOSSES = _LOSSES_BY_CLASS | {func for name in _ELEMENTWISE for func in functions_named(name)}
+
+
+def _are_compared(call: Call) -> bool:
+    """Whether a loss counts the dimensions of both tensors from the first: with targets that broadcast it does not."""
+    return call.func in _LOSSES_BY_CLASS or len({t.ndim for t in call.tensors if axis_of(t) is not None}) == 1
 
 
 _BY_NAME: list[tuple[str, Rule]] = [
     ("""
      floor_divide fmod rsub xlog1py erfcx expit log_ndtr ndtri entr logsigmoid tanhshrink softsign multiply subtract
      divide negative absolute arcsin arccos arctan arctan2 arcsinh arccosh arctanh greater greater_equal less less_equal
-     not_equal logical_and fix bernoulli masked_fill clamp isclose
+     not_equal logical_and fix bernoulli masked_fill clamp isclose broadcast_tensors
      """, aligned),
     ("""
      softmax log_softmax softmin gumbel_softmax cumsum cumprod logcumsumexp cummax cummin normalize dropout dropout1d
