@@ -102,6 +102,34 @@ def test_image_folders(tmp_path):
         source.check_labels(2)
 
 
+@pytest.mark.parametrize("kind", ["class folders", "parquet", "tar", "metadata"])
+def test_a_folder_named_from_where_one_works(tmp_path, monkeypatch, kind):
+    """It stays the same folder when the program goes elsewhere."""
+    folder = tmp_path / "work" / "photos"
+    if kind == "class folders":
+        write_images(folder / "train", ant=2, bee=2)
+    elif kind == "parquet":
+        write_parquet(folder / "train.parquet", pa.array([0, 0, 1, 1]))
+    elif kind == "tar":
+        write_tar(folder / "train-0000.tar", range(4))
+    else:
+        (folder / "train").mkdir(parents=True)
+        rows = [f'{{"file_name": "{n}.png", "label": {n // 2}}}' for n in range(4)]
+        for n in range(4):
+            (folder / "train" / f"{n}.png").write_bytes(png(n))
+        (folder / "train" / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    expected = [red(example) for example in examples_of(open_source(str(folder), "train"))]
+    assert len(expected) == 4
+    (tmp_path / "work" / "deeper").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for start, name in (("work", "photos"), ("work", "./photos"), ("work/deeper", "../photos"), (".", "work/photos")):
+        monkeypatch.chdir(tmp_path / start)
+        source = open_source(name, "train")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert [red(example) for example in examples_of(source)] == expected, name
+        assert [red(example) for example in examples_of(pickle.loads(pickle.dumps(source)))] == expected, name
+
+
 def test_the_bundled_images(fashion_mnist):
     source = open_source(str(fashion_mnist), "train")
     source.check_labels(10)

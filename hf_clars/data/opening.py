@@ -92,8 +92,8 @@ def open_source(
 
 
 def _folder(name: str) -> Path | None:
-    """The folder that a name is; None for what may be on the Hub."""
-    path = Path(os.path.expanduser(name))
+    """The folder that a name is, wherever the program goes from here; None for what may be on the Hub."""
+    path = Path(os.path.abspath(os.path.expanduser(name)))
     if not (name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()):
         return None
     if not path.is_dir():
