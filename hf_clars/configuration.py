@@ -15,13 +15,21 @@ from .errors import UserError, one_line
 from .recipes.packaged import TRAININGS, find
 from .safety.yaml_files import read_yaml
 
+# What says the same in other words: a flag takes the place of these in the file.
+_IN_PLACE_OF = {
+    "warmup_epochs": ("warmup_steps",), "warmup_steps": ("warmup_epochs",),
+    "learning_rate": ("base_learning_rate", "base_batch_size"),
+    "base_learning_rate": ("learning_rate",), "base_batch_size": ("learning_rate",),
+}  # fmt: skip
 _EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
     """`--config FILE.yaml --key value …` → one instance of each dataclass.
 
-    Keys of the file and flags have the names of the dataclasses' fields. `defaults` go over those of the dataclasses.
+    Keys of the file and flags have the names of the dataclasses' fields. A flag wins over its key, and over one that
+    says the same in other words: `warmup_epochs` over the file's `warmup_steps`. `defaults` go over
+    those of the dataclasses.
 
     Raises:
         UserError: neither such a file nor such a recipe, no YAML mapping, unknown keys or flags (the nearest name is
@@ -51,6 +59,8 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
                 f"{word}: {found[name]} is given before it, and one of them would be ignored: leave one out"
             )
         found[name] = word
+        for other in _IN_PLACE_OF.get(name, ()):
+            values.pop(other, None)
     parser.set_defaults(**(defaults or {}))
     parser.set_defaults(**{key: _as_typed(known[key], value) for key, value in values.items()})
     try:

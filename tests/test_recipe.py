@@ -110,6 +110,22 @@ def test_imagenet_recipes_hold_the_papers_settings(name):
     assert factor((ramp + 1390) // 2) * args.learning_rate == pytest.approx(halfway)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flag", "value", "left_out"),
+    [
+        ("imagenet/resnet50_lars", "warmup_epochs", 1.0, ("warmup_steps", 0)),
+        ("imagenet/resnet50_lars", "base_learning_rate", 0.1, ("learning_rate", 12.8)),
+        ("sweeps/cifar10/lars", "learning_rate", 3.0, ("base_learning_rate", None)),
+    ],
+)
+def test_a_flag_replaces_what_the_file_says_in_other_words(recipe, flag, value, left_out):
+    flags = ["--config", recipe, f"--{flag}", str(value), "--use_cpu", "true", "--bf16", "false"]
+    flags += ["--total_batch_size", "16384", "--per_device_train_batch_size", "256", "--dataset", "x/y"]
+    _, args = parse(flags, RecipeArguments, ClarsTrainingArguments)
+    key, expected = left_out
+    assert (getattr(args, flag), getattr(args, key)) == (value, expected)
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3"])
 def test_numbers_that_yaml_takes_for_text_are_numbers(text):
     assert with_numbers({"a": [text, {"b": text}], "c": "x"}) == {"a": [float(text), {"b": float(text)}], "c": "x"}

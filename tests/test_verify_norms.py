@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_clars import CLARS, PerSampleNorms, UserError, verify_norms
 from hf_clars.norms import NormsVerification, NormVerdict
@@ -546,3 +548,26 @@ def test_the_example_of_the_docs(capsys):
     printed = capsys.readouterr().out
     assert re.search(r"^right +words\.weight ", printed, re.MULTILINE)
     assert re.search(r"^named +rnn\.weight_ih_l0 ", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_a_model_that_accelerate_runs_in_half_precision(own_loss):
+    """Its outputs are float32 copies, of which the loss it returns does not come. In float64 it is exact."""
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    config = ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = accelerator.prepare(ViTForImageClassification(config))
+    images, labels = torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))
+    if own_loss:
+        check = functools.partial(verify_norms, model, {"pixel_values": images, "labels": labels})
+    else:
+        loss_fn = lambda outputs, targets: F.cross_entropy(outputs.logits, targets)  # noqa: E731
+        check = functools.partial(verify_norms, model, (images, labels), loss_fn)
+    for options, largest in (({}, 5e-2), ({"dtype": torch.float64}, 1e-6)):
+        found = check(verbose=False, **options)
+        assert found.ok, found
+        assert {verdict.status for verdict in found.parameters.values()} == {"right"}
+        assert found.tolerance == largest

@@ -52,6 +52,8 @@ def model_card(
         or None,
     )
     used = {key: title for key, title in _SETTINGS.items() if config.get(key) or (title and key in config)}
+    if args.max_steps > 0:  # which is in their place
+        used.pop("num_train_epochs", None)
     settings = {title or key.replace("_", " "): config[key] for key, title in used.items()}
     settings |= {"steps": steps, "crop in evaluation": model.config.pretrained_cfg["crop_pct"]}
     measured = {
@@ -71,6 +73,8 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{in_markdown(str(key))} {_shown(each)}" for key, each in value.items())
     return f"{value:g}" if isinstance(value, int | float) else in_markdown(str(value))
 
 

@@ -71,7 +71,7 @@ class CLARS(LayerwiseOptimizer):
         momentum: float = 0.9,
         eta: float = 1e-2,
         weight_decay: float = 0.0,
-        norms: Norms,
+        norms: Norms = None,
         bias_and_norm: str = "eta",
         decay_in_denominator: bool = False,
         foreach: bool | None = None,
@@ -81,7 +81,10 @@ class CLARS(LayerwiseOptimizer):
         measures = callable(norms) or isinstance(norms, Mapping) or hasattr(norms, "denominators")
         if isinstance(norms, nn.Module) or not measures:
             kind = type(norms).__name__
-            raise UserError(f"norms, of type {kind}, is nothing that measures: hand CLARS a PerSampleNorms(model)")
+            raise UserError(
+                f"CLARS needs norms=PerSampleNorms(model), made before the forward pass; norms of type {kind} measure "
+                "nothing"
+            )
         self.norms = norms
         self.grad_scaler = grad_scaler
         self._scale: Tensor | None = None  # of the loss, in the step at hand

@@ -52,13 +52,13 @@ class SamplePasses:
     def evidence(self) -> Evidence:
         """All passes, in the modes that the layers now have."""
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        with self._pass():
+        with self._pass(), _dtypes_saved() as saved:
             first = self._alone(0)
             shapes = [] if isinstance(first, str) else [t.shape for t in first[0]]
             del first
         with self._pass():
             whole, loss = self._run()
-            dtypes = {p.dtype for p in parameters.values()} | {t.dtype for t in (*whole, loss)}
+            dtypes = saved | {p.dtype for p in parameters.values()} | {t.dtype for t in (*whole, loss)}
             found = Evidence(parameters, self.tolerance or max(_TOLERANCE.get(d, _COARSE) for d in dtypes))
             by_sample = [k for k, (t, s) in enumerate(zip(whole, shapes, strict=False)) if rows_of(t, s, self.size, 0)]
             slopes = dict(zip(by_sample, slopes_at(loss, [whole[k] for k in by_sample]), strict=True))
@@ -134,8 +134,8 @@ class SamplePasses:
                 return f"samples mix or are random: the outputs of sample {i} alone are not those in the batch"
             alone.append(outputs[k])
             slope.append(rows_of(slope_of_all, outputs[k].shape, self.size, i)[fits[0]])
-        if loss is not None and not alone:
-            (loss / self.size).backward()  # nothing shows its weight
+        if loss is not None and not any(s.any() for s in slopes.values()):
+            (loss / self.size).backward()  # nothing shows its weight: outputs may be copies in another precision
         elif loss is not None and (weight := weight_of(slopes_at(loss, alone), slope, tolerance)) is not None:
             (weight * loss).backward()
         elif any(s.any() for s in slope):
@@ -185,6 +185,20 @@ class SamplePasses:
         if not loss.requires_grad:
             raise UserError("the loss depends on no parameter that is trained")
         return loss.reshape(())
+
+
+@contextmanager
+def _dtypes_saved() -> Iterator[set[torch.dtype]]:
+    """Of all that is kept for the backward pass: what a model computes in, under autocast say, shows there alone."""
+    dtypes: set[torch.dtype] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            dtypes.add(tensor.dtype)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield dtypes
 
 
 def _norm(gradient: Tensor) -> float:

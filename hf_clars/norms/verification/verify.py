@@ -51,7 +51,8 @@ def verify_norms(
         batch_size: B; by default the number of rows of the first tensor, of the targets if they have one.
         dtype: in which to check instead, e.g. `torch.float64`: model and batch are converted for the time.
         tolerance: the largest relative error that counts as rounding: by default 1e-6 in float64, 1e-3 in float32,
-            5e-2 below. Norms smaller than this share of the model's largest are held against that share.
+            5e-2 where the model, or autocast, computes in less. Norms smaller than this share of the model's largest
+            are held against that share.
         verbose: print the table, a line for each parameter and one for all.
 
     Returns:
