@@ -38,6 +38,16 @@ def _imported() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def new_accelerator() -> Iterator[None]:
+    """An Accelerator may be made here with a precision of its own: a process has one state of all of them."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[None]:
     """Triton's interpreter, if there is no GPU, with any NumPy.

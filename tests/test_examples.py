@@ -40,6 +40,7 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+@pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_few_steps(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

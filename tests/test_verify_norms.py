@@ -550,6 +550,7 @@ def test_the_example_of_the_docs(capsys):
     assert re.search(r"^named +rnn\.weight_ih_l0 ", printed, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize("own_loss", [False, True])
 def test_a_model_that_accelerate_runs_in_half_precision(own_loss):
     """Its outputs are float32 copies, of which the loss it returns does not come. In float64 it is exact."""
