@@ -36,7 +36,7 @@ def main() -> None:
     args = TrainingArguments(
         "outputs/examples/language_model",
         optim="clars",
-        learning_rate=10.0,  # γ_scale
+        learning_rate=3.0,  # γ_scale: language models want less than others
         max_grad_norm=0,  # CLARS bounds each layer's step by γ_scale · η of its weight's norm
         lr_scheduler_type="polynomial",
         per_device_train_batch_size=64,
