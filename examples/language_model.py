@@ -41,7 +41,7 @@ def main() -> None:
         lr_scheduler_type="polynomial",
         per_device_train_batch_size=64,
         gradient_accumulation_steps=2,  # B = 128 pieces
-        num_train_epochs=3,
+        num_train_epochs=2,
         logging_steps=20,
         report_to="none",
         save_strategy="no",

@@ -6,29 +6,32 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from hf_clars import GradientStatisticsCallback, build_model
+from hf_clars import GradientStatisticsCallback
 
 IMAGES = Path(__file__).resolve().parents[1] / "recipes" / "demo" / "fashion_mnist"
 OUTPUTS = Path("outputs/examples/noise_statistics")
 
 
 def to_tensors(rows: dict) -> dict:
-    pixels = [
-        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, 28, 28) for image in rows["image"]
-    ]
+    raw = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in rows["image"]]
+    pixels = [image.view(1, 28, 28) / 127.5 - 1 for image in raw]
     return {"pixel_values": pixels, "labels": rows["label"]}
 
 
 def main() -> None:
     torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=28, patch_size=7, num_channels=1, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=128, num_labels=10,
+    )  # fmt: skip
     args = TrainingArguments(
         str(OUTPUTS),
         optim="adamw_torch",
         learning_rate=2e-3,
         per_device_train_batch_size=256,
-        num_train_epochs=4,
+        num_train_epochs=3,
         logging_steps=20,
         remove_unused_columns=False,
         report_to="none",
@@ -36,7 +39,7 @@ def main() -> None:
         use_cpu=True,
     )
     Trainer(
-        build_model("resnet8_cifar", num_classes=10, in_chans=1, width=8),
+        ViTForImageClassification(config),
         args,
         train_dataset=load_dataset(str(IMAGES), split="train").with_transform(to_tensors),
         callbacks=[GradientStatisticsCallback(every=20)],

@@ -23,7 +23,7 @@ NEEDS = {"peft_lora.py": "peft"}
 RESULTS = {
     "accelerate_loop.py": (r"accuracy on the test images: ([\d.]+)%", 60, 100),
     "language_model.py": (r"bits a byte on held-out text: ([\d.]+)", 0, 4.5),
-    "noise_statistics.py": (r"\n +\d+ +([\d,]+) +[\d,]+ \(timm_model", 1, 100_000),
+    "noise_statistics.py": (r"\n +\d+ +([\d,]+) +[\d,]+ \(vit", 1, 100_000),
     "own_sampler.py": (r"5 parameters: (\d) right, 0 wrong", 5, 5),
     "peft_lora.py": (r"before, ([\d.]+) after", 0, 4.5),
     "vit.py": (r"accuracy on the test images: ([\d.]+)%", 50, 100),
