@@ -1,0 +1,66 @@
+"""`recipes/studies/why.py`: the share of the rate is what the run's own γ_k had; what cannot be drawn is refused."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SCRIPT = RECIPES / "studies" / "why.py"
+RESULTS = RECIPES / "results" / "tuning-sigmoid"
+
+
+def of(method: str) -> Path:
+    (path,) = RESULTS.glob(f"B=4096_fcn5_sigmoid_{method}_seed=1-*.json")
+    return path
+
+
+@pytest.fixture
+def why() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("why", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("method", ["lars", "clars"])
+def test_gamma_is_the_share_times_the_rate_of_lars(why: ModuleType, method: str) -> None:
+    result = why.read(of(method))
+    rate = result.settings["learning_rate"] * float(result.settings["eta"])  # constant until epoch 21, no warmup
+    early = [record for record in why.with_shares(result) if record["epoch"] < 20]
+    assert len(early) > 5
+    for layer in (layer for record in early for layer in record["layers"].values()):
+        expected = layer["share"] * rate * layer["weight_norm"] / layer["gradient_norm"]
+        assert layer["gamma"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_picture_is_drawn_of_two_results(why: ModuleType, tmp_path: Path) -> None:
+    figure = why.draw([why.read(of("lars")), why.read(of("clars"))])
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:3] == ["lars: M_k", "lars: share of γ_scale η", "lars: γ_k"]
+    assert titles[4] == "clars: ρ_k, the share of γ_scale η"
+    assert all(len(axis.lines) == 5 for axis in figure.axes)
+    above, below = figure.axes[:3], figure.axes[3:6]
+    assert [axis.get_ylim() for axis in above] == [axis.get_ylim() for axis in below]
+    assert why.save(figure, tmp_path / "why.svg").exists()
+
+
+def test_what_cannot_be_drawn_is_refused_in_a_line(
+    why: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = tmp_path / "lacking.json"
+    lacking.write_text(json.dumps({**json.loads(of("clars").read_text()), "layers": []}))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    steps = "layer_statistics_steps"
+    for path, said in [(lacking, steps), (of("mnag"), steps), (broken, "cannot be read"), (tmp_path / "no", "no")]:
+        monkeypatch.setattr(sys, "argv", ["why.py", str(path), "--out", str(tmp_path / "why.png")])
+        with pytest.raises(SystemExit, match="2"):
+            why.main()
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "why.png").exists()
