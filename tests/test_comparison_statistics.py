@@ -296,6 +296,25 @@ def test_the_area_is_over_what_all_runs_cover():
     assert any("share no range of epochs" in line for line in single.remarks)
 
 
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ([0.1, 0.2, 0.3], True),
+        ([0.1, 0.2, 0.2], False),
+        ([0.1, 0.3, 0.2], False),
+        ([0.3, 0.3, 0.3], False),
+        (None, False),
+    ],
+)
+def test_a_run_that_never_left_warmup_is_named(rates: list[float] | None, said: bool) -> None:
+    lars = [run("lars", seed) for seed in (0, 1)]
+    if rates is not None:
+        lars = [replace(one, history=one.history.assign(**{"train/learning_rate": rates})) for one in lars]
+    lines = [line for line in analyse([*lars, run("clars", 0)], Question()).remarks if "warmup alone" in line]
+    expected = ["lars: the learning rate rose until the end, so warmup alone was seen of its schedule"]
+    assert lines == (expected if said else [])
+
+
 def test_different_distances_of_measurements_are_said():
     fine = [run("b", s, [0.5, 0.6, 0.7, 0.9] * 2) for s in (0, 1)]
     fine = [replace(one, history=one.history.assign(epoch=one.history["epoch"] / 4)) for one in fine]

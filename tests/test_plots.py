@@ -99,6 +99,20 @@ def test_a_layer_that_was_frozen_at_first_or_in_the_end_is_drawn():
     assert [line.get_label() for line in axis.lines] == ["a", "b"]
 
 
+def test_a_layer_without_a_gradient_is_named():
+    names = "abcde"
+    for dead, said in [("c", "c"), ("bcde", "b, c, d, 1 more")]:
+        layers = {
+            n: {"gamma": 0.0 if n in dead else 1.0} | ({} if n in dead else {"variance_factor": 3.0}) for n in names
+        }
+        whole = {n: {"gamma": 1.0, "variance_factor": 3.0} for n in names}
+        figure = layers_figure([{"step": 1, "layers": layers}, {"step": 2, "layers": whole}], "a")
+        expected = [f"not drawn where 0 or not finite: {said}"]
+        assert [texts_in(axis) for axis in figure.axes] == [expected, expected]
+    (axis, *_) = layers_figure([{"step": 1, "layers": whole}, {"step": 2, "layers": {"a": {"gamma": 1.0}}}], "a").axes
+    assert texts_in(axis) == []  # frozen is not dead
+
+
 def test_top_1_has_a_scale_of_its_own_in_percent():
     log = [evaluation(10, 0.1, 0.9), evaluation(20, 0.12, 0.95)]
     loss, top1, top5, rate = curves_figure([*log, {"step": 5, "loss": 2.0, "learning_rate": 1.0}], "a", "test").axes

@@ -165,11 +165,19 @@ def _remarks(groups: DataFrame, runs: DataFrame, question: Question, range_: tup
     elif range_ is not None and longest is not None and range_[1] < longest / 2:
         shortest = f"up to {number(range_[1])} {unit}, where the shortest finished run ends"
         lines.append(f"the mean value is that {shortest}; the longest ends at {number(longest)}")
+    warming = runs[(runs["state"] == "finished") & runs["run"].map(_ended_in_warmup)]
+    for group in dict.fromkeys(warming.index):
+        lines.append(f"{group}: the learning rate rose until the end, so warmup alone was seen of its schedule")
     gaps = {group: gap for group in curves.index.unique() if (gap := distance(curves.loc[[group]]))}
     if question.target is not None and gaps and max(gaps.values()) > 1.5 * min(gaps.values()):
         said = [f"{gap(gaps.values()):.3g} for {gap(gaps, key=gaps.__getitem__)}" for gap in (max, min)]
         lines.append(f"{unit} to the target are known to the distance of two measurements: {', '.join(said)}")
     return lines
+
+
+def _ended_in_warmup(run: ComparedRun) -> bool:
+    rates = run.curve("train/learning_rate")
+    return len(rates) > 1 and bool((np.diff(rates) > 0).all())
 
 
 def distance(curves: Iterable[Series]) -> float:

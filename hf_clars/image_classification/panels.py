@@ -20,6 +20,7 @@ WHY_EMPTY = {
 }
 FEW = 40  # points of a line, which are marked; a single one would be invisible otherwise
 MOST_NAMES = 20  # of layers in a legend
+_LACKING = 3  # layers without points that are named
 _NAMED = 7  # layers at a colour bar
 _LONGEST_NAME = 48
 LARGEST = 1e100  # no axis has room for more
@@ -125,12 +126,19 @@ def say_why_empty(axis: Any, reason: str) -> None:
 
 
 def draw_layers(axis: Any, records: Records, statistic: str, x: str) -> None:
-    """A line for each layer, from the input (dark) to the output (light), on a logarithmic axis."""
+    """A line for each layer, from the input (dark) to the output (light), on a logarithmic axis.
+
+    Named are layers whose value is 0, or lacks in a record that has it of others: M_k of a layer without gradient.
+    """
     names = _layers_of(records)
     shades = _from_dark_to_light()
+    lacking = []
+    known = [r for r in records if any(statistic in layer for layer in r["layers"].values())]
     for k, name in enumerate(names):
-        values = [(r[x], r["layers"].get(name, {}).get(statistic)) for r in records]
+        values = [(r[x], r["layers"][name].get(statistic)) for r in known if name in r["layers"]]
         points = [point for point in values if has_logarithm(point[1])]
+        if len(points) < len(values):
+            lacking.append(short_name(name))
         if points:
             style = {"color": shades(k / max(1, len(names) - 1)), "marker": "." if len(points) < FEW else None}
             style["linewidth"] = 1.2 if len(names) <= MOST_NAMES else 0.7
@@ -138,7 +146,12 @@ def draw_layers(axis: Any, records: Records, statistic: str, x: str) -> None:
     if axis.lines:
         logarithmic(axis)
     else:
-        say_why_empty(axis, WHY_EMPTY.get(statistic, "it was not recorded"))
+        say_why_empty(axis, "0 or not finite" if lacking else WHY_EMPTY.get(statistic, "it was not recorded"))
+    if lacking and axis.lines:
+        more = [f"{len(lacking) - _LACKING} more"] if len(lacking) > _LACKING else []
+        text = f"not drawn where 0 or not finite: {', '.join([*lacking[:_LACKING], *more])}"
+        style = {"transform": axis.transAxes, "va": "bottom", "fontsize": 6, "color": "0.4", "wrap": True}
+        axis.text(0.02, 0.02, text, parse_math=False, **style)
 
 
 def name_layers(axis: Any, records: Records) -> None:
