@@ -28,8 +28,8 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     """`--config FILE.yaml --key value …` → one instance of each dataclass.
 
     Keys of the file and flags have the names of the dataclasses' fields. A flag wins over its key, and over one that
-    says the same in other words: `warmup_epochs` over the file's `warmup_steps`. `defaults` go over
-    those of the dataclasses.
+    says the same in other words: `warmup_epochs` over the file's `warmup_steps`. `--key null` is YAML's null, for
+    fields that are None by default: it takes the file's key out. `defaults` go over those of the dataclasses.
 
     Raises:
         UserError: neither such a file nor such a recipe, no YAML mapping, unknown keys or flags (the nearest name is
@@ -47,10 +47,11 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     parser.add_argument("--config")
     parser.error = refuse  # type: ignore[method-assign]
     found: dict[str, str] = {}
-    for flag in flags:
+    nulls: set[int] = set()
+    for place, flag in enumerate(flags):
         if not flag.startswith("--"):
             continue
-        word = flag.partition("=")[0]
+        word, _, value = flag.partition("=")
         name = word.removeprefix("--").replace("-", "_").removeprefix("no_")
         if name not in known:
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
@@ -61,6 +62,11 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
         found[name] = word
         for other in _IN_PLACE_OF.get(name, ()):
             values.pop(other, None)
+        words = [value] if value else flags[place + 1 : place + 2]
+        if words == ["null"] and known[name].default is None:
+            values.pop(name, None)
+            nulls |= {place} if value else {place, place + 1}
+    flags = [flag for place, flag in enumerate(flags) if place not in nulls]
     parser.set_defaults(**(defaults or {}))
     parser.set_defaults(**{key: _as_typed(known[key], value) for key, value in values.items()})
     try:

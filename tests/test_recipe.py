@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import get_scheduler
 
-from hf_clars import TimmForImageClassification
+from hf_clars import TimmForImageClassification, UserError
 from hf_clars.cli import main, train
 from hf_clars.configuration import parse, with_numbers
 from hf_clars.image_classification import recipe
@@ -124,6 +124,17 @@ def test_a_flag_replaces_what_the_file_says_in_other_words(recipe, flag, value, 
     _, args = parse(flags, RecipeArguments, ClarsTrainingArguments)
     key, expected = left_out
     assert (getattr(args, flag), getattr(args, key)) == (value, expected)
+
+
+@pytest.mark.parametrize("form", [["--eta", "null"], ["--eta=null"]])
+def test_null_takes_a_key_out_of_the_file(form):
+    flags = ["--config", "sweeps/cifar10/lars", "--optim", "mnag", "--learning_rate", "0.1", "--dataset", "x/y"]
+    with pytest.raises(UserError, match=r"eta=.* is nothing that optim='mnag' takes: .*--eta null"):
+        parse(flags, RecipeArguments, ClarsTrainingArguments)
+    _, args = parse([*flags, *form], RecipeArguments, ClarsTrainingArguments)
+    assert (args.optim_name, args.eta) == ("mnag", None)
+    with pytest.raises(UserError, match="null"):  # a field that has no None
+        parse([*flags, *form, "--num_train_epochs", "null"], RecipeArguments, ClarsTrainingArguments)
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3"])

@@ -130,7 +130,8 @@ class ClarsTrainingArguments(ClarsFields, FollowingNumbers, TrainingArguments): 
         for option in NOT_TAKEN.get(name, (*NOT_TAKEN["mnag"], "momentum")):
             if (value := getattr(self, option)) is not None:
                 hint = " (optim_args: momentum=…, where it takes one)" if option == "momentum" else ""
-                raise UserError(f"{option}={value!r} is nothing that optim={name!r} takes: leave it out{hint}")
+                out = f"leave it out (a recipe's: --{option} null)"
+                raise UserError(f"{option}={value!r} is nothing that optim={name!r} takes: {out}{hint}")
         if self.layerwise_epochs is not None and name not in ("clars", "lars"):
             raise UserError(f"layerwise_epochs={self.layerwise_epochs} is for clars and lars, not {name}")
         if name == "lamb":
