@@ -187,3 +187,27 @@ def test_a_gradient_that_comes_past_in_a_later_step_is_named():
     with pytest.warns(UserWarning, match=r"2\.weight: its gradient, or part of it, did not come through"):
         optimizer.step()
     assert set(norms.untracked) == {"2.weight"}
+
+
+@pytest.mark.parametrize("shape", [(6,), (40, 30)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_a_small_seed_are_not_the_direction_that_gradients_are_compared_along(shape, dtype):
+    """The gradient of a cosine is at a right angle to the weight, so along the weight nothing of it would be seen."""
+
+    class Sums(nn.Module):
+        def forward(self, x):
+            return sum((x * w).flatten(1).sum(1) for w in self.parameters())
+
+    for seed in range(4):
+        model = Sums()
+        for name in "abcd":
+            torch.manual_seed(seed)
+            setattr(model, name, nn.Parameter(torch.randn(shape, dtype=dtype)))
+        norms = PerSampleNorms(model)
+        x = torch.randn(3, *shape, dtype=dtype)
+        cosines = [nn.functional.cosine_similarity(w.flatten(), x[0].flatten(), dim=0) for w in model.parameters()]
+        (model(x).mean() + 100 * sum(cosines)).backward()
+        with pytest.warns(UserWarning, match="did not come through"):
+            norms.denominators()
+        assert set(norms.untracked) == {*"abcd"}, seed
+        norms.detach()
