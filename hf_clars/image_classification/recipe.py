@@ -167,6 +167,13 @@ class ImageTrainer(ClarsTrainer):
         finally:
             self.data_collator = train_collator
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, which `push_to_hub` calls before the training; raises `UserError` where it cannot be done."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # the Hub's client raises whatever it meets
+            raise UserError(f"push_to_hub: {type(error).__name__}: {one_line(error)}") from error
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """In the place of Trainer's, which `push_to_hub` calls, too: that one does not know η, the mode or B."""
         if self.is_world_process_zero():
