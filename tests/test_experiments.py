@@ -427,6 +427,9 @@ def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
     # The better of two schedules; a method without rates has no line.
     assert [axis.lines[0].get_xydata().tolist() for axis in panels] == [[[0.25, 0.55], [1, 0.6]], [[1, 0.4], [4, 0.3]]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clars"]
+    figure.canvas.draw()
+    numbers = [text.get_text() for which in ("major", "minor") for text in panels[0].get_xticklabels(which=which)]
+    assert {"0.5", "1"} < {*numbers} < {"", *(f"{k}{e}" for k in (1, 2, 5) for e in ("", "0")), "0.1", "0.2", "0.5"}
     assert draw_search(contest, {}) is None
 
 

@@ -69,11 +69,21 @@ def draw_search(contest: Sequence[Contestant], found: Results) -> Any:
         axis.set(xscale="log", xlabel="learning rate, by the method's best", ylim=(top - _SHOWN, top + _POINT))
         axis.set_ylabel("accuracy on held-out images")
         axis.set_title(where, fontsize=9, parse_math=False)
-        axis.xaxis.set_major_formatter("{x:g}")
+        _factors(axis)
         percent(axis)
     for text in figure.legend(labels.values(), labels, loc="outside right upper", fontsize=7).get_texts():
         text.set_parse_math(False)
     return figure
+
+
+def _factors(axis: Any) -> None:
+    """Numbers along a logarithmic x: 0.5, 1, 2, 5; of more than two magnitudes, powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=12))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _by_settings(one: Contestant, found: Results) -> dict[str, list[tuple[float, Result | None]]]:
