@@ -21,7 +21,7 @@ def on_files(files, config):
     waiting = list(files.documentation_pages())
     while waiting:
         page = waiting.pop()
-        for _, _, path, _ in _LINK.findall(Path(page.abs_src_path).read_text()):
+        for _, _, path, _ in _LINK.findall(Path(page.abs_src_path).read_text(encoding="utf-8")):
             uri = _uri(page, path)
             if uri is None or not (ROOT / uri).is_file() or files.get_file_from_path(uri):
                 continue

@@ -46,7 +46,7 @@ def main() -> None:
     ).train()
 
     print("step  noise scale, samples   M_k of the layer where it is largest")
-    for line in (OUTPUTS / "gradient_statistics.jsonl").read_text().splitlines():
+    for line in (OUTPUTS / "gradient_statistics.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         scale = record["model"].get("gradient_noise_scale", math.nan)  # absent where noise hides the gradient
         factors = {name: layer["gradient_variance_factor"] for name, layer in record["layers"].items()}

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--replace", nargs="+", default=[], metavar="NAME", help="packages to carry though it has them")
     options = parser.parse_args()
     try:
-        report = json.loads(Path(options.target).read_text())
+        report = json.loads(Path(options.target).read_text(encoding="utf-8"))
         system, machine = report["environment"]["platform_system"], report["environment"]["platform_machine"]
         there = report["environment"]["python_version"]
         # Of two packages of a name the first one is imported.
@@ -77,7 +77,7 @@ def main() -> None:
         stubs = Path(folder, "stubs")
         stubs.mkdir()
         kept = [write_stub(package, stubs) for name, package in installed.items() if name not in given_up]
-        Path(folder, "constraints.txt").write_text("".join(kept))
+        Path(folder, "constraints.txt").write_text("".join(kept), encoding="utf-8")
         pip("wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT))
         ours = f"hf_clars[{options.extras}] @ {next(Path(folder).glob('*.whl')).as_uri()}"
         pip("download", *chosen, "--constraint", f"{folder}/constraints.txt", "--dest", str(options.wheels), ours)

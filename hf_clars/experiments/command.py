@@ -82,7 +82,7 @@ def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, nam
         for kind in (".png", ".svg"):
             print(printable(save(figure, (folder / name).with_suffix(kind))))
     text = table(results)
-    (folder / "table.md").write_text(text + "\n")
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"{text}\nhf-clars compare {printable(folder)}", flush=True)
 
 
@@ -92,7 +92,7 @@ def _show_search(sweep: Sweep, runner: Runner, asked: Sequence[Any]) -> None:
     text = search_table(contest, found)
     if not text:
         return
-    (runner.results / "search.md").write_text(text + "\n")
+    (runner.results / "search.md").write_text(text + "\n", encoding="utf-8")
     print(text, flush=True)
     if importlib.util.find_spec("matplotlib") is not None:
         need_matplotlib()

@@ -89,12 +89,16 @@ def write_result(folder: Path, run: Run, result: Result) -> Path:
 
 def left_in(folder: Path, diverged: bool) -> dict[str, Any]:
     """What a run has left in its output folder."""
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    metrics = {} if diverged else json.loads((folder / "all_results.json").read_text())
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    metrics = {} if diverged else json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     wanted = [k for k in ("train_loss", "eval_loss", "eval_accuracy") if math.isfinite(metrics.get(k, math.nan))]
     files = {"variances": "gradient_variance", "layers": "layer_statistics", "gradients": "gradient_statistics"}
     found = {k: folder / f"{name}.jsonl" for k, name in files.items()}
-    records = {k: [json.loads(row) for row in f.read_text().splitlines()] for k, f in found.items() if f.exists()}
+    records = {
+        k: [json.loads(row) for row in f.read_text(encoding="utf-8").splitlines()]
+        for k, f in found.items()
+        if f.exists()
+    }
     return {"curve": curve_of(history), "final": {k: metrics[k] for k in wanted}, **records}
 
 

@@ -23,7 +23,7 @@ def open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
     for name in STREAMS:
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the program)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as the program)
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def forgiving() -> Iterator[None]:
         for name in STREAMS:
             stream = getattr(sys, name)
             if stream is None:
-                nowhere = undo.enter_context(open(os.devnull, "w"))
+                nowhere = undo.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 setattr(sys, name, nowhere)
                 undo.callback(setattr, sys, name, None)
             elif hasattr(stream, "__dict__"):  # as all of Python's own have
@@ -56,7 +56,7 @@ def give_up_broken_streams() -> None:
         try:
             stream.flush()
         except (OSError, ValueError):
-            with open(os.devnull, "w") as nowhere:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
                 os.dup2(nowhere.fileno(), STREAMS.index(name) + 1)
 
 

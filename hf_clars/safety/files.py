@@ -28,5 +28,5 @@ def write_whole(file: Path, text: str) -> None:
     """Put a text in the place of a file: whole or, where it raises an `OSError`, not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.new")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, file)

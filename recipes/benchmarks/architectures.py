@@ -150,7 +150,7 @@ def earlier(options: argparse.Namespace, about: dict[str, Any]) -> dict[str, dic
     if not Path(options.json).exists():
         return {}
     try:
-        kept = json.loads(Path(options.json).read_text())
+        kept = json.loads(Path(options.json).read_text(encoding="utf-8"))
         then, results = kept["options"], kept["architectures"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{options.json} is no file of this benchmark: name another with --json") from None
@@ -246,7 +246,7 @@ def main() -> None:
     command_line.show("slowest first", [{key: row[key] for key in shown} for row in ordered])
     command_line.show(GOALS, summary(rows))
     if options.table:
-        Path(options.table).write_text(markdown(about, ordered, results))
+        Path(options.table).write_text(markdown(about, ordered, results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
 
 def write(path: str | Path, result: dict[str, Any]) -> None:
     try:
-        Path(path).write_text(json.dumps(result, indent=1) + "\n")
+        Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 

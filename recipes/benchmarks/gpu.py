@@ -82,7 +82,7 @@ def main() -> int:
             status = subprocess.run(timed, stdout=log, stderr=log, env=environment).returncode
         ended[name] = "ok" if status == 0 else "took too long" if status in (124, -9) else f"exit status {status}"
         print(f"--- {name}: {ended[name]} after {time.monotonic() - start:.0f} s", flush=True)
-        print((out / f"{name}.log").read_text(errors="replace"), flush=True)
+        print((out / f"{name}.log").read_text(errors="replace", encoding="utf-8"), flush=True)
     print("\n".join(f"{name:<12} {how}" for name, how in ended.items()))
     return 0 if set(ended.values()) == {"ok"} else 1
 

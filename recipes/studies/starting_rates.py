@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what was run, and run nothing")
     args = parser.parse_args()
     if args.table:
-        return print(table(json.loads(args.table.read_text())["rows"]))
+        return print(table(json.loads(args.table.read_text(encoding="utf-8"))["rows"]))
     every = tasks(args.seed)
     for name in set(args.only or ()) - set(every):
         parser.error(f"--only {name}: there are {', '.join(every)}")
@@ -209,7 +209,7 @@ def main() -> None:
             )
             shown = "  ".join(f"{rate:g}: {score:.2f}" for rate, score in zip(rates, scores, strict=True))
             print(f"{name:20} {optim:6} B={batch:<5} {shown}  ({time.monotonic() - began:.0f} s)", flush=True)
-            args.out.write_text(json.dumps(about, indent=1) + "\n")
+            args.out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

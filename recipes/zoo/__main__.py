@@ -92,7 +92,9 @@ def main() -> int:
         results.append(result)
         print(line(result), flush=True)
         if options.json:  # each time, so that an interrupted survey leaves what it has
-            Path(options.json).write_text(json.dumps({**about, "architectures": results}, indent=1) + "\n")
+            Path(options.json).write_text(
+                json.dumps({**about, "architectures": results}, indent=1) + "\n", encoding="utf-8"
+            )
     print(f"\n{len(results)} architectures in {time.monotonic() - start:.0f} s\n{summary(results)}")
     return int(any(verdict(r) for r in results) or all("failed" in r for r in results))
 

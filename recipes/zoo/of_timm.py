@@ -22,12 +22,14 @@ OVERRIDES = {"mobilenetv5_300m*": {"channel_multiplier": 0.25}}  # pattern → a
 
 def timm_cases(families: bool = False) -> list[Case]:
     """Of each family (module file and prefix of a name) the smallest; unless `families`, of each set of layers, too."""
-    sizes = json.loads(SIZES_FILE.read_text()) if SIZES_FILE.exists() else {}
+    sizes = json.loads(SIZES_FILE.read_text(encoding="utf-8")) if SIZES_FILE.exists() else {}
     names = timm.list_models()
     new = [n for n in names if n not in sizes]
     sizes.update((n, _size_of(n)) for n in new)
     if new:
-        SIZES_FILE.write_text("{\n" + ",\n".join(f"{json.dumps(n)}: {json.dumps(sizes[n])}" for n in names) + "\n}\n")
+        SIZES_FILE.write_text(
+            "{\n" + ",\n".join(f"{json.dumps(n)}: {json.dumps(sizes[n])}" for n in names) + "\n}\n", encoding="utf-8"
+        )
     smallest: dict[tuple[str, str], str] = {}
     for name in sorted(names, key=lambda n: sizes[n][0]):
         module = timm_registry._model_to_module[name]

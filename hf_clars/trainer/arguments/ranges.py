@@ -86,7 +86,7 @@ def _mapping_or_file(given: Any) -> Any:
     if given.startswith("{"):
         return _json(given)
     try:
-        _json(Path(os.path.expanduser(given)).read_text())
+        _json(Path(os.path.expanduser(given)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PydanticCustomError("file", "cannot be read: {why}", {"why": str(error)}) from error
     return given

@@ -81,7 +81,9 @@ def finish(written: Path, final: Path) -> None:
     manifest = written / MANIFEST
     # A clock that was set back, or another machine's, does not change which one is the newest.
     last = max((_written(c) for c in all_of(final.parent)), default=0.0)
-    manifest.write_text(json.dumps({"written": max(time.time(), last + 1e-3), "files": files}, indent=1))
+    manifest.write_text(
+        json.dumps({"written": max(time.time(), last + 1e-3), "files": files}, indent=1), encoding="utf-8"
+    )
     _synced(manifest)
     for folder in (*(f for f in written.rglob("*") if f.is_dir()), written):
         _sync_folder(folder)

@@ -51,7 +51,7 @@ def refuse_other_names(checkpoint: Path, model: Any) -> None:
         with safe_open(file, framework="pt") as opened:
             names = set(opened.keys())
     elif index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"])
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     else:  # adapters alone, or FSDP's
         return
     own = model.state_dict().keys()

@@ -64,7 +64,7 @@ def what_is_wrong_with_shards(checkpoint: Path, listed: set[str]) -> str | None:
     """Whether a model in several files has another file than those of the checkpoint: its index may name any."""
     for index in checkpoint.rglob("*.index.json"):
         try:
-            shards = {str(shard) for shard in json.loads(index.read_text())["weight_map"].values()}
+            shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return f"its {index.name} cannot be read"
         folder = index.parent.relative_to(checkpoint)

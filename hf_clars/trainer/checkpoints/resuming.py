@@ -141,7 +141,7 @@ def saved_values(checkpoint: Path) -> dict[str, Any]:
         UserError: it is not what `ResumePoint` leaves.
     """
     with readable(checkpoint, "trainer_state.json"):
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         saved = ((state.get("stateful_callbacks") or {}).get(ResumePoint.__name__) or {}).get("attributes") or {}
         if saved:
             try:

@@ -60,7 +60,7 @@ class LayerRecords(TrainerCallback):
         record = {"step": state.global_step, "epoch": state.epoch, **rest, "layers": layers}
         path = Path(args.output_dir) / self._file_name
         try:
-            with open(path, "a") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:  # a full disk does not end a training
             logger.warning("step %d is not in %s: %s", state.global_step, path, error.strerror or error)
