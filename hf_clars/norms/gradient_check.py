@@ -84,6 +84,8 @@ class GradientCheck:
     def _receiving(self, tracked: TrackedParameter) -> Any:
         def receive(gradient: Tensor) -> None:
             if not self._measuring and not self._of_backward.is_unmeasured():
+                # `backward()` under autocast: autograd multiplies in half precision, and measuring does not.
+                self._half = self._half or torch.is_autocast_enabled(gradient.device.type)
                 self._received.setdefault(tracked, []).append(_measures(tracked, gradient))
 
         return receive
