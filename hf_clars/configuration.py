@@ -51,7 +51,7 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     for place, flag in enumerate(flags):
         if not flag.startswith("--"):
             continue
-        word, _, value = flag.partition("=")
+        word, equals, value = flag.partition("=")
         name = word.removeprefix("--").replace("-", "_").removeprefix("no_")
         if name not in known:
             raise UserError(f"unknown flag {flag}{_hint(name, known)}")
@@ -60,12 +60,13 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
                 f"{word}: {found[name]} is given before it, and one of them would be ignored: leave one out"
             )
         found[name] = word
-        for other in _IN_PLACE_OF.get(name, ()):
-            values.pop(other, None)
-        words = [value] if value else flags[place + 1 : place + 2]
+        words = [value] if equals else flags[place + 1 : place + 2]
         if words == ["null"] and known[name].default is None:
             values.pop(name, None)
-            nulls |= {place} if value else {place, place + 1}
+            nulls |= {place} if equals else {place, place + 1}
+            continue
+        for other in _IN_PLACE_OF.get(name, ()):
+            values.pop(other, None)
     flags = [flag for place, flag in enumerate(flags) if place not in nulls]
     parser.set_defaults(**(defaults or {}))
     parser.set_defaults(**{key: _as_typed(known[key], value) for key, value in values.items()})

@@ -1,6 +1,5 @@
 """`recipes/studies/dial.py`: LARS at one end, CLARS at the other, geometric means of their denominators between."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,17 +9,14 @@ from torch import nn
 
 from hf_clars import CLARS, LARS, PerSampleNorms
 
+from .helpers.scripts import module_of
+
 PATH = Path(__file__).resolve().parents[1] / "recipes" / "studies" / "dial.py"
 
 
 @pytest.fixture
 def dial() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dial", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(PATH)
 
 
 def stepped(kind: type, eta: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -8,7 +8,6 @@ from argparse import ArgumentParser
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import fields
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +27,7 @@ from hf_clars.theory.arguments import RatesArguments
 from hf_clars.trainer.arguments.options import NOT_TAKEN, OPTIMIZERS, OptimizerOptions
 
 from .helpers.models import Classifier, dataset
-from .helpers.scripts import ROOT
+from .helpers.scripts import ROOT, module_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -208,9 +207,7 @@ def test_sweeps_are_read(text, tmp_path):
 @pytest.fixture(scope="module")
 def parts() -> dict[str, str]:
     """What `docs/generated.py` makes, by name."""
-    spec = spec_from_file_location("generated", ROOT / "docs" / "generated.py")
-    generated = module_from_spec(spec)
-    spec.loader.exec_module(generated)
+    generated = module_of(ROOT / "docs" / "generated.py")
     return {name: make() for name, make in generated.PARTS.items()}
 
 

@@ -1,18 +1,16 @@
 """The examples run: a few steps of each here, each as it stands among the slow tests."""
 
 import functools
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import transformers
 
 import hf_clars
 
-from .helpers.scripts import run_python
+from .helpers.scripts import module_of, run_python
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -30,15 +28,6 @@ RESULTS = {
 }
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(name).stem, FOLDER / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.usefixtures("new_accelerator")
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -48,7 +37,7 @@ def test_a_few_steps(
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
-    module = load(name)
+    module = module_of(FOLDER / name)
     fewer = {
         "TrainingArguments": functools.partial(transformers.TrainingArguments, max_steps=2),
         "GradientStatisticsCallback": lambda every: hf_clars.GradientStatisticsCallback(every=2),

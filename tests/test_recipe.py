@@ -133,6 +133,8 @@ def test_null_takes_a_key_out_of_the_file(form):
         parse(flags, RecipeArguments, ClarsTrainingArguments)
     _, args = parse([*flags, *form], RecipeArguments, ClarsTrainingArguments)
     assert (args.optim_name, args.eta) == ("mnag", None)
+    kept = ["--config", "sweeps/cifar10/lars", "--dataset", "x/y", "--learning_rate", "null"]
+    assert parse(kept, RecipeArguments, ClarsTrainingArguments)[1].base_learning_rate == 5.0  # of the file
     with pytest.raises(UserError, match="null"):  # a field that has no None
         parse([*flags, *form, "--num_train_epochs", "null"], RecipeArguments, ClarsTrainingArguments)
 

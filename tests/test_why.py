@@ -1,12 +1,13 @@
 """`recipes/studies/why.py`: the share of the rate is what the run's own γ_k had; what cannot be drawn is refused."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from .helpers.scripts import module_of
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SCRIPT = RECIPES / "studies" / "why.py"
@@ -21,12 +22,7 @@ def of(method: str) -> Path:
 
 @pytest.fixture
 def why() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("why", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(SCRIPT)
 
 
 @pytest.mark.parametrize("method", ["lars", "clars"])
@@ -65,3 +61,18 @@ def test_what_cannot_be_drawn_is_refused_in_a_line(
             why.main()
         assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "why.png").exists()
+
+
+def test_a_share_that_is_not_known_is_left_out(why: ModuleType, tmp_path: Path) -> None:
+    whole = json.loads(of("clars").read_text(encoding="utf-8"))
+    first, second, *_ = whole["layers"][0]["layers"].values()
+    first["denominator"] = 0.0
+    del second["denominator"]
+    path = tmp_path / "dead.json"
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    shares = ["share" in layer for layer in why.with_shares(why.read(path))[0]["layers"].values()]
+    assert shares == [False, False, True, True, True]
+    lars = json.loads(of("lars").read_text(encoding="utf-8"))
+    lars["settings"]["decay_in_denominator"] = False
+    path.write_text(json.dumps(lars), encoding="utf-8")
+    assert {layer["share"] for layer in why.with_shares(why.read(path))[0]["layers"].values()} == {1.0}

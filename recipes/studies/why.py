@@ -32,19 +32,26 @@ def read(path: Path) -> Result:
     if result.settings.get("optim") not in ("clars", "lars") or not result.layers or not result.gradients:
         wanted = "a run of clars or lars with layer_statistics_steps and gradient_statistics_steps"
         raise UserError(f"{path}: give the result of {wanted}")
+    if "weight_decay" not in result.settings:
+        raise UserError(f"{path}: its settings do not state weight_decay, on which LARS's share depends")
     return result
 
 
 def with_shares(result: Result) -> list[dict[str, Any]]:
     """The records of γ_k, with each layer's share of the rate."""
-    decay = float(result.settings["weight_decay"]) if result.settings["optim"] == "lars" else None
+    settings = result.settings
+    decayed = settings["optim"] == "lars" and settings.get("decay_in_denominator", True)
+    decay = float(settings["weight_decay"]) if decayed else 0.0
 
-    def share(layer: dict[str, float]) -> float:
+    def share(layer: dict[str, float]) -> dict[str, float]:
+        """Nothing where a layer has no gradient, or its samples were not measured."""
         gradient = layer["gradient_norm"]
-        return gradient / (layer["denominator"] if decay is None else gradient + decay * layer["weight_norm"])
+        lars = gradient + decay * layer["weight_norm"]
+        whole = layer.get("denominator", 0.0) if settings["optim"] == "clars" else lars
+        return {"share": gradient / whole} if whole else {}
 
     return [
-        {**record, "layers": {name: {**layer, "share": share(layer)} for name, layer in record["layers"].items()}}
+        {**record, "layers": {name: {**layer, **share(layer)} for name, layer in record["layers"].items()}}
         for record in result.layers
     ]
 
