@@ -169,7 +169,7 @@ def test_a_report_that_is_refused_and_then_taken(tmp_path):
     assert address == f"{server.address}/me/p/reports/eval-accuracy:-2-groups-compared--Vmlldzox"
     given = [variables for name, variables in server.asked if name == "upsertView"][-1]
     assert (given["entityName"], given["projectName"], given["type"]) == ("me", "p", "runs")
-    assert given["description"].startswith("clars reaches eval/accuracy ≥ 0.6 first")
+    assert given["description"].startswith("clars reaches eval/accuracy ≥ 60 % first")
     blocks = {block["type"]: block for block in json.loads(given["spec"])["blocks"]}
     assert "| clars | 2 | 0 |" in blocks["markdown-block"]["content"]
     grid = blocks["panel-grid"]["metadata"]
