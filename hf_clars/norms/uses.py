@@ -42,6 +42,10 @@ class Use:
     number: int = -1
     sizes: list[int] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.bias is not None:  # one parameter, a scale, may be behind both
+            self.shared.update((both, True) for both in self.weight.parameters if both in self.bias.parameters)
+
     @property
     def parameters(self) -> list[TrackedParameter]:
         return parameters_of(self.weight, self.bias)
