@@ -47,7 +47,14 @@ def quiet_gradient(of: Tensor | GradientEdge, parameter: Tensor, derivative: Ten
     silenced = dict(hooks)
     hooks.clear()
     try:
-        (gradient,) = torch.autograd.grad(of, parameter, derivative, retain_graph=True, is_grads_batched=batched)
+        try:
+            (gradient,) = torch.autograd.grad(of, parameter, derivative, retain_graph=True, is_grads_batched=batched)
+        except RuntimeError:
+            if not batched:
+                raise
+            # What it passes may know one derivative at a time, as sparse tensors and functions of users do.
+            each = [torch.autograd.grad(of, parameter, one, retain_graph=True)[0] for one in derivative]
+            gradient = torch.stack([one.to_dense() if one.is_sparse else one for one in each])
     finally:
         hooks.update(silenced)
     return gradient

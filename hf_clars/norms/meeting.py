@@ -70,6 +70,8 @@ class Meeting:
         else:
             with self.measurement.regions.kept():
                 out = func(*args, **kwargs)
+            if isinstance(out, Tensor) and not out.requires_grad:
+                return out  # no parameter is behind it, even if gradients are taken of it from here on
         if torch.compiler.is_compiling():
             if is_writing(func):
                 tagged(args[0], PARAMETERS, tuple(parameters))

@@ -52,7 +52,7 @@ class TrackedParameter:
         """Looked up each time: FSDP exchanges a module's parameters. One that left the module may live on elsewhere, as
         pruning and parametrizations have it; of one that does not, an empty one is left."""
         parameter = self.module._parameters.get(self.attribute)
-        if parameter is not None:
+        if parameter is not None and is_input(parameter):  # no other that functional_call() has put there
             return parameter
         parameter = self._known()
         return _NONE if parameter is None else parameter

@@ -14,7 +14,7 @@ from .forward_passes import ForwardPasses
 from .inputs import is_packed
 from .regions import Region
 from .sample_axis.tags import tensors_in
-from .tracked import PARAMETER, TrackedParameter, parameters_behind
+from .tracked import PARAMETER, TrackedParameter, is_input, parameters_behind
 
 
 class WatchedForward:
@@ -54,7 +54,9 @@ class WatchedForward:
         measurement, tracer = passes.measurement, passes.tracer
         for attribute, tracked in self.parameters:
             parameter = self.module._parameters.get(attribute)
-            if parameter is not None and getattr(parameter, PARAMETER, None) is not tracked:  # FSDP has exchanged it
+            if parameter is None or getattr(parameter, PARAMETER, None) is tracked:
+                continue
+            if is_input(parameter):  # FSDP has exchanged it; what functional_call() puts there may be computed from it
                 measurement.recorder.tag(tracked, parameter)
         eager = not torch.compiler.is_compiling()
         looks = eager and (not tracer.active or tracer.may_be_in_region())
