@@ -161,3 +161,46 @@ def test_vectors_alone_are_no_error():
     (model(torch.randn(5, 3)) + model.shift).sum().backward()
     assert norms.denominators().keys() == {model.weight}
     assert norms.untracked == {}
+
+
+def layer_that_joins(model):
+    model.append(nn.Linear(4, 4))
+    return list(model[-1].parameters())
+
+
+def proxies_of_the_loss(model):
+    return [nn.Parameter(torch.randn(4, 5))]
+
+
+@pytest.mark.parametrize("mode", ["per_sample", "subset", "micro_batch"])
+@pytest.mark.parametrize("steps_before", [0, 1, 3])
+@pytest.mark.parametrize(("added", "name"), [
+    (layer_that_joins, r"1\.weight: it joined the model after PerSampleNorms was attached"),
+    (proxies_of_the_loss, "parameter 2 of the optimizer: it is outside of the model that is measured"),
+])  # fmt: skip
+def test_parameters_that_nobody_watches_are_named_when_they_come(added, name, steps_before, mode):
+    for untracked in ("stand_in", "error"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4))
+        norms = PerSampleNorms(model, mode=mode, untracked=untracked)
+        optimizer = CLARS(model.parameters(), 0.5, norms=norms)
+        others = []
+
+        def step(model=model, optimizer=optimizer, others=others):
+            optimizer.zero_grad()
+            out = model(torch.randn(5, 3))
+            (out @ others[0] if added is proxies_of_the_loss and others else out).square().sum().backward()
+            optimizer.step()
+
+        for _ in range(steps_before):
+            step()
+        others += added(model)
+        optimizer.add_param_group({"params": others})
+        if untracked == "error":
+            with pytest.raises(UserError, match=name):
+                step()
+        else:
+            with pytest.warns(UserWarning, match=name):
+                step()
+            step()  # it is said once
+            assert others[0] in optimizer.layer_rates()

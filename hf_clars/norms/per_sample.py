@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import UserError, did_you_mean
 from ..runtime import users_line
@@ -64,7 +65,7 @@ class PerSampleNorms:
     if it was zeroed in place since the last one (through `.data` that cannot be noticed).
 
     Raises:
-        UserError: unknown mode or `untracked`, or sizes below 1.
+        UserError: unknown mode or `untracked`, sizes below 1, a negative `batch_dim`, lazy parameters, or no module.
     """
 
     def __init__(
@@ -82,15 +83,20 @@ class PerSampleNorms:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
             raise UserError(f"mode={mode!r} is unknown; {did_you_mean(mode, MODES)}{of_trainer}")
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model={model!r:.60} must be a torch.nn.Module")
         sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
-        for name, size in sizes.items():
-            if size is None and name != "norm_samples":
+        for name, size in {**sizes, "batch_dim": batch_dim}.items():
+            if size is None and name in ("total_batch_size", "batch_size"):
                 continue
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise UserError(f"{name}={size!r} must be a whole number of at least 1")
+            least = 0 if name == "batch_dim" else 1
+            if isinstance(size, bool) or not isinstance(size, int) or size < least:
+                raise UserError(f"{name}={size!r} must be a whole number of at least {least}")
+        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise UserError(f"{lazy[0]} has no shape yet: call the model once on a batch before PerSampleNorms(model)")
         self._measurement = Measurement(mode, norm_samples, total_batch_size, Untracked(untracked, self.warn_of))
         self.watch = Watch(model, self._measurement, Inputs(batch_dim, batch_size), bias_and_norm)
-        self._looked_for_newcomers = False
         self.attach()
 
     @property
@@ -126,13 +132,11 @@ class PerSampleNorms:
     def attach(self) -> PerSampleNorms:
         """Begin to measure; nothing happens if it already does. Returns itself."""
         self.watch.attach()
-        self._looked_for_newcomers = False
         return self
 
     def resume(self) -> PerSampleNorms:
         """After `detach()`: measure again and go on with what was measured before. Returns itself."""
         self.watch.resume()
-        self._looked_for_newcomers = False
         return self
 
     def detach(self) -> None:
@@ -172,7 +176,7 @@ class PerSampleNorms:
         """Forget everything measured."""
         self._recorder.reset()
 
-    def denominators(self) -> dict[Tensor, Tensor]:
+    def denominators(self, parameters: Iterable[Tensor] | None = None) -> dict[Tensor, Tensor]:
         """Parameter → `Σ_i ‖c_i‖` (0-dim) of the gradient it now holds, averaged over ranks as the gradient is.
 
         A parameter that is not measured is absent, on all ranks alike. Where several processes decide that on devices
@@ -180,12 +184,16 @@ class PerSampleNorms:
 
         All ranks must call it, as they all must step.
 
+        Args:
+            parameters: of the optimizer that asks; None for the model's. Those of them that joined the model after it
+                was attached, or are outside of it, are named.
+
         Raises:
             UserError: with `untracked="error"`, a parameter of two or more dimensions cannot be measured.
         """
         self.watch.settle_check()
         values, present = self._recorder.of_gradient()
-        self._notice_unmeasured()
+        self._notice_unmeasured(self.model.parameters() if parameters is None else parameters)
         return {tracked.parameter: values[NORMS, tracked.index] for tracked in present}
 
     def gradient_statistics(self) -> dict[str, tuple[Tensor, Tensor, int | Tensor]]:
@@ -263,13 +271,12 @@ class PerSampleNorms:
         """
         self._recorder.writes.look(self._recorder.tracked(parameters), scale)
 
-    def _notice_unmeasured(self) -> None:
-        """Name what has a gradient and no record, once it is known, and whatever joined the model."""
+    def _notice_unmeasured(self, parameters: Iterable[Tensor]) -> None:
+        """Name what has a gradient and no record, once it is known, and those of the parameters that nobody watches."""
         untracked = self._measurement.untracked
         if self.watched:
-            if not self._looked_for_newcomers:
-                self._looked_for_newcomers = True
-                untracked.name(self.watch.newcomers(), "it joined the model after PerSampleNorms was attached")
+            for reason, named in self.watch.strangers(parameters).items():
+                untracked.name(named, reason)
             if not is_distributed():
                 self._recorder.look_for_unwatched()
         self._learn(wait=untracked.action == "error")

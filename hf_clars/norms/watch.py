@@ -14,7 +14,7 @@ from .forward_passes import ForwardPasses
 from .inputs import Inputs
 from .measurement import Measurement
 from .sample_axis.tags import PREFIX
-from .tracked import TrackedParameter
+from .tracked import PARAMETER, TrackedParameter
 from .wrapper import BeginPass, WatchedForward, passes_of
 
 
@@ -66,14 +66,24 @@ class Watch(ForwardPasses):
             for name in [name for name in vars(tensor) if name.startswith(PREFIX)]:
                 delattr(tensor, name)
 
-    def newcomers(self) -> dict[str, Tensor]:
-        """Name → parameter with a gradient that joined the model since."""
+    def strangers(self, parameters: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Reason → name → trainable parameter, of those that joined the model since, or are none of its."""
         known = {id(tracked.parameter) for tracked in self.measurement.recorder.parameters}
-        return {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if self._is_wanted(parameter) and parameter.grad is not None and id(parameter) not in known
-        }
+        names: dict[int, str] = {}
+        found: dict[str, dict[str, Tensor]] = {}
+        for number, parameter in enumerate(parameters):
+            if hasattr(parameter, PARAMETER) or id(parameter) in known or not parameter.requires_grad:
+                continue
+            if not self._is_wanted(parameter):
+                continue
+            names = names or {id(p): name for name, p in self.model.named_parameters()}
+            name = names.get(id(parameter))
+            if name is None:
+                name, reason = f"parameter {number} of the optimizer", "it is outside of the model that is measured"
+            else:
+                reason = "it joined the model after PerSampleNorms was attached"
+            found.setdefault(reason, {})[name] = parameter
+        return found
 
     def why_nothing(self, parameters: Iterable[Tensor]) -> str | None:
         """Why nothing was measured of these parameters' gradients, and what to do; None where that is no mistake."""
@@ -112,13 +122,17 @@ class Watch(ForwardPasses):
 
     def _attach(self) -> None:
         self.attached = True
-        self.look_at_members()
-        if self.measurement.mode == "micro_batch":
-            self._attach_to_parameters()
-            self._handles.append(self.model.register_forward_pre_hook(BeginPass(self)))
-        else:
-            self._attach_to_modules()
-        self.measurement.recorder.agreement.watch_shares()
+        try:
+            self.look_at_members()
+            if self.measurement.mode == "micro_batch":
+                self._attach_to_parameters()
+                self._handles.append(self.model.register_forward_pre_hook(BeginPass(self)))
+            else:
+                self._attach_to_modules()
+            self.measurement.recorder.agreement.watch_shares()
+        except BaseException:
+            self.detach()
+            raise
 
     def _attach_to_modules(self) -> None:
         recorder = self.measurement.recorder
@@ -165,7 +179,12 @@ class Watch(ForwardPasses):
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.model.named_modules():
-            yield (f"{name}." if name else ""), module
+            if isinstance(module, torch.jit.ScriptModule):
+                scripted = {n: p for n, p in module.named_parameters(name, recurse=False) if self._is_wanted(p)}
+                trained = {n: p for n, p in scripted.items() if p.requires_grad}
+                self.measurement.untracked.name(trained, "it is in a TorchScript module, whose functions are not seen")
+            else:
+                yield (f"{name}." if name else ""), module
 
 
 def watches_of(model: nn.Module) -> set[Watch]:

@@ -166,7 +166,8 @@ class CLARS(LayerwiseOptimizer):
         norms, scale = _source(self.norms), self._scale
         if hasattr(norms, "gradient_is_complete"):  # of a PerSampleNorms, whose backward pass may still go on
             norms.gradient_is_complete(self._parameters())
-        if self._is_measuring():
+            measured = norms.denominators(self._parameters())
+        elif self._is_measuring():
             measured = norms.denominators()
         elif callable(norms):
             measured, scale = norms(), None  # of gradients that are unscaled by now
