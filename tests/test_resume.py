@@ -116,11 +116,28 @@ def test_there_is_nothing_to_resume(tmp_path):
 def test_the_newest_checkpoint_is_the_one_written_last(stopped, caplog):
     shutil.rmtree(stopped / "checkpoint-3")
     trained(stopped, stop=4)  # another training, stopped after its checkpoint-3
-    message = "has 1 checkpoints of an earlier training; this one begins anew, and leaves them alone"
+    message = "has 1 checkpoints of an earlier training, which this one does not go on from; they are in earlier-1 now"
     assert caplog.messages == [f"{stopped} {message}"]
-    assert checkpoints(stopped) == {"checkpoint-3", "checkpoint-6"}
+    assert checkpoints(stopped) == {"checkpoint-3"}
+    assert checkpoints(stopped / "earlier-1") == {"checkpoint-6"}
     resumed = trained(stopped, resume="auto", stop=5)
     assert [step for step, _ in logged(resumed, "loss")] == [1, 2, 3, 4, 5]
+
+
+def test_earlier_trainings_are_never_lost(stopped):
+    """Neither by the same steps, nor by a limit, nor by going on from one of theirs."""
+    before = {step: weights_of(stopped / f"checkpoint-{step}") for step in (3, 6)}
+    trained(stopped, stop=7, learning_rate=1.0, save_total_limit=1)
+    newer = weights_of(stopped / "checkpoint-6")
+    trained(stopped, stop=7, resume=str(stopped / "earlier-1" / "checkpoint-3"), save_total_limit=1)
+    assert {step: weights_of(stopped / "earlier-1" / f"checkpoint-{step}") for step in (3, 6)} == before
+    assert weights_of(stopped / "earlier-2" / "checkpoint-6") == newer
+    assert weights_of(stopped / "checkpoint-6") == before[6] != newer
+    assert checkpoints(stopped) == {"checkpoint-6"}
+
+
+def weights_of(checkpoint):
+    return (checkpoint / "model.safetensors").read_bytes()
 
 
 def test_another_optimizer_or_model_is_an_error(stopped):
@@ -161,7 +178,8 @@ def test_the_newest_stays_where_clocks_go_back_and_others_folders_look_newer(tmp
     monkeypatch.setattr(folders.time, "time", lambda: next(now))
     for stop in (6, 9):
         trained(tmp_path, save_total_limit=1, stop=stop, resume="auto")
-        assert checkpoints(tmp_path) == {f"checkpoint-{stop}", "checkpoint-99"}
+        assert checkpoints(tmp_path) == {f"checkpoint-{stop}"}
+    assert checkpoints(tmp_path / "earlier-1") == {"checkpoint-99"}
 
 
 def test_what_a_kill_left_is_cleared_away_or_used_at_the_next_start(stopped):

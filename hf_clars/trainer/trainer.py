@@ -199,14 +199,9 @@ class ClarsTrainer(
             settings = settings_of(self.args, self.record.about)
             with readable(checkpoint, "what it says of its training"):
                 self.told = tell_differences(saved, self.train_dataset, self.args, settings)
-        elif self.is_world_process_zero() and (old := folders.all_of(run_dir)):
-            logger.warning(
-                "%s has %d checkpoints of an earlier training; this one begins anew, and leaves them alone",
-                run_dir,
-                len(old),
-            )
+        if checkpoint is None or checkpoint.resolve().parent != run_dir.resolve():
+            once(lambda: folders.put_aside(run_dir))
         self.saved_options = saved.get("options")
-        self.foreign_checkpoints = [] if checkpoint is not None else folders.all_of(run_dir)
         is_trial = kwargs.get("trial") is not None  # of a search, which has reporters begin its runs
         with nullcontext() if is_trial else self.record.of_training(saved.get("wandb_run_id")):
             return self._train(checkpoint, *args, **kwargs)

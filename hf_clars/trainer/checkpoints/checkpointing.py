@@ -32,7 +32,6 @@ class AtomicCheckpoints(Trainer):
 
     resume_point: Any
     health: Any
-    foreign_checkpoints: list[Path]
     _staging: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -60,12 +59,10 @@ class AtomicCheckpoints(Trainer):
             if self.is_world_process_zero():
                 logger.warning("%s; the training goes on, and earlier checkpoints stay", message)
             return
-        self.foreign_checkpoints = [c for c in self.foreign_checkpoints if c.name != name]  # which this one replaced
         if args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / name))
         if args.should_save:
-            best = state.best_model_checkpoint
-            folders.keep(run_dir, args.save_total_limit, best, others=self.foreign_checkpoints)
+            folders.keep(run_dir, args.save_total_limit, state.best_model_checkpoint)
 
     def _finalize_training(self, trial: Any, *rest: Any) -> Any:
         """With a limit of one, Trainer deletes all but the best checkpoint in the end, and would do so in place."""
@@ -77,7 +74,7 @@ class AtomicCheckpoints(Trainer):
             args.save_total_limit = limit
         best = self.state.best_model_checkpoint
         if args.should_save and limit == 1 and best is not None:
-            folders.keep_only(Path(self._get_output_dir(trial)), best, others=self.foreign_checkpoints)
+            folders.keep_only(Path(self._get_output_dir(trial)), best)
         return result
 
     def _write(self, model: Any, trial: Any, run_dir: Path) -> Trouble | None:

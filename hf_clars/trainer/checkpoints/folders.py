@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -27,6 +27,7 @@ NOT_OURS = f"it has no {MANIFEST}: another Trainer wrote it, or it is a part of 
 _STATE = "trainer_state.json"
 _BLOCK = 2**20
 _REPLACED = "replaced-"
+_EARLIER = "earlier-"  # folders of checkpoints of earlier trainings
 _DELETED = "deleted-"  # no scan takes such a folder for a checkpoint, however much of it is left
 
 logger = logging.getLogger(__name__)
@@ -159,14 +160,36 @@ def newest(run_dir: Path) -> Path | None:
     return None
 
 
-def keep(run_dir: Path, limit: int | None, best: str | None, others: Sequence[Path] = ()) -> None:
-    """Delete all but the last `limit` checkpoints (None or 0: none is deleted); the best one stays, and counts.
+def put_aside(run_dir: Path) -> None:
+    """The checkpoints of an earlier training, which this one does not go on from, get a folder of their own.
 
-    `others`, of another training, neither count nor are deleted, unless they were replaced since.
+    Under their names, this one would replace them, delete them by its limit, and take them for its own when it resumes.
     """
+    old = all_of(run_dir)
+    if not old:
+        return
+    number = 1
+    while (aside := run_dir / f"{_EARLIER}{number}").exists():
+        number += 1
+    try:
+        aside.mkdir()
+    except OSError as error:
+        raise UserError(f"output_dir: {aside} cannot be made: {error.strerror or error}") from error
+    for checkpoint in old:
+        _rename(checkpoint, aside / checkpoint.name)
+    logger.warning(
+        "%s has %d checkpoints of an earlier training, which this one does not go on from; they are in %s now",
+        run_dir,
+        len(old),
+        aside.name,
+    )
+
+
+def keep(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Delete all but the last `limit` checkpoints (None or 0: none is deleted); the best one stays, and counts."""
     if not limit or limit < 0:
         return
-    ours = [c for c in all_of(run_dir) if c not in others and (c / MANIFEST).exists()]
+    ours = [c for c in all_of(run_dir) if (c / MANIFEST).exists()]
     if not ours:
         return
     *older, newest_one = ours
@@ -176,10 +199,10 @@ def keep(run_dir: Path, limit: int | None, best: str | None, others: Sequence[Pa
         delete(checkpoint)
 
 
-def keep_only(run_dir: Path, best: str, others: Sequence[Path] = ()) -> None:
-    """Delete all checkpoints but the best one, and but `others`, of another training."""
+def keep_only(run_dir: Path, best: str) -> None:
+    """Delete all checkpoints but the best one."""
     for checkpoint in all_of(run_dir):
-        if checkpoint not in others and checkpoint.name != Path(best).name and (checkpoint / MANIFEST).exists():
+        if checkpoint.name != Path(best).name and (checkpoint / MANIFEST).exists():
             delete(checkpoint)
 
 
