@@ -282,3 +282,35 @@ def test_a_state_that_cannot_be_restored_is_refused_at_once(tmp_path):
 
     with pytest.raises(UserError, match=r"state_dict\(\) of Odd must hold numbers, text, tensors"):
         run(tmp_path, Odd())
+
+
+# --- steps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [39, 25, 8])
+@pytest.mark.parametrize("micro", [8, 4, 2, 1])
+def test_every_step_has_its_samples_however_they_are_split(tmp_path, micro, size):
+    """What is left at the end of a pass, and stands before the next step, is nobody's."""
+    seen = run(tmp_path, Plain(size), per_device_train_batch_size=micro, max_steps=7).seen
+    steps = [[number for row in seen if row[0] == step for number in row[1:]][-8:] for step in range(7)]
+    whole = [list(range(first, first + 8)) for first in range(0, size - 7, 8)]
+    assert steps == (7 * whole)[:7]
+
+
+@pytest.mark.slow
+def test_every_step_has_its_samples_with_workers(tmp_path):
+    """Each of whom has something left, in the midst of the pass."""
+    seen = run(tmp_path, from_generator(), dataloader_num_workers=2, per_device_train_batch_size=8, max_steps=5).seen
+    assert [len(row) - 1 for row in seen] == [8] * 5
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_a_stream_without_a_whole_step_is_refused(tmp_path, size, micro):
+    with pytest.raises(UserError, match="has fewer examples than one batch of total_batch_size=8"):
+        run(tmp_path, Plain(size), per_device_train_batch_size=micro)
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    with pytest.raises(UserError, match="the training data has no examples"):
+        run(tmp_path, [])

@@ -47,6 +47,7 @@ class CountedPasses(Trainer):
     _pass: Pass | None = None
     _resumed: dict[str, Any] | None = None  # the position in a checkpoint, until the stream is there again
     _first_pass = 0
+    _begins_amid_it = False
 
     def _init_training_state(
         self, max_steps: Any, steps_per_epoch: Any, epochs: Any, resume_from_checkpoint: Any, trial: Any
@@ -67,7 +68,7 @@ class CountedPasses(Trainer):
                 )
             else:
                 epoch, micro_batches = self._resume_at(torch.load(file, weights_only=True))
-        self._first_pass = epoch
+        self._first_pass, self._begins_amid_it = epoch, micro_batches > 0
         return epoch, micro_batches
 
     def _resume_at(self, saved: dict[str, Any]) -> tuple[int, int]:
@@ -115,6 +116,21 @@ class CountedPasses(Trainer):
             if saved is not None and not saved["over"] and not self.args.ignore_data_skip:
                 self._read_again(self._pass, saved)
         return self._pass
+
+    def refuse_without_steps(self) -> None:
+        """A pass is over. If it had no whole step, nor will the next one, and the training would not end.
+
+        Raises:
+            UserError: it had none.
+        """
+        last = self._pass
+        if last is None or (self._begins_amid_it and last.number == self._first_pass):
+            return
+        if last.over and last.micro_batches < self.args.gradient_accumulation_steps:
+            raise UserError(
+                "one pass over the training data has fewer examples than one batch of "
+                f"total_batch_size={self.args.total_batch_size}"
+            )
 
     def _read_again(self, current: Pass, saved: dict[str, Any]) -> None:
         loader: Any = self.callback_handler.train_dataloader

@@ -11,7 +11,7 @@ import torch
 from accelerate.data_loader import DataLoaderShard, IterableDatasetShard
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import has_length
 
 from ..data import (
@@ -73,9 +73,16 @@ class StreamedBatches(CountedPasses):
             buffer.copy_(before.to(buffer.device))
 
     def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer`'s; a `TrainStream` already yields this rank's share and is not divided again."""
+        """As `Trainer`'s; a `TrainStream` already yields this rank's share and is not divided again.
+
+        Raises:
+            UserError: there are no examples.
+        """
+        if has_length(self.train_dataset) and len(self.train_dataset) == 0:
+            raise UserError("the training data has no examples")
         if not isinstance(self.train_dataset, TrainStream):
-            return self._patient(super().get_train_dataloader())
+            of_stream = isinstance(self.train_dataset, IterableDataset)
+            return self._patient(self._whole_micro_batches() if of_stream else super().get_train_dataloader())
         args = self.args
         resident = isinstance(self.train_dataset, ResidentImages)  # which leaves nothing to do for workers
         workers = 0 if resident else args.dataloader_num_workers
@@ -111,6 +118,22 @@ class StreamedBatches(CountedPasses):
             generator=torch.Generator(),  # the global one's numbers belong to the training
             _non_blocking=pin_memory,  # copies then wait for nobody, and nobody for them
         )
+
+    def _whole_micro_batches(self) -> DataLoader:
+        """As `Trainer`'s of a stream, which would end with what is left over, so that the last step has less than B."""
+        args = self.args
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            drop_last=True,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer`'s; `DecodedImages` need neither workers nor a collator."""

@@ -268,3 +268,6 @@ class _DropUnfinishedStep(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.norms is not None:
             self._trainer.norms.reset()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.refuse_without_steps()
