@@ -219,6 +219,55 @@ def test_an_argument_of_one_pass_is_no_samples_in_the_next():
     assert [name for name in vars(anchors) if name.startswith("_hf_clars")] == []
 
 
+class Keeping(nn.Module):
+    """Uses what the pass before kept, and keeps something of its own batch."""
+
+    def __init__(self, keep) -> None:
+        super().__init__()
+        self.of_x, self.of_kept, self.keep = nn.Linear(3, 3), nn.Linear(3, 3), keep
+        self.register_buffer("kept", torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.of_x(x)
+        out = y @ self.of_kept(self.kept.clone()).T
+        self.keep(self, y)
+        return out
+
+
+def keep_after_the_pass(model: Keeping, y: Tensor) -> None:
+    model.kept = y
+
+
+KEEPS = {
+    "a buffer": lambda model, y: model.kept.copy_(y.detach()),
+    "part of a buffer": lambda model, y: model.kept[1:].copy_(y.detach()[1:]),
+    "rows of a buffer": lambda model, y: model.kept.__setitem__(slice(None), y.detach()),
+    "an attribute": lambda model, y: setattr(model, "kept", y.detach()),
+    "a queue": lambda model, y: setattr(model, "kept", torch.cat([y.detach()[:2], model.kept[:2]])),
+    "what all samples have a part in": lambda model, y: setattr(model, "kept", y.detach().mean(0).repeat(4, 1)),
+    "what is detached later": keep_after_the_pass,
+}
+
+
+@pytest.mark.parametrize("how", KEEPS)
+def test_what_one_pass_kept_is_no_samples_in_the_next(how):
+    torch.manual_seed(0)
+    model, y = Keeping(KEEPS[how]).double(), torch.tensor([1, 0, 2, 3])
+    with PerSampleNorms(model) as norms:
+        for _ in range(3):
+            x, kept = torch.randn(4, 3).double(), model.kept.clone()
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            model.kept.detach_()
+            assert norms.untracked == {}
+            for i in range(4):
+                weight = model.of_kept.weight.detach().requires_grad_()
+                keys = F.linear(kept, weight, model.of_kept.bias)
+                scores = F.linear(x[i], model.of_x.weight, model.of_x.bias) @ keys.T
+                (alone,) = torch.autograd.grad(F.cross_entropy(scores, y[i]) / 4, weight)
+                torch.testing.assert_close(norms.per_sample()["of_kept.weight"][i], alone.norm())
+
+
 def test_hooks_on_parameters_see_their_gradient_alone():
     class Standardised(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

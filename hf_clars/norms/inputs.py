@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from .between import place_by_graph
 from .measurement import Measurement
 from .recorder import Recorder
 from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
-from .sample_axis.tags import PLACE, place_of
+from .sample_axis.tags import PLACE, Bearers, place_of
 from .tracked import is_tracked
 
 
@@ -26,12 +25,12 @@ class Inputs:
         dim: the dimension of the arguments in which samples stand.
         size: the number of samples, where the arguments do not tell; None takes it from the first tensor with more than
             one row, of which there must be no doubt.
+        bearers: of where samples stand.
     """
 
-    def __init__(self, dim: int, size: int | None) -> None:
-        self.dim, self.size = dim, size
+    def __init__(self, dim: int, size: int | None, bearers: Bearers) -> None:
+        self.dim, self.size, self.bearers = dim, size, bearers
         self._told = False
-        self._tagged: list[weakref.ref[Tensor]] = []
         self._assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
 
     def samples(self, tensors: list[Tensor], unbatched: bool) -> int | None:
@@ -44,13 +43,13 @@ class Inputs:
     def begin(self, tensors: list[Tensor], unbatched: bool) -> int | None:
         """A pass over new inputs begins; returns as `samples`."""
         candidates = self._candidates(tensors)
+        if not torch.compiler.is_compiling():
+            self.bearers.forget()
         if unbatched and self.size is None:
-            self._tag(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
+            self.bearers.place(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
             return 1
         batch = self._number(candidates)
         self._assumptions = []
-        if not torch.compiler.is_compiling():
-            self.forget()
         self._tag_all(candidates, batch, known=False)
         return batch
 
@@ -65,26 +64,14 @@ class Inputs:
             if known and batch > 1:
                 assumed = (Assumption(likely=True),)
                 self._assumptions += assumed
-            self._tag(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
+            self.bearers.place(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
             known = True
-
-    def _tag(self, tensor: Tensor, axis: SampleAxis) -> None:
-        setattr(tensor, PLACE, axis)
-        if not torch.compiler.is_compiling():
-            self._tagged.append(weakref.ref(tensor))
 
     def leave(self, measurement: Measurement) -> None:
         """The outermost call is over: name the parameters of assumptions that fail."""
         failed = [tracked for each in self._assumptions if each.fails for tracked in each.parameters]
         reason = "it sees an argument with as many rows as the batch, which turned out not to be the samples'"
         measurement.exclude(failed, reason)
-
-    def forget(self) -> None:
-        """Take the tags off the last pass's arguments: they may live on, and be no samples to the next one."""
-        tagged, self._tagged = self._tagged, []
-        for tensor in [ref() for ref in tagged]:
-            if tensor is not None:
-                vars(tensor).pop(PLACE, None)
 
     def _number(self, tensors: list[Tensor]) -> int | None:
         sizes = [t.shape[self.dim] for t in tensors]
@@ -130,7 +117,7 @@ class Inputs:
             elif place is None and not whole:
                 place = Lost("its input was computed before a call that is compiled alone")
             if place is not None:
-                setattr(tensor, PLACE, place)
+                self.bearers.place(tensor, place)
                 places.append(place)
         return places
 

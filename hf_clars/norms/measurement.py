@@ -11,6 +11,7 @@ from . import compiled
 from .backward import hooked
 from .recorder import Recorder
 from .regions import Regions
+from .sample_axis.tags import Bearers
 from .samplers.base import Saved
 from .tracked import TrackedParameter, TrackedTensor, parameters_of
 from .turns import Turns, measured_of
@@ -30,6 +31,7 @@ class Measurement:
     Attributes:
         recorder: of what is measured.
         regions: of activation checkpointing.
+        bearers: of where samples of the pass at hand stand.
         batch: the number of samples of the pass at hand; None where it has none.
         turns: which passes are measured in the mode `subset`.
         period: how many passes one of them stands for.
@@ -40,6 +42,7 @@ class Measurement:
         self.mode, self.norm_samples, self.total_batch_size = mode, norm_samples, total_batch_size
         self.untracked = untracked
         self.regions = Regions()
+        self.bearers = Bearers()
         self.batch: int | None = None
         self.period = 1
         self.begin_anew()

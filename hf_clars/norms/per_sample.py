@@ -89,7 +89,8 @@ class PerSampleNorms:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r} must be a whole number of at least 1")
         self._measurement = Measurement(mode, norm_samples, total_batch_size, Untracked(untracked, self.warn_of))
-        self.watch = Watch(model, self._measurement, Inputs(batch_dim, batch_size), bias_and_norm)
+        inputs = Inputs(batch_dim, batch_size, self._measurement.bearers)
+        self.watch = Watch(model, self._measurement, inputs, bias_and_norm)
         self._looked_for_newcomers = False
         self.attach()
 
