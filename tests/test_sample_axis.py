@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_clars.norms import PerSampleNorms
 from hf_clars.norms.sample_axis.axis import SampleAxis
+from hf_clars.norms.sample_axis.index_reading import read
 from hf_clars.norms.sample_axis.tags import PLACE, place_of
 
 from .helpers.verdicts import assert_right
@@ -38,6 +40,10 @@ def at_zero(x: Tensor) -> Tensor:
     return torch.zeros(x.shape, dtype=torch.long)
 
 
+INDICES = (
+    1, np.int64(1), torch.tensor(1), np.array(1), [0, 1], (1, 0), range(2), [True, False], np.array([1, 0]),
+    np.array([[0], [1]]), np.array([True, False]), torch.tensor([0, 1]),
+)  # fmt: skip
 KNOWN = {  # of which it must be said where samples are, too
     "view_as_complex": torch.view_as_complex,
     "view_as_real": lambda x: torch.view_as_real(torch.view_as_complex(x)),
@@ -51,6 +57,7 @@ KNOWN = {  # of which it must be said where samples are, too
     "stack": lambda x: torch.stack([x, x], 1),
     "unfold": lambda x: x.unfold(1, 2, 1),
     "unflatten": lambda x: x.unflatten(0, (2, -1)),
+    **{f"x[:, {each!r}]": lambda x, each=each: x[:, each] for each in INDICES},
 }
 CALLS = {
     **KNOWN,
@@ -95,6 +102,8 @@ CALLS = {
     "row.copy_": lambda x: through(x, lambda y: y[0].copy_(x[1])),
     "rows[:] =": lambda x: through(x, lambda y: y[:1].__setitem__(slice(None), x[1:2])),
     "out=": lambda x: through(x, lambda y: torch.neg(x.flip(0), out=y)),
+    # As many indices of each entry as it says.
+    "repeat_interleave(x)": lambda x: torch.repeat_interleave(x.abs().long()),
     # Indices that were changed.
     "arange * 0": lambda x: x[torch.arange(len(x)).mul_(0)],
     "arange[0] = 1": lambda x: x[written(torch.arange(len(x)).clone(), 0, 1)],
@@ -143,6 +152,11 @@ def judge(call, shape: tuple[int, ...], axis: SampleAxis, norms: PerSampleNorms)
                 return "wrong"
             word = "known"
     return word
+
+
+@pytest.mark.parametrize("index", [[slice(None), 0], [[0, 1], [1, 0]], (slice(None), True), "a", (object(),)])
+def test_an_index_that_is_read_in_ways_of_its_own_is_unknown(index):
+    assert read(2, index) is None
 
 
 @pytest.mark.parametrize("name", CALLS)
