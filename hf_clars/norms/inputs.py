@@ -69,9 +69,8 @@ class Inputs:
 
     def leave(self, measurement: Measurement) -> None:
         """The outermost call is over: name the parameters of assumptions that fail."""
-        failed = [tracked for each in self._assumptions if each.fails for tracked in each.parameters]
         reason = "it sees an argument with as many rows as the batch, which turned out not to be the samples'"
-        measurement.exclude(failed, reason)
+        measurement.exclude_failed(self._assumptions, reason)
 
     def _number(self, tensors: list[Tensor]) -> int | None:
         sizes = [t.shape[self.dim] for t in tensors]

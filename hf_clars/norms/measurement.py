@@ -11,6 +11,7 @@ from . import compiled
 from .backward import hooked
 from .recorder import Recorder
 from .regions import Regions
+from .sample_axis.axis import Assumption
 from .sample_axis.tags import Bearers
 from .samplers.base import Saved
 from .tracked import TrackedParameter, TrackedTensor, parameters_of
@@ -57,6 +58,14 @@ class Measurement:
 
     def exclude(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
         self.untracked.exclude(parameters, reason)
+
+    def exclude_failed(self, assumptions: Iterable[Assumption], reason: str) -> None:
+        """The pass is over: exclude what was measured under assumptions that fail, or may, as a device will say."""
+        for each in assumptions:
+            if each.fails:
+                self.exclude(each.parameters, reason)
+            elif each.refutations and each.parameters:
+                self.recorder.exclude_if(torch.stack(each.refutations).any(), each.parameters, reason)
 
     def note_expensive(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
         self.expensive.update({tracked.name: reason for tracked in parameters if tracked.name not in self.expensive})

@@ -25,11 +25,13 @@ class Assumption:
 
     Attributes:
         parameters: those that are measured under it.
+        refutations: 0-dim tensors on a device, of which one that is True refutes it.
     """
 
     def __init__(self, likely: bool) -> None:
         self.likely = likely
         self.parameters: list[Any] = []
+        self.refutations: list[Tensor] = []
         self.confirmed = self.refuted = False
         self._rests_on: list[Assumption] = []
 

@@ -22,7 +22,8 @@ def reshaping(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
     # In place, the shape that it had is gone.
     # As another type, entries are split or joined.
-    unknown = call.out is call.x or call.out.numel() != call.x.numel()
+    in_place = call.out is call.x and name_of(call.func).endswith("_")
+    unknown = in_place or call.out.numel() != call.x.numel()
     return None if axis is None or unknown else reshaped(axis, call.x.shape, call.out.shape)
 
 
