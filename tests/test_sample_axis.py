@@ -182,6 +182,21 @@ class Other(nn.Module):
         return self.use(self.of_x(x), self.of_other(other))
 
 
+OF_ROWS = [  # each sample meets all rows of the other, as of the embeddings of classes
+    lambda x, other: x + other.mean(0),
+    lambda x, other: x * other.mean(),
+    lambda x, other: x + torch.logsumexp(other, 0).exp(),
+    lambda x, other: x @ other.tanh().sum(0),
+    lambda x, other: torch.cat([x, other.mean(0, keepdim=True).expand(len(x), -1)], 1),
+    lambda x, other: x / other.square().sum(),
+    lambda x, other: torch.softmax(x @ other.T, -1) @ other,
+    lambda x, other: F.scaled_dot_product_attention(x, other, other),
+    lambda x, other: torch.cdist(x, other),
+    lambda x, other: torch.cdist(other, x).T,
+    lambda x, other: x + (other.T @ other),
+]
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -193,6 +208,7 @@ class Other(nn.Module):
         lambda x, other: F.scaled_dot_product_attention(x, x, x, attn_mask=other),
         lambda x, other: torch.einsum("btd,sd->bts", x, other),
         lambda x, other: (x + other.unsqueeze(1)) * other,
+        *[lambda x, other, use=use: use(x[:, 0], other) for use in OF_ROWS],
     ],
 )
 @pytest.mark.parametrize("layer", ["linear", "parameter"])
@@ -203,11 +219,50 @@ def test_an_argument_that_turns_out_to_be_positions_is_named(use, layer):
     with warnings.catch_warnings(), PerSampleNorms(model) as norms:
         warnings.simplefilter("ignore")
         model(torch.randn(3, 3, 3).double(), torch.randn(3, 3).double()).square().sum().backward()
-        assert "of_other.weight" in norms.untracked
+        assert {name for name in norms.untracked if "of_x" not in name} == {
+            name for name, _ in model.of_other.named_parameters("of_other")
+        }
 
 
 def test_an_argument_that_meets_samples_as_such_is_measured():
     assert_right(Other(lambda x, other: x + other.unsqueeze(1)), torch.randn(3, 4, 3), torch.randn(3, 3))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, other: x.square().mean() + other.exp().mean(),
+        lambda x, other: F.mse_loss(x, other) + (1 - other.std(0)).relu().sum(),
+        lambda x, other: F.cross_entropy(x @ other.T, torch.arange(3)) + F.cross_entropy(other @ x.T, torch.arange(3)),
+        lambda x, other: (x - other).square().mean(),
+    ],
+)
+def test_an_argument_whose_rows_meet_in_the_loss_alone_is_measured(use):
+    """Two views of each sample, pairs of images and texts, what is real and what is generated."""
+    model, xs = Other(use).double(), torch.randn(2, 3, 3).double().unbind()
+    with PerSampleNorms(model) as norms:
+        model(*xs).backward()
+        assert norms.untracked == {}
+        measured = norms.per_sample()["of_other.weight"]
+    y = model.of_other(xs[1]).detach().requires_grad_()
+    (d,) = torch.autograd.grad(use(model.of_x(xs[0]), y), y)
+    torch.testing.assert_close(measured, d.norm(dim=1) * xs[1].norm(dim=1))
+
+
+@pytest.mark.parametrize("which", ["the same", "another", "the same beside the same", "refilled"])
+def test_an_argument_that_is_there_again_beside_other_samples_is_none(which):
+    """Embeddings of as many classes as samples: a product with them looks like one of pairs."""
+    model = Other(lambda x, other: x @ other.T).double()
+    x, classes = torch.randn(2, 3, 3).double().unbind()
+    with warnings.catch_warnings(), PerSampleNorms(model) as norms:
+        warnings.simplefilter("ignore")
+        model(x, classes).square().sum().backward()
+        assert norms.untracked == {}
+        if which == "refilled":
+            classes.normal_()
+        x = x if which == "the same beside the same" else torch.randn(3, 3).double()
+        model(x, torch.randn(3, 3).double() if which == "another" else classes).square().sum().backward()
+        assert set(norms.untracked) == ({"of_other.weight", "of_other.bias"} if which == "the same" else set())
 
 
 def test_an_argument_of_one_pass_is_no_samples_in_the_next():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ class Inputs:
         self.dim, self.size, self.bearers = dim, size, bearers
         self._told = False
         self._assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
+        self._last: list[tuple[weakref.ref[Tensor], int, Assumption | None]] = []  # of the last pass, with versions
 
     def samples(self, tensors: list[Tensor], unbatched: bool) -> int | None:
         """The number of samples in new inputs; None where no argument has any."""
@@ -49,9 +51,22 @@ class Inputs:
             self.bearers.place(candidates[0], SampleAxis(0, candidates[0].shape[0], 1))
             return 1
         batch = self._number(candidates)
-        self._assumptions = []
+        self._assumptions = [] if torch.compiler.is_compiling() else self._of_constants(candidates)
         self._tag_all(candidates, batch, known=False)
         return batch
+
+    def _of_constants(self, tensors: list[Tensor]) -> list[Assumption]:
+        """Refute what the last pass assumed of arguments that are there again, beside other samples."""
+        last, self._last = self._last, []
+        again = {(id(tensor), _version(tensor)) for tensor in tensors}
+        there = [(id(ref()), version) in again for ref, version, _ in last]
+        if True not in there or there[0]:
+            return []
+        found = [each for (_, _, each), is_there in zip(last, there, strict=True) if is_there and each is not None]
+        found = [each for each in found if not each.confirmed]
+        for each in found:
+            each.refuted = True
+        return found
 
     def _tag_all(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
         for tensor in tensors:
@@ -64,6 +79,8 @@ class Inputs:
             if known and batch > 1:
                 assumed = (Assumption(likely=True),)
                 self._assumptions += assumed
+            if not torch.compiler.is_compiling():
+                self._last.append((weakref.ref(tensor), _version(tensor), assumed[0] if assumed else None))
             self.bearers.place(tensor, SampleAxis(self.dim, 1, max(1, batch), assumed))
             known = True
 
@@ -129,6 +146,10 @@ class Inputs:
         new = [t for t in tensors if (not t.requires_grad or t.is_leaf) and not is_tracked(t)]
         self._tag_all(new, batch, known=True)
         return batch
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_packed(keywords: Mapping[str, Any]) -> bool:

@@ -107,9 +107,14 @@ class SampleAxis(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A tensor depends on samples, and it is not known which part of it on which."""
+    """A tensor depends on samples, and it is not known which part of it on which.
+
+    Args:
+        assumed: what the samples of all that went into it rest on; empty if some are known.
+    """
 
     reason: str
+    assumed: tuple[Assumption, ...] = ()
 
 
 Place = SampleAxis | Lost
