@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import UserError
 from ..runtime import users_line
@@ -15,7 +16,7 @@ from .between import place_by_graph
 from .measurement import Measurement
 from .recorder import Recorder
 from .sample_axis.axis import Assumption, Lost, Place, SampleAxis
-from .sample_axis.tags import PLACE, Bearers, place_of
+from .sample_axis.tags import PLACE, Bearers, place_of, tensors_in
 from .tracked import is_tracked
 
 
@@ -23,15 +24,16 @@ class Inputs:
     """Finds the batch among the arguments of each outermost call, and tags the tensors that hold it.
 
     Args:
-        dim: the dimension of the arguments in which samples stand.
+        dim: the dimension of the arguments in which samples stand; None for the first, unless arguments leave a doubt.
         size: the number of samples, where the arguments do not tell; None takes it from the first tensor with more than
             one row, of which there must be no doubt.
         bearers: of where samples stand.
     """
 
-    def __init__(self, dim: int, size: int | None, bearers: Bearers) -> None:
-        self.dim, self.size, self.bearers = dim, size, bearers
-        self._told = False
+    def __init__(self, dim: int | None, size: int | None, bearers: Bearers) -> None:
+        self.dim, self.size, self.bearers = dim or 0, size, bearers
+        self.is_told = dim is not None or size is not None
+        self._warned = False
         self._assumptions: list[Assumption] = []  # of this pass, about arguments that may be something else
         self._last: list[tuple[weakref.ref[Tensor], int, Assumption | None]] = []  # of the last pass, with versions
 
@@ -100,18 +102,20 @@ class Inputs:
             return self.size
         if not sizes:
             return None
-        if sizes[0] != 1:
-            return sizes[0]
         larger = [size for size in sizes if size > 1]
         if not larger:
-            return 1
-        if not self._told and not torch.compiler.is_compiling():
-            self._told = True
+            return sizes[0]
+        taken = larger[0] if sizes[0] == 1 else sizes[0]
+        # One number for each row may be for each class, as how frequent they are.
+        numbers = not self.is_told and tensors[0].ndim == 1 and tensors[0].is_floating_point()
+        doubt = sizes[0] == 1 or (numbers and True in [size != taken for size in larger])
+        if doubt and not self._warned and not torch.compiler.is_compiling():
+            self._warned = True
             users_line.warn(
                 f"the arguments of the forward pass have {', '.join(map(str, sizes))} rows; PerSampleNorms takes "
-                f"{larger[0]} for the number of samples: set batch_size if it is another"
+                f"{taken} for the number of samples: set batch_size if it is another"
             )
-        return larger[0]
+        return taken
 
     def carried(self, tensors: list[Tensor], recorder: Recorder, whole: bool) -> list[Place]:
         """Where samples stand in those that results of a watched call are, or have a part in; none if all are new
@@ -150,6 +154,40 @@ class Inputs:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def why_untold(args: tuple[Any, ...], keywords: Mapping[str, Any], is_told: bool) -> str | None:
+    """Why the arguments of a call do not tell which part of them is which sample's; None where they do.
+
+    Args:
+        is_told: whether somebody said how to read them.
+    """
+    if not torch.compiler.is_compiling() and is_packed(keywords):
+        return "sequences are packed into one row, in which samples are not told apart"
+    first = next((value for value in (*args, *keywords.values()) if tensors_in((value,))), None)
+    if True in [t.requires_grad and not t.is_leaf for t in tensors_in((first,))]:
+        return None  # of what an earlier call returned it is known
+    if isinstance(first, PackedSequence):
+        return "sequences are packed into a PackedSequence, in which samples are not told apart: pad them"
+    if not is_told and _are_apart(first):
+        return (
+            "several tensors of a kind are its first argument, and may be as many samples: if each holds all samples, "
+            "PerSampleNorms(batch_dim=0) says so"
+        )
+    return None
+
+
+def _are_apart(held: Any) -> bool:
+    """Whether this holds tensors that may be a sample each.
+
+    Entries of a mapping have names, and are taken for that only if they differ in the number of their rows.
+    """
+    if isinstance(held, Mapping):
+        tensors = [t for t in tensors_in(held.values()) if t.is_floating_point()]
+        several = len({t.ndim for t in tensors}) == 1 and len({t.shape[:1] for t in tensors}) > 1
+        return several or True in [_are_apart(value) for value in held.values()]
+    tensors = tensors_in(held) if type(held) in (list, tuple) else []
+    return len(tensors) > 1 and len({(t.ndim, t.dtype) for t in tensors}) == 1
 
 
 def is_packed(keywords: Mapping[str, Any]) -> bool:

@@ -50,7 +50,8 @@ class PerSampleNorms:
             gives it a denominator by the median of the measured layers, see there. `"error"`: the first parameter of
             two or more dimensions ends the training, on all ranks in the same step; this waits for the device.
         batch_size: the number of samples of a forward pass, where its arguments leave a doubt; see above.
-        batch_dim: the dimension of the arguments in which samples stand.
+        batch_dim: the dimension of each argument in which samples stand: the first, if not said otherwise. Say so where
+            the first argument is a list of tensors that each hold all samples.
 
     Attributes:
         untracked: parameter name → why it cannot be measured, for trainable parameters that are to be (with
@@ -77,7 +78,7 @@ class PerSampleNorms:
         bias_and_norm: bool = True,
         untracked: str = "stand_in",
         batch_size: int | None = None,
-        batch_dim: int = 0,
+        batch_dim: int | None = None,
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
