@@ -27,7 +27,12 @@ def put(tokens: Tensor, mask: Tensor, images: Tensor) -> Tensor:
     return tokens.index_put((mask,), images.flatten(0, -2))
 
 
-FILLS = {fill.__name__: fill for fill in (scattered, written, put)}
+def apart(tokens: Tensor, mask: Tensor, images: Tensor) -> Tensor:
+    """As in transformers, where the features of each image are by themselves for a while."""
+    return scattered(tokens, mask, torch.cat(list(images)))
+
+
+FILLS = {fill.__name__: fill for fill in (scattered, written, put, apart)}
 
 
 class Pictured(nn.Module):

@@ -57,6 +57,8 @@ KNOWN = {  # of which it must be said where samples are, too
     "stack": lambda x: torch.stack([x, x], 1),
     "unfold": lambda x: x.unfold(1, 2, 1),
     "unflatten": lambda x: x.unflatten(0, (2, -1)),
+    "entries, side by side again": lambda x: torch.cat([2 * each for each in x]),
+    "entries, one by one again": lambda x: torch.stack(x.unbind(1), 1),
     **{f"x[:, {each!r}]": lambda x, each=each: x[:, each] for each in INDICES},
 }
 CALLS = {
@@ -102,6 +104,12 @@ CALLS = {
     "row.copy_": lambda x: through(x, lambda y: y[0].copy_(x[1])),
     "rows[:] =": lambda x: through(x, lambda y: y[:1].__setitem__(slice(None), x[1:2])),
     "out=": lambda x: through(x, lambda y: torch.neg(x.flip(0), out=y)),
+    # Entries in another order, or not all of them.
+    "entries reversed": lambda x: torch.cat(x.unbind(0)[::-1]),
+    "an entry twice": lambda x: torch.stack([x.unbind(0)[0]] * len(x)),
+    "parts of entries": lambda x: torch.cat([each[:1] for each in x]),
+    "entries of two": lambda x: torch.stack([(x + 1).unbind(0)[0], *x.unbind(0)[1:]]),
+    "entries turned": lambda x: torch.cat([each.transpose(0, -1) for each in x]),
     # As many indices of each entry as it says.
     "repeat_interleave(x)": lambda x: torch.repeat_interleave(x.abs().long()),
     # Indices that were changed.
@@ -247,6 +255,14 @@ def test_an_argument_whose_rows_meet_in_the_loss_alone_is_measured(use):
     y = model.of_other(xs[1]).detach().requires_grad_()
     (d,) = torch.autograd.grad(use(model.of_x(xs[0]), y), y)
     torch.testing.assert_close(measured, d.norm(dim=1) * xs[1].norm(dim=1))
+
+
+def test_a_tensor_that_is_an_argument_twice_is_the_same_samples():
+    """As ids are, which are the labels, too."""
+    model, x = Other(lambda x, other: x + other.mean(0)).double(), torch.randn(3, 3).double()
+    with PerSampleNorms(model) as norms:
+        model(x, x).square().sum().backward()
+        assert norms.untracked == {}
 
 
 @pytest.mark.parametrize("which", ["the same", "another", "the same beside the same", "refilled"])

@@ -71,7 +71,7 @@ class Inputs:
         return found
 
     def _tag_all(self, tensors: list[Tensor], batch: int | None, known: bool) -> None:
-        for tensor in tensors:
+        for tensor in list(dict.fromkeys(tensors)):  # ids may be the labels, too
             if batch is None or tensor.ndim <= self.dim or tensor.shape[self.dim] != batch:
                 if hasattr(tensor, PLACE):
                     setattr(tensor, PLACE, None)
