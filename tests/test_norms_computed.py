@@ -129,7 +129,6 @@ def test_torchscript_is_named(mode):
 @pytest.mark.parametrize(("given", "message"), [
     ({"batch_dim": -1}, "batch_dim=-1 must be a whole number of at least 0"),
     ({"batch_dim": "1"}, "batch_dim='1' must be"),
-    ({"batch_dim": None}, "batch_dim=None must be"),
     ({"batch_dim": True}, "batch_dim=True must be"),
     ({"model": None}, "model=None must be a torch.nn.Module"),
     ({"model": []}, "model=\\[\\] must be"),

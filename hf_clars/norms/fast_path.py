@@ -19,7 +19,7 @@ from .measurement import Measurement
 from .ops import OPERATORS, Operator
 from .plan import Plan, decide
 from .sample_axis.axis import SampleAxis
-from .sample_axis.tags import PLACE, axis_of
+from .sample_axis.tags import axis_of
 from .tracked import is_tracked
 
 _KINDS = 64
@@ -61,7 +61,7 @@ class Layer:
             if plan is None:
                 return None
             y = plan.run(measurement, axis, x, weight, bias)
-            setattr(y, PLACE, axis)  # a layer leaves it where it is, or `decide` has refused
+            measurement.bearers.place(y, axis)  # a layer leaves it where it is, or `decide` has refused
             return y
 
     def _plan(

@@ -87,13 +87,13 @@ class ForwardPasses:
             measurement.period = turns.period(measurement.norm_samples, measurement.total_batch_size, measurement.batch)
         return True
 
-    def enter_packed(self) -> bool:
-        """As `enter`, of a row in which it is not known where samples stand: what it meets is named."""
+    def enter_untold(self, reason: str) -> bool:
+        """As `enter`, of arguments in which it is not known where samples stand: what they meet is named."""
         self.settle_check()
         recorder = self.measurement.recorder
         recorder.begin_forward(measured=False)
         rest = [tracked for tracked in recorder.parameters if not tracked.excluded]
-        self.measurement.exclude(rest, "sequences are packed into one row, in which samples are not told apart")
+        self.measurement.exclude(rest, reason)
         return False
 
     def _turns(self) -> Turns | None:

@@ -11,6 +11,8 @@ from . import compiled
 from .backward import hooked
 from .recorder import Recorder
 from .regions import Regions
+from .sample_axis.axis import Assumption
+from .sample_axis.tags import Bearers
 from .samplers.base import Saved
 from .tracked import TrackedParameter, TrackedTensor, parameters_of
 from .turns import Turns, measured_of
@@ -30,6 +32,7 @@ class Measurement:
     Attributes:
         recorder: of what is measured.
         regions: of activation checkpointing.
+        bearers: of where samples of the pass at hand stand.
         batch: the number of samples of the pass at hand; None where it has none.
         turns: which passes are measured in the mode `subset`.
         period: how many passes one of them stands for.
@@ -40,6 +43,7 @@ class Measurement:
         self.mode, self.norm_samples, self.total_batch_size = mode, norm_samples, total_batch_size
         self.untracked = untracked
         self.regions = Regions()
+        self.bearers = Bearers()
         self.batch: int | None = None
         self.period = 1
         self.begin_anew()
@@ -54,6 +58,14 @@ class Measurement:
 
     def exclude(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
         self.untracked.exclude(parameters, reason)
+
+    def exclude_failed(self, assumptions: Iterable[Assumption], reason: str) -> None:
+        """The pass is over: exclude what was measured under assumptions that fail, or may, as a device will say."""
+        for each in assumptions:
+            if each.fails:
+                self.exclude(each.parameters, reason)
+            elif each.refutations and each.parameters:
+                self.recorder.exclude_if(torch.stack(each.refutations).any(), each.parameters, reason)
 
     def note_expensive(self, parameters: Iterable[TrackedParameter], reason: str) -> None:
         self.expensive.update({tracked.name: reason for tracked in parameters if tracked.name not in self.expensive})

@@ -23,6 +23,7 @@ from .plan import PICKED, decide
 from .recorded_calls import is_random, is_writing
 from .sample_axis.axis import Assumption, Lost, SampleAxis
 from .sample_axis.call import Call, name_of
+from .sample_axis.indices import goes_by_place
 from .sample_axis.operands import broadcast_axis
 from .sample_axis.table import RULES, place_after
 from .sample_axis.tags import PLACE, axis_of, place_of, tagged, tensors_in
@@ -51,7 +52,7 @@ class Meeting:
         """The pass is over: name the parameters of assumptions that fail."""
         copies, self.assumptions = self.assumptions, []
         reason = "it was copied along a dimension as long as the batch, which turned out not to be the samples'"
-        self.measurement.exclude([t for each in copies if each.fails for t in each.parameters], reason)
+        self.measurement.exclude_failed(copies, reason)
 
     def compute(self, func: Any, args: Any, kwargs: Any, of: list[TrackedTensor]) -> Any:
         """A function of parameters and constants."""
@@ -177,6 +178,10 @@ class Meeting:
             self.measurement.exclude(parameters, f"{name_of(func)} draws random numbers")
             return out
         if not self.measurement.can_measure(*(tracked_tensor(u) for u in of)):
+            return out
+        call = Call(func, args, kwargs, tensors, out)
+        if axis.batch > 1 and True in [goes_by_place(RULES.get(func), call, u, axis) for u in of]:
+            self.measurement.exclude(parameters, f"which of it a sample meets in {name_of(func)} depends on the others")
             return out
         samplers = [function_sampler(func, args, kwargs, _all_tensors(args, kwargs), u, axis) for u in of]
         # Of compiled code the backward pass asks this, see `compiled.close()`.

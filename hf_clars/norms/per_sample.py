@@ -51,7 +51,8 @@ class PerSampleNorms:
             gives it a denominator by the median of the measured layers, see there. `"error"`: the first parameter of
             two or more dimensions ends the training, on all ranks in the same step; this waits for the device.
         batch_size: the number of samples of a forward pass, where its arguments leave a doubt; see above.
-        batch_dim: the dimension of the arguments in which samples stand.
+        batch_dim: the dimension of each argument in which samples stand: the first, if not said otherwise. Say so where
+            the first argument is a list of tensors that each hold all samples.
 
     Attributes:
         untracked: parameter name → why it cannot be measured, for trainable parameters that are to be (with
@@ -78,7 +79,7 @@ class PerSampleNorms:
         bias_and_norm: bool = True,
         untracked: str = "stand_in",
         batch_size: int | None = None,
-        batch_dim: int = 0,
+        batch_dim: int | None = None,
     ) -> None:
         if mode not in MODES:
             of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
@@ -87,7 +88,7 @@ class PerSampleNorms:
             raise UserError(f"model={model!r:.60} must be a torch.nn.Module")
         sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
         for name, size in {**sizes, "batch_dim": batch_dim}.items():
-            if size is None and name in ("total_batch_size", "batch_size"):
+            if size is None and name != "norm_samples":
                 continue
             least = 0 if name == "batch_dim" else 1
             if isinstance(size, bool) or not isinstance(size, int) or size < least:
@@ -96,7 +97,8 @@ class PerSampleNorms:
         if lazy:
             raise UserError(f"{lazy[0]} has no shape yet: call the model once on a batch before PerSampleNorms(model)")
         self._measurement = Measurement(mode, norm_samples, total_batch_size, Untracked(untracked, self.warn_of))
-        self.watch = Watch(model, self._measurement, Inputs(batch_dim, batch_size), bias_and_norm)
+        inputs = Inputs(batch_dim, batch_size, self._measurement.bearers)
+        self.watch = Watch(model, self._measurement, inputs, bias_and_norm)
         self.attach()
 
     @property

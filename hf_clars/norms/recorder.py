@@ -60,6 +60,7 @@ class Recorder:
         self.agreement = Agreement(self.parameters, self.passes, looks_at_shares)
         self.notes = Notes(self.parameters, self.lives)
         self.writes = GradientWrites(self.parameters, self.lives)
+        self._reasons: dict[TrackedParameter, str] = {}  # of what a device may exclude
         self._shared: dict[TrackedParameter, _SharedUses] = {}  # of the backward pass under way
         # An input of every hooked output: in a compiled pass it gets what keeps the measuring from being dropped as
         # unused. And its node tells a pass for all gradients from one for some.
@@ -277,12 +278,18 @@ class Recorder:
         """Exclude what the gradient's check has found since it was last asked."""
         self.agreement.note_checked(self.check.settle())
 
+    def exclude_if(self, flag: Tensor, parameters: Iterable[TrackedParameter], reason: str) -> None:
+        """These cannot be measured if that is True on its device, for that reason."""
+        found = {tracked: flag for tracked in parameters if not tracked.excluded}
+        self._reasons.update(dict.fromkeys(found, reason))
+        self.agreement.note_checked(found)
+
     def learn(self, wait: bool) -> None:
         """Name what the device found to be unmeasured, here or by another process."""
         mine, others = self.agreement.news(wait)
         of_reason: dict[str, list[TrackedParameter]] = {}
         for tracked in mine:
-            of_reason.setdefault(self.check.reason(tracked), []).append(tracked)
+            of_reason.setdefault(self._reasons.get(tracked) or self.check.reason(tracked), []).append(tracked)
         for reason, parameters in of_reason.items():
             self.untracked.exclude(parameters, reason)
         self.untracked.exclude(others, "another process cannot measure all of it")

@@ -16,7 +16,7 @@ from .python_functions import opened, recognised
 from .recorded_calls import is_writing
 from .sample_axis.axis import Lost
 from .sample_axis.table import LEAVING, OF_FIRST, RULES
-from .sample_axis.tags import INDEX, PLACE, axis_of, place_of, tagged, tensors_in
+from .sample_axis.tags import INDEX, axis_of, place_of, tagged, tensors_in
 from .tracked import CUT, is_input, is_tracked, parameters_behind, tracked_tensor
 from .weight_recipes import note_change
 
@@ -34,6 +34,7 @@ class Tracer(TorchFunctionMode):
     def __init__(self, measurement: Measurement) -> None:
         super().__init__()
         self.measurement = measurement
+        self.bearers = measurement.bearers
         self.meeting = Meeting(measurement)
         self.active = False
         self.passing_by = False
@@ -65,7 +66,7 @@ class Tracer(TorchFunctionMode):
             elif hasattr(tensor, INDEX):
                 indices = True
             elif tensor.requires_grad and not is_input(tensor):
-                tagged(tensor, PLACE, Lost("its input comes from a function that is not watched"))
+                self.bearers.place(tensor, Lost("its input comes from a function that is not watched"))
                 samples, alike = True, None
         rule = RULES.get(func) if samples else None
         opens = opened(func) if samples and rule is None else None
@@ -91,9 +92,9 @@ class Tracer(TorchFunctionMode):
             in_place = len(args) > 0 and out is args[0]
             moved = in_place or alike is None or not isinstance(out, Tensor) or out.shape != alike[0].shape
             if not moved and not indices and alike is not None and rule in LEAVING:
-                setattr(out, PLACE, alike[1])  # nothing moved
+                self.bearers.place(out, alike[1])  # nothing moved
                 return out
-            out = placed(func, args, kwargs, tensors, out, rule)
+            out = placed(func, args, kwargs, tensors, out, rule, self.bearers)
         if indices or (samples and func in SORTS) or func is torch.arange:
             note_index(func, args, kwargs, tensors, out)
         return out
@@ -148,7 +149,9 @@ class Tracer(TorchFunctionMode):
                 out = forward(*args)
         finally:
             self.passing_by = False
-        return tagged(out, PLACE, axis)
+        for each in tensors_in((out,)):
+            self.bearers.place(each, axis)
+        return out
 
     def _cut(self, tensors: list[Tensor]) -> tuple[Any, ...]:
         """Parameters behind what a function uses where no gradients are taken, as in reentrant checkpointing's first

@@ -60,7 +60,7 @@ class Watch(ForwardPasses):
         self._forwards, self._handles, recorder.agreement.handles = [], [], []
         self.forget_members()
         self.attached = False
-        self.inputs.forget()
+        self.measurement.bearers.forget()
         # Whatever the forward passes left on tensors that live as long as the model.
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             for name in [name for name in vars(tensor) if name.startswith(PREFIX)]:

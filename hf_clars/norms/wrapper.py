@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .fast_path import Layer
 from .forward_passes import ForwardPasses
-from .inputs import is_packed
+from .inputs import why_untold
 from .regions import Region
 from .sample_axis.tags import tensors_in
 from .tracked import PARAMETER, TrackedParameter, is_input, parameters_behind
@@ -88,8 +88,9 @@ class WatchedForward:
         return out
 
     def _enter(self, passes: ForwardPasses, args: Any, kwargs: Any) -> bool:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_packed(kwargs):
-            return passes.enter_packed()
+        untold = why_untold(args, kwargs, passes.inputs.is_told) if torch.is_grad_enabled() else None
+        if untold is not None:
+            return passes.enter_untold(untold)
         return passes.enter(tensors_in((*args, *kwargs.values())), self.module is passes.model, self._takes_one)
 
     def _in_region(self, passes: ForwardPasses, region: Region, args: Any, kwargs: Any) -> Any:

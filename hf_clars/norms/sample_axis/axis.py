@@ -25,11 +25,13 @@ class Assumption:
 
     Attributes:
         parameters: those that are measured under it.
+        refutations: 0-dim tensors on a device, of which one that is True refutes it.
     """
 
     def __init__(self, likely: bool) -> None:
         self.likely = likely
         self.parameters: list[Any] = []
+        self.refutations: list[Tensor] = []
         self.confirmed = self.refuted = False
         self._rests_on: list[Assumption] = []
 
@@ -105,9 +107,14 @@ class SampleAxis(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A tensor depends on samples, and it is not known which part of it on which."""
+    """A tensor depends on samples, and it is not known which part of it on which.
+
+    Args:
+        assumed: what the samples of all that went into it rest on; empty if some are known.
+    """
 
     reason: str
+    assumed: tuple[Assumption, ...] = ()
 
 
 Place = SampleAxis | Lost

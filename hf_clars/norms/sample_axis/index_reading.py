@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,31 @@ import torch
 from torch import Tensor
 
 
+def _item(item: Any) -> Any:
+    """An item as torch reads it: None, Ellipsis, a slice, a tensor, or a number; False for what is not understood."""
+    if isinstance(item, bool):
+        return False
+    if item is None or item is Ellipsis or isinstance(item, (slice, Tensor, int)):
+        return item
+    try:
+        return operator.index(item)
+    except TypeError:
+        pass
+    try:
+        return torch.as_tensor(item)  # a list, a tuple, an array of NumPy
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
 def _items(ndim: int, index: Any) -> list[Any] | None:
     """An index as one item for each dimension it touches, and None for new ones; None for what is not understood."""
+    if isinstance(index, list) and False in [isinstance(each, int) for each in index]:
+        return None  # which is a tuple to some versions of torch
     items = list(index) if isinstance(index, tuple) else [index]
-    items = [torch.tensor(item) if isinstance(item, list) else item for item in items]
+    items = [_item(item) for item in items]
     touched = 0
     for item in items:
-        if isinstance(item, bool):
+        if item is False:
             return None
         if isinstance(item, Tensor):
             touched += item.ndim if item.dtype == torch.bool else 1

@@ -78,7 +78,8 @@ def index_after(call: Call) -> Counting | Permutation | None:
         if name == "__getitem__" and call.x.ndim == 1 and isinstance(call.args[1], tuple):
             items = list(call.args[1])
             places = [i for i, item in enumerate(items) if item is not None]
-            whole = len(places) == 1 and items[places[0]] in (slice(None), Ellipsis)
+            one = items[places[0]] if len(places) == 1 else None
+            whole = one is Ellipsis or (isinstance(one, slice) and one == slice(None))
             return Counting(places[0] - len(items)) if whole else None
     return None
 

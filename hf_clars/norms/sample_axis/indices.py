@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .axis import Pick, SampleAxis, same_objects, sliced
-from .call import Call
+from .axis import Pick, SampleAxis, by_sample, same_objects, sliced
+from .call import Call, Rule
 from .index_reading import Reading, read
 from .index_tensors import Counting, Permutation
 from .operands import broadcast_axis
@@ -115,7 +117,8 @@ def _into(target: Tensor, index: Any, value: Any) -> SampleAxis | None:
     if axis is None or reading is None or place_of(value) is None:
         return axis
     if axis.dim in reading.picked and True in [t.dtype == torch.bool for t in reading.tensors]:
-        return axis
+        only = len(reading.tensors) == 1 and reading.picked[0] == 0 and value.ndim == 1 + len(reading.kept)
+        return _filled(axis, reading.tensors[0] if only else None, value, value.shape[:1])
     return _if_same(axis, _written(target, index, value))
 
 
@@ -164,8 +167,72 @@ def scattering(call: Call) -> SampleAxis | None:
 
 
 def filling(call: Call) -> SampleAxis | None:
-    """Entries of x are replaced where a mask says so; x's own stay whose they are."""
-    return axis_of(call.x)
+    """`masked_scatter(x, mask, source)`."""
+    axis, mask, source = axis_of(call.x), call.argument(1, ("mask",)), call.argument(2, ("source",))
+    if axis is None:
+        return None
+    axis = axis.at(axis.dim + call.out.ndim - call.x.ndim)
+    return _filled(axis, mask.expand(call.out.shape), source, source.shape)
+
+
+def _filled(axis: SampleAxis, mask: Tensor | None, source: Any, taken: Sequence[int]) -> SampleAxis | None:
+    """Entries of a tensor are replaced where a mask says so, and its others stay whose they are.
+
+    The source's go in their order to wherever there is room. Where that differs among samples, one of the two tensors
+    was taken for samples and holds something else, such as several images for some of them.
+
+    Args:
+        mask: over the first dimensions; None for others.
+        taken: sizes of those dimensions of the source that are counted.
+    """
+    its = axis_of(source)
+    if its is None:
+        return axis
+    doubtful = its if its.assumed else axis
+    fails = _room_differs(axis, mask, its, taken)
+    if fails is not None and is_at_hand(fails):
+        if not fails:
+            return axis
+    elif fails is not None and doubtful.assumed:
+        for assumption in doubtful.assumed:
+            assumption.refutations.append(fails)
+        return axis
+    doubtful.refute()
+    return axis if its.assumed else None
+
+
+def is_at_hand(flag: Tensor) -> bool:
+    """Whether it may be read without waiting for a device."""
+    return flag.device.type == "cpu"
+
+
+def _room_differs(axis: SampleAxis, mask: Tensor | None, its: SampleAxis, taken: Sequence[int]) -> Tensor | None:
+    """Whether the mask has another number of places for some sample than the source has entries, 0-dim; None where
+    their order is not by samples, or compiled code would have to look at values."""
+    if mask is None or mask.is_meta or torch.compiler.is_compiling():
+        return None
+    if axis.batch != its.batch or axis.pick is not None or its.pick is not None:
+        return None
+    for each, shape in ((axis, mask.shape), (its, taken)):
+        if each.dim >= len(shape) or math.prod(shape[: each.dim + 1]) != each.batch * each.inner:
+            return None
+    room = by_sample(mask, axis).sum(tuple(range(1, mask.ndim + 1)))
+    return (room != math.prod(taken) // its.batch).any()
+
+
+def goes_by_place(rule: Rule | None, call: Call, u: Tensor, axis: SampleAxis) -> bool:
+    """Whether which entries of u a sample meets depends on where it stands among the others: alone it meets others.
+
+    Args:
+        axis: where samples stand in the result.
+    """
+    if rule is gathering:
+        return u.ndim > 1 and call.argument(1, ("dim",)) % u.ndim != axis.dim
+    if rule is putting:  # but for a row that is the same wherever a mask says so
+        reading = read(call.x.ndim, tuple(call.argument(1, ("indices",))))
+        alike = reading is not None and u is not call.x and u.ndim <= call.x.ndim - len(reading.picked)
+        return not alike or False in [t.dtype == torch.bool for t in reading.tensors]  # type: ignore[union-attr]
+    return rule in (filling, adding_rows, scattering)
 
 
 def copying(call: Call) -> SampleAxis | None:

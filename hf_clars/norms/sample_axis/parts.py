@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,35 @@ class Run(NamedTuple):
     total: int
 
 
+class Entry(NamedTuple):
+    """An entry of the dimension in which samples stand, taken apart from the others."""
+
+    of: Tensor
+    number: int
+
+
 def selecting(call: Call) -> SampleAxis | None:
     """One entry of a dimension, or all of them apart."""
     axis = axis_of(call.x)
     position = 1
     dim = call.argument(position, ("dim",), 0) % call.x.ndim
+    if axis is not None and axis.dim == dim and len(call.outs) > 1 and call.out.ndim and axis.pick is None:
+        pick = Pick(axis, call.x.shape[dim], (Entry(call.x, call.number),))
+        return SampleAxis(0, 1, max(1, call.out.shape[0]), axis.assumed, pick)
     return None if axis is None else without(axis, [dim], keepdim=False)
+
+
+def _all_entries(tensors: Sequence[Tensor], dim: int, rows: int) -> SampleAxis | None:
+    """Where samples stand in all entries that were taken apart, together again along that dimension, each in `rows`."""
+    axes = [axis_of(t) for t in tensors]
+    picks = [axis.pick for axis in axes if axis is not None and axis.pick is not None]
+    entries = [pick.which[0] for pick in picks if type(pick.which[0]) is Entry]
+    if len(entries) < len(tensors) or len(entries) != picks[0].size or {t.shape for t in tensors} != {tensors[0].shape}:
+        return None
+    if False in [entry.of is entries[0].of and entry.number == i for i, entry in enumerate(entries)]:
+        return None
+    source = picks[0].source
+    return source.at(dim, source.inner * rows)
 
 
 def narrowing(call: Call) -> SampleAxis | None:
@@ -72,7 +96,7 @@ def concatenating(call: Call) -> SampleAxis | None:
     if len(known) < len(tensors):
         return None
     if known[0].pick is not None:
-        return _joined(known, dim)
+        return _all_entries(tensors, dim, tensors[0].shape[dim]) or _joined(known, dim)
     whole = False not in [t.shape[dim] % (axis.batch * axis.inner) == 0 for t, axis in zip(tensors, known, strict=True)]
     return agreed(known) if whole else None
 
@@ -96,6 +120,9 @@ def _of(pick: Pick | None) -> tuple[Any, ...]:
 
 def stacking(call: Call) -> SampleAxis | None:
     dim = call.argument(1, ("dim",), 0) % call.out.ndim
+    entries = _all_entries(call.argument(0, ("tensors",)), dim, 1)
+    if entries is not None:
+        return entries
     axis = broadcast_axis(call.argument(0, ("tensors",)), call.out.ndim - 1)
     if axis is None:
         return None

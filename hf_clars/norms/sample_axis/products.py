@@ -7,7 +7,7 @@ from torch import Tensor
 from .axis import SampleAxis, without
 from .call import Call, Rule, name_of
 from .operands import agreed, broadcast_axis
-from .tags import axis_of, place_of
+from .tags import PLACE, axis_of, place_of
 
 
 def product(call: Call) -> SampleAxis | None:
@@ -45,6 +45,11 @@ def product_axis(a: Tensor, b: Tensor, ndim: int) -> SampleAxis | None:
     if left is not None:
         if left.dim == a.ndim - 1:
             return None
+        if right is not None and right.dim >= b.ndim - 2 and not (left.assumed and right.assumed):
+            if right.dim == b.ndim - 2:
+                right.refute()  # each sample meets all of its rows
+            elif left.assumed:
+                return right.at(ndim - 1)
         axes.append(left.at(ndim - a.ndim + left.dim))
     if not axes and right is not None:
         return right.at(ndim - 1)
@@ -187,9 +192,19 @@ def embedding_rows(call: Call) -> SampleAxis | None:
 
 
 def distances(call: Call) -> SampleAxis | None:
-    """`cdist`: rows of the first against rows of the second."""
+    """`cdist`: rows of the first against rows of the second. Rows that all samples are held against are no samples."""
     a, b = call.argument(0, ("x1",)), call.argument(1, ("x2",))
-    return product_axis(a, b.mT, call.out.ndim)
+    one, other = axis_of(a), axis_of(b)
+    if one is not None and other is not None and (one.dim, other.dim) == (a.ndim - 2, b.ndim - 2):
+        if one.assumed and not other.assumed:
+            one.refute()
+        elif other.assumed and not one.assumed:
+            other.refute()
+    columns, place = b.mT, place_of(b)
+    if type(place) is SampleAxis and place.dim >= b.ndim - 2:
+        place = place.at(2 * b.ndim - 3 - place.dim)
+    setattr(columns, PLACE, place)
+    return product_axis(a, columns, call.out.ndim)
 
 
 def similarity(call: Call) -> SampleAxis | None:

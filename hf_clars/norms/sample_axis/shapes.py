@@ -22,7 +22,8 @@ def reshaping(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
     # In place, the shape that it had is gone.
     # As another type, entries are split or joined.
-    unknown = call.out is call.x or call.out.numel() != call.x.numel()
+    in_place = call.out is call.x and name_of(call.func).endswith("_")
+    unknown = in_place or call.out.numel() != call.x.numel()
     return None if axis is None or unknown else reshaped(axis, call.x.shape, call.out.shape)
 
 
@@ -74,8 +75,8 @@ def repeating(call: Call) -> SampleAxis | None:
 def interleaving(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
     times, dim = call.argument(1, ("repeats",)), call.argument(2, ("dim",))
-    if axis is None or isinstance(times, Tensor) or axis.pick is not None:
-        return None
+    if axis is None or times is None or isinstance(times, Tensor) or axis.pick is not None:
+        return None  # `times` are the entries of x, if there are no others: so many indices of each
     if dim is None:
         flat = reshaped(axis, call.x.shape, (call.x.numel(),))
         return None if flat is None else flat.at(0, flat.inner * times)

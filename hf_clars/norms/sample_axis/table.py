@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .axis import Lost, Place, SampleAxis, fits
+from .axis import Assumption, Lost, Place, SampleAxis, fits
 from .call import SPACES, Call, Rule, functions_named, name_of
 from .index_tensors import sorting
 from .indices import (
@@ -69,25 +69,39 @@ from .tags import axis_of, place_of
 
 def place_after(call: Call, rule: Rule | None) -> Place:
     """Where samples stand in the result of a function that was given some."""
-    lost = None
+    lost: Lost | None = None
     count = -1
+    known = False
+    assumed: list[Assumption] = []
     for tensor in call.tensors:
         place = place_of(tensor)
         if place is None:
             continue
+        known = known or len(place.assumed) == 0
+        assumed += [each for each in place.assumed if each not in assumed]
         if type(place) is SampleAxis:
             count = place.batch if place.pick is None else place.pick.source.batch
-        elif lost is None:
+        elif type(place) is Lost and lost is None:
             lost = place
     if count == 1 and call.out.ndim:  # whatever there is belongs to the only sample
         return SampleAxis(0, call.out.shape[0], 1)
+    if lost is not None:
+        _refute_shared(call)
     axis = None if rule is None else rule(call)
     if axis is not None and fits(axis, call.out.shape):
         return axis
     _refute_assumed(call)
-    if lost is not None:
-        return lost
-    return Lost(f"which samples its input holds is not known after {name_of(call.func)}")
+    reason = f"which samples its input holds is not known after {name_of(call.func)}"
+    return Lost(reason if lost is None else lost.reason, () if known else tuple(assumed))
+
+
+def _refute_shared(call: Call) -> None:
+    """All samples meet what was made of all rows of another argument: those are no samples."""
+    places = [place for place in map(place_of, call.tensors) if place is not None]
+    if True in [type(place) is SampleAxis and len(place.assumed) == 0 for place in places]:
+        for place in places:
+            for assumption in place.assumed if type(place) is Lost else ():
+                assumption.refuted = True
 
 
 def _refute_assumed(call: Call) -> None:

@@ -5,6 +5,7 @@ Tags are attributes of the tensors themselves: they die with them, and torch.com
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,29 @@ def axis_of(tensor: Any) -> SampleAxis | None:
     """Where samples stand in a tensor, if that is known."""
     place = place_of(tensor)
     return place if type(place) is SampleAxis else None
+
+
+class Bearers:
+    """The tensors that were told where samples of the pass at hand stand in them.
+
+    Some live on: a memory bank that the pass wrote to, what a module keeps as an attribute. To the next pass they hold
+    no samples.
+    """
+
+    def __init__(self) -> None:
+        self._refs: list[weakref.ref[Tensor]] = []
+
+    def place(self, tensor: Tensor, place: Place | None) -> None:
+        setattr(tensor, PLACE, place)
+        if not torch.compiler.is_compiling():
+            self._refs.append(weakref.ref(tensor))
+
+    def forget(self) -> None:
+        """A pass over other samples begins. What carries gradients back to the last one keeps its place."""
+        refs, self._refs = self._refs, []
+        for tensor in [ref() for ref in refs]:
+            if tensor is not None and tensor.is_leaf:
+                vars(tensor).pop(PLACE, None)
 
 
 def tagged(values: Any, name: str, value: Any) -> Any:
