@@ -26,7 +26,7 @@ def squared_norms(samples: Tensor) -> Tensor:
     """`[B, ...] → [B]`: the squared 2-norm of each sample."""
     rows, dtype = samples.reshape(samples.shape[0], -1), norm_dtype(samples.dtype)
     if samples.device.type == "cpu" and rows.shape[1] >= _LONG:
-        return torch.stack([torch.dot(row, row) for row in rows.to(dtype).unbind()])
+        return torch.stack([torch.vdot(row, row).real for row in rows.to(dtype).unbind()])
     return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()
 
 
