@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -215,6 +216,26 @@ def test_gram(case):
     positions = c.d.shape[2] * c.d.shape[3]
     if positions <= 64:
         agree(gram.squares(c), reference(c, samples)[0], c.x.dtype)
+
+
+CANCELLING = {  # size, weight, stride, groups
+    "a tap": ((3, 70, 4, 4), (70, 70, 1, 1), (1, 1), 1),
+    "taps": ((3, 20, 8, 7), (70, 20, 3, 2), (1, 1), 1),
+    "strided, in groups": ((3, 6, 9, 9), (4, 3, 2, 2), (2, 1), 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("name", CANCELLING)
+def test_gram_of_what_cancels(name, dtype):
+    """Inputs far from zero, derivatives that sum to zero over positions; but for one sample."""
+    size, weight, stride, groups = CANCELLING[name]
+    c = made(size, weight, stride, groups=groups, name="gram")
+    d = c.d - c.d.mean((2, 3), keepdim=True)
+    d[1] = c.d[1]
+    c = replace(c, x=(100 + c.x).to(dtype), d=d.to(dtype))
+    found, (expected, _) = kernels.squares(c, 3).double(), reference(c, 3)
+    torch.testing.assert_close(found, expected, rtol=10 * TOLERANCE[dtype], atol=0)
 
 
 def test_the_gradient_has_the_type_that_is_asked_for():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import kernels
-from .numerics.reductions import norm_dtype, squared_norms
+from .numerics.reductions import cancels, norm_dtype, squared_norms
 from .samplers.base import Sampler, Saved
 
 # How much may stand in memory at a time beside what backward holds anyway. On a CPU it is what stays in the cache
@@ -155,7 +155,10 @@ def squares_together(parts: list[GradSamples]) -> Tensor:
     if len(parts) == 2 and isinstance(one, OperatorSamples) and isinstance(other, OperatorSamples):
         inner = one.sampler.inner(one.xs, one.d, other.sampler, other.xs, other.d, one.batch)
         if inner is not None:
-            return (one.squares() + other.squares() + 2 * inner).clamp_min(0)  # rounding can pass zero
+            apart = one.squares() + other.squares()
+            together = apart + 2 * inner
+            if not cancels(together, apart):
+                return together.clamp_min(0)  # rounding can pass zero on a device, which is not asked
     squares = []
     for run in parts[0].runs():
         total: Tensor | None = None

@@ -146,8 +146,9 @@ def _measures(tracked: TrackedParameter, gradient: Tensor) -> Tensor:
     r is drawn in parts, so that no second tensor of the parameter's size is held.
     """
     generator = torch.Generator(gradient.device).manual_seed(_SEED + tracked.index)
-    dtype = norm_dtype(gradient.dtype)
     g = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+    g = torch.view_as_real(g.resolve_conj()) if g.is_complex() else g
+    dtype = norm_dtype(g.dtype)
     along = g.new_zeros((), dtype=dtype)
     rows = max(1, _PART * g.shape[0] // max(1, g.numel())) if g.ndim else 1
     for part in g.split(rows) if g.ndim else [g]:

@@ -107,7 +107,7 @@ class Notes:
 
     def sums_for(self, like: Tensor) -> Accumulator:
         if self.sums is None:
-            dtypes = {tracked.parameter.dtype for tracked in self.parameters}
+            dtypes = {tracked.parameter.dtype.to_real() for tracked in self.parameters}
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
             self.sums = Accumulator(len(self.parameters), dtype, like.device)
         return self.sums

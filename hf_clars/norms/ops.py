@@ -2,6 +2,9 @@
 
 Modules do not matter here, only what their `forward` calls: a subclass with a `forward` of its own, a weight that is
 computed from parameters, a layer that reads another's weight all end in one of these functions.
+
+Products with complex weights are not taken apart: their gradients have the input's conjugate in them, of which the
+samplers know nothing. Like any other function they take a vector-Jacobian product for each sample.
 """
 
 from __future__ import annotations
@@ -49,20 +52,22 @@ class Operator:
     half: bool = False
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operator:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operator | None:
+    if weight.is_complex():
+        return None
     return Operator(LinearSampler(tuple(weight.shape)), input, weight, bias, F.linear, half=True)
 
 
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Operator | None:
     """transformers' Conv1D."""
-    if beta != 1 or alpha != 1:
+    if beta != 1 or alpha != 1 or mat2.is_complex():
         return None
     sampler = LinearSampler(tuple(mat2.shape), transposed=True)
     return Operator(sampler, mat1, mat2, input, lambda x, w, b: torch.addmm(b, x, w), half=True)
 
 
 def matmul(input: Tensor, other: Tensor) -> Operator | None:
-    if other.ndim != 2:
+    if other.ndim != 2 or other.is_complex():
         return None
     sampler = LinearSampler(tuple(other.shape), transposed=True)
     return Operator(sampler, input, other, None, lambda x, w, _: torch.matmul(x, w), half=True)
@@ -78,6 +83,8 @@ def convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., 
         dilation: Any = 1,
         groups: int = 1,
     ) -> Operator | None:
+        if weight.is_complex():
+            return None
         stride, dilation = _each(stride, spatial), _each(dilation, spatial)
         if isinstance(padding, str):
             spans = [r * (k - 1) for k, r in zip(weight.shape[2:], dilation, strict=True)]
@@ -100,7 +107,7 @@ def convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., 
     return operator
 
 
-def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., Operator]:
+def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Callable[..., Operator | None]:
     def operator(
         input: Tensor,
         weight: Tensor,
@@ -110,7 +117,9 @@ def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Cal
         output_padding: Any = 0,
         groups: int = 1,
         dilation: Any = 1,
-    ) -> Operator:
+    ) -> Operator | None:
+        if weight.is_complex():
+            return None
         stride, padding, output_padding, dilation = (
             _each(value, spatial) for value in (stride, padding, output_padding, dilation)
         )

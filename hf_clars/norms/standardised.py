@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge
 
 from .backward_passes import quiet_gradient
 from .numerics.forms import gram_squares
-from .numerics.reductions import norm_dtype, squared_norms
+from .numerics.reductions import cancels, norm_dtype, squared_norms
 from .samplers.base import Sampler, Saved
 
 # Private names of autograd's nodes and of what they saved; test_norms_standardised.py fails if they go.
@@ -68,21 +68,26 @@ class Standardisation:
 
     def by_gram(self, sampler: Sampler, xs: Saved, d: Tensor, batch: int) -> tuple[Tensor, Tensor] | None:
         """`‖c_w‖²`, `[batch]`, and `c_γ`, `[batch, O]`, without forming `c_u`, for products that are measured by a Gram
-        form; None elsewhere.
+        form; None elsewhere, and where it cancels.
 
         Of rows `v` of `c_u`, `v − mean(v)` comes from inputs less their mean; `⟨v, û⟩` is a sum over positions of `d`
         times what the operator makes of `û`; and `‖v − û·mean(v ⊙ û)‖²` is `‖v‖²` less a term in it.
         """
         if not sampler.is_product or sampler.shape[:2] != self.normalised.shape or sampler.fused(xs[0], batch):
             return None
+        if d.device.type != "cpu":  # where nobody asks whether it cancels
+            return None
         if not xs[0].dtype == d.dtype == self.normalised.dtype == norm_dtype(d.dtype):
             return None
         x, d = sampler.at_positions(xs, d, batch)
         x = x - x.mean(2, keepdim=True)
         whole, n = gram_squares(x, d * self.scale), x.shape[2]
+        if whole is None:
+            return None
         along = (d * (x @ self.normalised.T)).sum(1)
         less = along.square() * (2 - self.normalised.square().mean(1)) / n
-        return (whole - less @ self.scale.square()).clamp_min(0), along
+        squares = whole - less @ self.scale.square()
+        return None if cancels(squares, whole) else (squares, along)
 
 
 class StandardisedWeight:

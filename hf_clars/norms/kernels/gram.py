@@ -2,7 +2,8 @@
 
     ‖c_i‖² = Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩
 
-with `x_p` the window of the input that output position p sees. Both Gram matrices stay in registers.
+with `x_p` the window of the input that output position p sees. Both Gram matrices stay in registers. Of a sample whose
+sum cancels so far that rounding shows (`forms.py` says when), the weight gradient is formed, a tile at a time.
 """
 
 from __future__ import annotations
@@ -14,11 +15,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..numerics.reductions import CANCELLED
 from .launch import Launch
 from .layout import Convolution, Geometry, Operands, with_adjacent_channels
 from .tiling import power_of_two
 
 _CHANNELS = 64
+
+
+@triton.jit
+def _window(
+    x_tile,
+    step,
+    blocks,
+    row,
+    column,
+    inside,
+    lane,
+    channels,
+    height,
+    width,
+    x_channel,
+    x_row,
+    x_column,
+    stride_y,
+    stride_x,
+    padding_y,
+    padding_x,
+    dilation_y,
+    dilation_x,
+    TAPS_X: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """What all positions see through one tap, of one block of channels."""
+    tap = step // blocks
+    first = step % blocks * CHANNELS
+    shift_y = tap // TAPS_X * dilation_y - padding_y
+    shift_x = tap % TAPS_X * dilation_x - padding_x
+    y_in = row * stride_y + shift_y
+    x_in = column * stride_x + shift_x
+    seen = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+    at = shift_y * x_row + shift_x * x_column + first * x_channel
+    return tl.load(x_tile + at, mask=seen[:, None] & (lane < channels - first)[None, :], other=0.0)
 
 
 @triton.jit(
@@ -61,6 +99,7 @@ def _gram_squares(
     TAPS: tl.constexpr,
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    CANCELLED: tl.constexpr,
 ):
     """Program (sample, group): squares [samples, groups]."""
     sample = tl.program_id(0).to(tl.int64)
@@ -78,15 +117,10 @@ def _gram_squares(
     gram_x = tl.zeros((POSITIONS, POSITIONS), tl.float32)
     blocks = tl.cdiv(channels, CHANNELS)
     for step in range(TAPS * blocks):
-        tap = step // blocks
-        first = step % blocks * CHANNELS
-        shift_y = tap // TAPS_X * dilation_y - padding_y
-        shift_x = tap % TAPS_X * dilation_x - padding_x
-        y_in = row * stride_y + shift_y
-        x_in = column * stride_x + shift_x
-        seen = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-        at = shift_y * x_row + shift_x * x_column + first * x_channel
-        window = tl.load(x_tile + at, mask=seen[:, None] & (lane < channels - first)[None, :], other=0.0)
+        window = _window(
+            x_tile, step, blocks, row, column, inside, lane, channels, height, width, x_channel, x_row, x_column,
+            stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, TAPS_X, CHANNELS,
+        )  # fmt: skip
         gram_x = tl.dot(window, tl.trans(window), gram_x, input_precision="tf32")
     gram_d = tl.zeros((POSITIONS, POSITIONS), tl.float32)
     for block in range(tl.cdiv(outputs, CHANNELS)):
@@ -94,8 +128,23 @@ def _gram_squares(
         mask = inside[:, None] & (lane < outputs - first)[None, :]
         derivative = tl.load(d_tile + first * d_channel, mask=mask, other=0.0)
         gram_d = tl.dot(derivative, tl.trans(derivative), gram_d, input_precision="tf32")
-    square = tl.sum(tl.sum(gram_x * gram_d, 1), 0)
-    tl.store(squares + sample * tl.num_programs(1) + group, tl.maximum(square, 0.0))  # rounding could pass it
+    terms = gram_x * gram_d
+    square = tl.sum(tl.sum(terms, 1), 0)
+    own = tl.sum(tl.sum(tl.where(p[:, None] == p[None, :], terms, 0.0), 1), 0)
+    if square < own / CANCELLED:
+        square = 0.0  # loads are not ahead of their use here, which would take registers from the loops above
+        for step in tl.range(TAPS * blocks, num_stages=1):
+            window = _window(
+                x_tile, step, blocks, row, column, inside, lane, channels, height, width, x_channel, x_row, x_column,
+                stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, TAPS_X, CHANNELS,
+            )  # fmt: skip
+            for block in tl.range(tl.cdiv(outputs, CHANNELS), num_stages=1):
+                first_output = block * CHANNELS
+                mask = inside[:, None] & (lane < outputs - first_output)[None, :]
+                derivative = tl.load(d_tile + first_output * d_channel, mask=mask, other=0.0)
+                tile = tl.dot(tl.trans(derivative), window, input_precision="tf32")
+                square += tl.sum(tl.sum(tile * tile, 1), 0)
+    tl.store(squares + sample * tl.num_programs(1) + group, square)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,7 +159,7 @@ def _launch(operands: Operands, geometry: Geometry) -> Launch:
         (channels, outputs // groups, *x.shape[2:], positions, d.shape[3], *x.strides, *d.strides, *stride, *padding,
          *dilation),
         {"TAPS_X": kernel[1], "TAPS": kernel[0] * kernel[1], "POSITIONS": max(16, power_of_two(positions)),
-         "CHANNELS": _CHANNELS},
+         "CHANNELS": _CHANNELS, "CANCELLED": CANCELLED},
         num_warps=4,
         num_stages=4,
     )  # fmt: skip

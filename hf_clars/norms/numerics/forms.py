@@ -6,7 +6,11 @@ are two ways to its norm, each in variants that `costs.py` chooses from:
 
 * form `c_i` itself, take its norm, add it to the total. Summed over samples it *is* the weight gradient, so this costs
   no arithmetic beyond what the backward pass does anyway, only the traffic of writing and reading `c_i`.
-* Gram: `‖c_i‖² = Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`, cheaper where positions are few against channels.
+* Gram: `‖c_i‖² = Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`, cheaper where positions are few against channels. What cancels in
+  `c_i` cancels twice as far here. With inputs far from zero and derivatives that sum to zero over positions, as those
+  of attention's keys do, rounding may be all that is left. So the result is held against what it was summed up from,
+  and `c_i` is formed if it is too small. A device would have to be waited for: there it is formed at once, unless
+  `kernels/gram.py` serves, which decides on the device.
 """
 
 import functools
@@ -18,11 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import products
-from .reductions import norm_dtype, squared_norms
+from .reductions import cancels, norm_dtype, squared_norms
 
 
-def gram_squares(x: Tensor, d: Tensor) -> Tensor:
-    """`x [B, P, I]`, `d [B, P, O]` → `[B]`: `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`."""
+def has_gram(device: torch.device, positions: int) -> bool:
+    """Whether a Gram form is taken there: of one position, nothing cancels."""
+    return positions == 1 or device.type == "cpu"
+
+
+def gram_squares(x: Tensor, d: Tensor) -> Tensor | None:
+    """`x [B, P, I]`, `d [B, P, O]` → `[B]`: `Σ_{p,q} ⟨x_p, x_q⟩ ⟨d_p, d_q⟩`; None where it cancels."""
     if x.shape[1] == 1:
         dtype = norm_dtype(d.dtype)
         return squared_last(x, dtype) * squared_last(d, dtype)
@@ -31,8 +40,9 @@ def gram_squares(x: Tensor, d: Tensor) -> Tensor:
 
 def pixel_gram_squares(
     x: Tensor, d: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """`‖c_i‖²` of a convolution by the Gram form, without its windows: `x [B, C, *S]`, `d [B, O, *P]` → `[B]`.
+) -> Tensor | None:
+    """`‖c_i‖²` of a convolution by the Gram form, without its windows: `x [B, C, *S]`, `d [B, O, *P]` → `[B]`; None
+    where it cancels.
 
     The product of the windows at p and q is a sum over kernel taps t of products of two pixels,
     `Σ_t ⟨x_{sp+rt}, x_{sq+rt}⟩`: along diagonals of the Gram matrix of all pixels, one axis after the other.
@@ -54,9 +64,12 @@ def _gram(x: Tensor) -> Tensor:
     return products.multiply(x, x.mT)
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """`Σ left ⊙ right` of each sample; not negative, as rounding could make it."""
-    return torch.linalg.vecdot(left.flatten(1), right.flatten(1)).clamp_min(0)
+def _inner(left: Tensor, right: Tensor) -> Tensor | None:
+    """`Σ left ⊙ right` of each sample's two Gram matrices; None where it cancels. The first one may be changed."""
+    terms = left.reshape(right.shape).mul_(right)
+    squares = terms.sum((1, 2))
+    # On the diagonal are ‖d_p x_pᵀ‖². Errors are found to be at most five roundings of their sum, however it cancels.
+    return None if cancels(squares, terms.diagonal(dim1=1, dim2=2).sum(1)) else squares
 
 
 def squared_last(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -68,7 +68,7 @@ class Sampler(ABC):
         return None
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
-        """`‖c_i‖²` of the weight, `[batch]`, without forming `c_i`; None where forming it is the better way."""
+        """`‖c_i‖²` of the weight, `[batch]`, without forming `c_i`; None where forming it is faster or better."""
         return None
 
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:

@@ -102,7 +102,9 @@ class ConvSampler(Sampler):
         return kernels.Convolution(x, d, (outputs, channels, *kernel), stride, padding, dilation, self.groups, name)
 
     def _gram(self, x: Tensor, batch: int) -> bool:
-        return self.form == "gram" and x.shape[0] == batch  # several rows of a sample have products with each other
+        if self.form != "gram" or x.shape[0] != batch:  # several rows of a sample have products with each other
+            return False
+        return forms.has_gram(x.device, math.prod(self._sizes(x.shape[2:])[0]))
 
     def squares(self, xs: Saved, d: Tensor, batch: int) -> Tensor | None:
         if not self._gram(xs[0], batch):
@@ -114,7 +116,7 @@ class ConvSampler(Sampler):
             squares = forms.gram_squares(self._strided(x).flatten(2).mT, d.flatten(2).mT)
         else:
             squares = forms.pixel_gram_squares(x, d, self.kernel, *self.geometry)
-        return squares if self.groups == 1 else squares.view(batch, self.groups).sum(1)
+        return squares if squares is None or self.groups == 1 else squares.view(batch, self.groups).sum(1)
 
     def squares_elements(self, xs: Saved, d: Tensor, batch: int) -> int:
         positions, pixels = self._sizes(xs[0].shape[2:])

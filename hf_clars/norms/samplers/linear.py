@@ -27,6 +27,8 @@ class LinearSampler(Sampler):
 
     def _gram(self, x: Tensor, batch: int) -> bool:
         positions = x.numel() // x.shape[-1] // batch
+        if not forms.has_gram(x.device, positions):
+            return False
         # Products of halves are rounded each; where they are no faster, autograd's one rounding is the better.
         call = 0 if x.dtype.itemsize >= 4 else 200_000
         return costs.gram(positions, *self.shape) < costs.products(*self.shape) + call
