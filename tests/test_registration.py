@@ -282,3 +282,38 @@ def test_derived_training_arguments(tmp_path):
     given = ClarsTrainingArguments(str(tmp_path), optim="lars", learning_rate=25.0, use_cpu=True)
     assert (given.learning_rate, given.optimizer_options().eta, given.total_batch_size) == (25.0, 1e-3, 8)
     assert ClarsTrainingArguments(**{k: v for k, v in given.to_dict().items() if v is not None}).learning_rate == 25.0
+
+
+RESUMED = {
+    "the same": ({}, None),
+    "another optimizer": ({"optim": "lars", "optim_args": None}, "is of an optimizer with decay_in_denominator=False, not True"),
+    "one of one rate": ({"optim": "mnag", "optim_args": None}, "is of an optimizer with uniform=False, not True"),
+    "another eta": ({"optim_args": "eta=0.05,weight_decay=0.1"}, "with eta=0.02, not 0.05, and transformers.Trainer"),
+    "another decay": ({"optim_args": "eta=0.02,weight_decay=0.2"}, "with weight_decay=0.1, not 0.2"),
+    "no decay": ({"optim_args": "eta=0.02"}, "with weight_decay=0.1, not 0.0"),
+    "another rule": ({"optim_args": "eta=0.02,weight_decay=0.1,bias_and_norm=mlperf"}, "with bias_and_norm='eta', not"),
+    "from AdamW": ({"first": "adamw_torch"}, r"the state of CLARS lacks .*: it is of another optimizer, or another ver"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_plain_trainer_resumes_with_the_options_that_it_had(tmp_path, name):
+    """`Trainer` goes on with those of the checkpoint, whatever its arguments say."""
+    changed, message = RESUMED[name]
+    first = changed.get("first", "clars")
+    options = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 16}
+    of_clars = {"optim": "clars", "optim_args": "eta=0.02,weight_decay=0.1"}
+    plain(tmp_path, **options, **(of_clars if first == "clars" else {"optim": first})).train()
+    resumed = plain(tmp_path, **options, **{**of_clars, **{k: v for k, v in changed.items() if k != "first"}})
+    if message is None:
+        resumed.train(resume_from_checkpoint=True)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        assert resumed.state.global_step == 2
+    else:
+        with pytest.raises(UserError, match=message):
+            resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_an_option_that_stands_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="optim_args='eta=0.01,eta=0.02': 'eta' stands twice"):
+        plain(tmp_path, optim="clars", optim_args="eta=0.01,eta=0.02", max_steps=1).train()

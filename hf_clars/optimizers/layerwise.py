@@ -79,7 +79,7 @@ class LayerwiseOptimizer(Optimizer, ABC):
             missing = sorted(self.defaults.keys() - group.keys() - {"differentiable"})  # which torch adds
             if missing:
                 lacking = f"the state of {type(self).__name__} lacks {', '.join(missing)}"
-                raise UserError(f"{lacking}: it is of another version of hf_clars")
+                raise UserError(f"{lacking}: it is of another optimizer, or another version of hf_clars")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         check_group({**self.defaults, **param_group}, type(self).__name__, self._can_fuse)

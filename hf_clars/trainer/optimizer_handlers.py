@@ -12,7 +12,8 @@ from ..norms import PerSampleNorms
 from ..optimizers import CLARS, LARS, NAG, AdaScale, AuthorsCLARS, LayerwiseOptimizer, parameter_groups
 from ..runtime import users_line
 from ..starting_rate import BASE_BATCH_SIZE, START, linear_scaling
-from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, refuse_deepspeed
+from .arguments.options import AUTHORS, OptimizerOptions, check_lamb, parse_optim_args, refuse_deepspeed
+from .callbacks.resumed_options import RefuseOtherOptions
 from .checkpoints.model_tensors import refuse_other_names
 from .measuring import MeasureWhileTraining
 from .seams import resumed_from, trainer_on_the_stack
@@ -70,10 +71,13 @@ def _total_batch_size(args: TrainingArguments) -> int:
 def _options(context: Any) -> OptimizerOptions:
     args = context.args
     refuse_deepspeed(args.deepspeed, "CLARS, LARS, mNAG and AdaScale")
+    plain = not hasattr(args, "optimizer_options")
+    if plain:
+        parse_optim_args(args.optim_args)  # of two values for one key transformers takes the last
     options = _options_of(args, context.optim_args)
-    if not hasattr(args, "optimizer_options"):
+    if plain:
         _check_plain_arguments(args, str(getattr(args.optim, "value", args.optim)))
-        _check_resumed_model()
+        _check_resumed()
     return options
 
 
@@ -96,11 +100,14 @@ def _check_groups_of_trainer(context: Any, options: OptimizerOptions) -> None:
         )
 
 
-def _check_resumed_model() -> None:
+def _check_resumed() -> None:
     """Trainer makes its optimizer when it has loaded a checkpoint, as far as that fitted the model."""
     trainer, checkpoint = trainer_on_the_stack(), resumed_from()
-    if checkpoint is not None and trainer is not None and not trainer.is_fsdp_enabled:
+    if checkpoint is None or trainer is None:
+        return
+    if not trainer.is_fsdp_enabled:
         refuse_other_names(Path(checkpoint), trainer.model)
+    RefuseOtherOptions.add_to(trainer)
 
 
 def _check_plain_arguments(args: TrainingArguments, optim: str) -> None:
