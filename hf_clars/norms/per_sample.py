@@ -99,6 +99,7 @@ class PerSampleNorms:
         self._measurement = Measurement(mode, norm_samples, total_batch_size, Untracked(untracked, self.warn_of))
         inputs = Inputs(batch_dim, batch_size, self._measurement.bearers)
         self.watch = Watch(model, self._measurement, inputs, bias_and_norm)
+        self._looked_through = False
         self.attach()
 
     @property
@@ -134,11 +135,13 @@ class PerSampleNorms:
     def attach(self) -> PerSampleNorms:
         """Begin to measure; nothing happens if it already does. Returns itself."""
         self.watch.attach()
+        self._looked_through = False
         return self
 
     def resume(self) -> PerSampleNorms:
         """After `detach()`: measure again and go on with what was measured before. Returns itself."""
         self.watch.resume()
+        self._looked_through = False
         return self
 
     def detach(self) -> None:
@@ -277,8 +280,11 @@ class PerSampleNorms:
         """Name what has a gradient and no record, once it is known, and those of the parameters that nobody watches."""
         untracked = self._measurement.untracked
         if self.watched:
-            for reason, named in self.watch.strangers(parameters).items():
-                untracked.name(named, reason)
+            # Those of the model are looked through once: in each step that would take as long as a small step does.
+            looked_through, self._looked_through = self._looked_through, True
+            for each in (parameters,) if looked_through else (parameters, self.model.parameters()):
+                for reason, named in self.watch.strangers(each).items():
+                    untracked.name(named, reason)
             if not is_distributed():
                 self._recorder.look_for_unwatched()
         self._learn(wait=untracked.action == "error")

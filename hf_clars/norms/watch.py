@@ -67,10 +67,14 @@ class Watch(ForwardPasses):
                 delattr(tensor, name)
 
     def strangers(self, parameters: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Reason → name → trainable parameter, of those that joined the model since, or are none of its."""
+        """Reason → name → trainable parameter, of those that joined the model since, or are none of its.
+
+        Where all of them are none of its, that is a mistake of another kind, see `why_nothing`.
+        """
         known = {id(tracked.parameter) for tracked in self.measurement.recorder.parameters}
         names: dict[int, str] = {}
         found: dict[str, dict[str, Tensor]] = {}
+        parameters = list(parameters)
         for number, parameter in enumerate(parameters):
             if hasattr(parameter, PARAMETER) or id(parameter) in known or not parameter.requires_grad:
                 continue
@@ -83,7 +87,7 @@ class Watch(ForwardPasses):
             else:
                 reason = "it joined the model after PerSampleNorms was attached"
             found.setdefault(reason, {})[name] = parameter
-        return found
+        return {reason: named for reason, named in found.items() if len(named) < len(parameters)}
 
     def why_nothing(self, parameters: Iterable[Tensor]) -> str | None:
         """Why nothing was measured of these parameters' gradients, and what to do; None where that is no mistake."""
