@@ -412,7 +412,7 @@ def test_how_far_from_the_best_rate_one_may_be(tmp_path):
 def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
     schedules = [{"lr_scheduler_type": kind} for kind in ("linear", "constant")]
     tried = [{"learning_rate": rate, **schedule} for rate in (4.0, 1.0) for schedule in schedules]
-    trials = {"clars": tried, "mgd": [{"learning_rate": None}] * 4}
+    trials = {"clars": tried, "mgd": [{"learning_rate": None, "momentum": share} for share in (0.6, 0.7, 0.8, 0.9)]}
     axes = {**METHOD, "B": {"values": [1, 2], "choices": {1: {"total_batch_size": 32}, 2: {"total_batch_size": 64}}}}
     contest = contestants(read_sweep(sweep_file(tmp_path, parameters=axes, tuning={**FAIR, "trials": trials})))
     found = {}
@@ -440,12 +440,26 @@ def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
         ({"trials": {"clars": [{}]}}, "trials for each of its values"),
         ({"seeds": []}, "it needs values"),
         ({"seeds": [1, 1]}, "twice: 1, 1"),
-        ({"seeds": [0, 1]}, r"must be fresh: \[0, 1\], and 0 of the search"),
+        ({"search": {"learning_rate": 3.0}}, "learning_rate stands in search and in trials of clars"),
+        ({"seeds": [0, 1]}, "must be fresh: they are 0, 1, and clars trial=0 of the search has 0, too"),
+        ({"seeds": [2], "search": {"seed": "2"}}, "and clars trial=0 of the search has 2, too"),
+        ({"seeds": [42], "search": {}}, "has 42, by default: give search a seed of its own"),
+        ({"seeds": [42], "search": {"seed": None}}, "has 42, by default"),
+        ({"trials": dict.fromkeys(METHODS, [{"eta": 1.0}, {"eta": "1e0"}])}, "clars trial=0 and clars trial=1 are one"),
+        ({"trials": dict.fromkeys(METHODS, [{"optim": "lars"}])}, "clars trial=0 and mgd trial=0 are one run"),
     ],
 )
 def test_unfair_comparisons_are_refused(tmp_path, change, message):
+    """Before any run: nothing is tried and ignored, and no seed that was chosen on is called a fresh one."""
     with pytest.raises(UserError, match=message):
-        read_sweep(sweep_file(tmp_path, parameters=METHOD, tuning={**FAIR, **change}))
+        contestants(read_sweep(sweep_file(tmp_path, parameters=METHOD, tuning={**FAIR, **change})))
+
+
+def test_a_seed_of_all_runs_is_that_of_the_search(tmp_path):
+    tuning = {**FAIR, "seeds": [7, 2], "search": {}}
+    sweep = read_sweep(sweep_file(tmp_path, parameters=METHOD, settings={**TINY, "seed": 7}, tuning=tuning))
+    with pytest.raises(UserError, match="they are 7, 2, and clars trial=0 of the search has 7, too"):
+        contestants(sweep)
 
 
 def test_what_the_tuning_decides_is_nobody_elses(tmp_path):
