@@ -44,7 +44,8 @@ def test_usage_and_an_example(capsys, command):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 @pytest.mark.parametrize(
-    "words", [["--help"], *([c, "--help"] for c in COMMANDS), ["train", "--help-all"], ["recipes"], ["recipes", "resnet50_clars"]]
+    "words",
+    [["--help"], *([c, "--help"] for c in COMMANDS), ["train", "--help-all"], ["recipes"], ["recipes", "evidence"]],
 )
 def test_help_is_readable_in_any_encoding(monkeypatch, words, encoding):
     """What an encoding lacks is written as an escape; main lets go of the streams."""

@@ -387,6 +387,31 @@ def test_the_best_trial_of_each_method_gets_fresh_seeds(tmp_path, capsys):
     assert capsys.readouterr().out.count("finished") == 4  # the trials
 
 
+def test_what_cannot_be_written_is_printed_and_said(tmp_path, capsys):
+    """In one line, with the runs that failed; everything else is there."""
+    how = {"how": {"choices": {"well": {"learning_rate": 3}, "badly": {"run_name": "fails"}}}}
+    drawing = {"columns": ["how"], "rows": ["loss"]}
+    folder = tmp_path / "r" / "sweep-tiny"
+    for file in ("table.md", "tiny.png"):
+        (folder / file).mkdir(parents=True)
+    asked = command("sweep", sweep_file(tmp_path, parameters=how, drawing=drawing), tmp_path)
+    assert main([*asked, "--launch", " ".join(STAND_IN)]) == 1
+    out, error = capsys.readouterr()
+    assert "| well | 1 | 30.0" in out
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    for words in ("badly: it broke", f"{folder / 'table.md'} cannot be written: Is a directory", "tiny.png cannot be"):
+        assert words in line
+
+    (tmp_path / "r" / "tuning-tiny" / "search.md").mkdir(parents=True)
+    asked = command("tune", sweep_file(tmp_path, parameters=METHOD, tuning=FAIR), tmp_path)
+    assert main([*asked, "--launch", " ".join(STAND_IN)]) == 1
+    out, error = capsys.readouterr()
+    assert error.strip().endswith("search.md cannot be written: Is a directory; what it would say is printed")
+    assert "| method | settings |" in out
+    assert "| 2 | 30.0 ± 0.0 % |" in out
+    assert (tmp_path / "r" / "tuning-tiny" / "table.md").is_file()
+
+
 def test_how_far_from_the_best_rate_one_may_be(tmp_path):
     """Between trials by straight lines over the logarithm of the rate; a search that ends too early is said to."""
     rates = {"clars": (4.0, 1.0, 16.0, 64.0), "mgd": (1.0, 2.0, 4.0, 8.0)}
@@ -445,8 +470,8 @@ def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
         ({"seeds": [2], "search": {"seed": "2"}}, "and clars trial=0 of the search has 2, too"),
         ({"seeds": [42], "search": {}}, "has 42, by default: give search a seed of its own"),
         ({"seeds": [42], "search": {"seed": None}}, "has 42, by default"),
-        ({"trials": dict.fromkeys(METHODS, [{"eta": 1.0}, {"eta": "1e0"}])}, "clars trial=0 and clars trial=1 are one"),
-        ({"trials": dict.fromkeys(METHODS, [{"optim": "lars"}])}, "clars trial=0 and mgd trial=0 are one run"),
+        ({"trials": {m: [{"eta": 1.0}, {"eta": "1e0"}] for m in METHODS}}, "clars trial=0 and clars trial=1 are one"),
+        ({"trials": {m: [{"optim": "lars"}] for m in METHODS}}, "clars trial=0 and mgd trial=0 are one run"),
     ],
 )
 def test_unfair_comparisons_are_refused(tmp_path, change, message):
