@@ -62,6 +62,32 @@ def test_help_is_readable_in_any_encoding(monkeypatch, words, encoding):
     assert written(encoding) == written("utf-8").decode().encode(encoding, "backslashreplace")
 
 
+WITH_PATHS = [
+    ["train", *(f"--{name}" for name in ("config", "dataset", "output_dir", "model_name", "train_split", "deepspeed"))],
+    ["rates", "--dataset", "--checkpoint"], ["plot", "output_dir"], ["recipes", "--to"],
+    *([name, "file", "--results", "--work", "--data_dir", "--launch", "--preset"] for name in ("sweep", "tune")),
+    ["figure", "--results", "--work"], ["compare", "SOURCE", "--out"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "name"), [(words[0], name) for words in WITH_PATHS for name in words[1:]])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_empty_text_is_no_path(tmp_path, monkeypatch, capsys, command, name, empty):
+    """It would be the working folder, or be found out after data were read."""
+    monkeypatch.chdir(tmp_path)
+    needed = {"figure": ["1"], "sweep": ["fashion_mnist"], "tune": ["evidence"], "compare": ["."]}.get(command, [])
+    words = [*needed, name, empty] if name.startswith("--") else [empty]
+    assert main([command, *words]) == 2
+    assert capsys.readouterr().err == f"error: {name} is empty: give it a value, or leave it out\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_text_in_a_file_is_refused_as_well(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("dataset: ''")
+    assert main(["train", "--config", str(tmp_path / "empty.yaml")]) == 2
+    assert capsys.readouterr().err.endswith("empty.yaml: dataset is empty: give it a value, or leave it out\n")
+
+
 def test_a_command_needs_no_standard_output():
     run = f"'{sys.executable}' -m hf_clars recipes >&- 2>&-"
     assert subprocess.run(["sh", "-c", run], cwd=ROOT, env=without(), check=False).returncode == 0
