@@ -168,6 +168,8 @@ class SweepFile(Section):
             if name not in self.parameters:
                 raise said(f"drawing has {name!r}, which is no parameter: {', '.join(self.parameters)}")
         if self.tuning is not None:
+            if self.run_cap is not None:
+                raise said("run_cap would cut off some methods of a tuning: leave it out")
             methods = self.parameters["method"].listed() if "method" in self.parameters else []
             if (
                 self.method != "grid"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ class Sweep(SweepFile):
         """All combinations, the last parameter changing fastest; or draws, of which more begin with the same ones.
 
         Args:
-            only: parameter → values, as text: a part of the runs.
+            only: parameter → values, as text: a part of the runs. Of a grid with `run_cap`, of its first ones.
             settings: over those of all runs; none that parameters decide.
             count, seed: of the draws; `run_cap` and 0 by default.
         """
         given, axes = settings or {}, {n: p.listed() for n, p in self.parameters.items() if not p.is_drawn}
+        whole = [*axes.values()]
         for axis, wanted in (only or {}).items():
             if axis not in axes:
                 raise UserError(f"there is no axis {axis!r}: the axes are {', '.join(axes)}")
@@ -51,9 +52,17 @@ class Sweep(SweepFile):
             if unknown := [value for value in wanted if value not in values]:
                 raise UserError(f"{axis} is never {unknown[0]!r}: it is {', '.join(values)}")
             axes[axis] = [values[value] for value in dict.fromkeys(wanted)]
-        if (number := math.prod(map(len, axes.values()))) > _MOST_RUNS:
+        number = math.prod(map(len, axes.values()))
+        combinations: Iterable[tuple[Any, ...]] = itertools.product(*axes.values())
+        if self.method == "grid" and self.run_cap is not None:
+            number = min(number, self.run_cap)
+            first = itertools.islice(itertools.product(*whole), self.run_cap)
+            combinations = (v for v in first if all(one in axis for one, axis in zip(v, axes.values(), strict=True)))
+        if number > _MOST_RUNS:
             raise UserError(f"these are {number:,} runs, and at most {_MOST_RUNS:,} are made: choose with --only")
-        places = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        places = [dict(zip(axes, values, strict=True)) for values in combinations]
+        if not places:
+            raise UserError(f"none of the first {self.run_cap} runs, which run_cap leaves, is one of these")
         if self.method == "random":
             places = self._draws(places, count, seed)
         elif count is not None or seed is not None:
