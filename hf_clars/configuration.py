@@ -85,12 +85,15 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     return tuple(instances[: len(kinds)])
 
 
-def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
+def read_config(path: str | Path, *kinds: type, called: Path | None = None) -> dict[str, Any]:
     """What a `--config` file says, as YAML has it; keys are fields of the dataclasses.
 
     Where there is no file `path`, it is the name of one of the package's recipes. A folder that the file gives for
     `dataset` is one beside the file, if there is one of that name, whatever the working folder holds; else one in the
     working folder; else a name on the Hub.
+
+    Args:
+        called: what the name of a data set beside the file begins with; the file's folder by default.
 
     Raises:
         UserError: as `parse`.
@@ -106,8 +109,8 @@ def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
         if isinstance(values[key], str) and _is_empty(known[key], values[key]):
             raise UserError(f"--config {path}: {key} is empty: give it a value, or leave it out")
     dataset = values.get("dataset")
-    if isinstance(dataset, str) and dataset and os.path.isdir(beside := os.path.join(file.parent, dataset)):
-        values["dataset"] = beside
+    if isinstance(dataset, str) and dataset and os.path.isdir(os.path.join(file.parent, dataset)):
+        values["dataset"] = os.path.join(file.parent if called is None else called, dataset)
     return values
 
 

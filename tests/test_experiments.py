@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import timm
 from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
+from hf_clars.experiments.command import _settings_of
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
 from hf_clars.experiments.searched import draw_search, search_table
@@ -248,6 +250,36 @@ def test_data_sets_of_a_folder_stand_for_those_of_the_hub(tmp_path):
     assert dataset_of(dataset="uoft-cs/cifar10") == dataset_of(dataset="cifar10/") == str(tmp_path / "cifar10")
     assert dataset_of(dataset="uoft-cs/cifar100") == "uoft-cs/cifar100"
     assert dataset_of() is None
+
+
+def test_data_are_those_around_the_sweep_and_runs_the_same_from_everywhere(tmp_path, monkeypatch, capsys):
+    """A folder of that name where the program is started is another one, unless the command line names it."""
+    for folder in ("data/ours", "conf/ours", "elsewhere/data/ours"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "conf" / "b.yaml").write_text("dataset: ours\nseed: 5\n")
+    beside = {"optim": {"value": "lars"}, "dataset": {"value": "data/ours"}}
+    ways = {
+        "parameter": sweep_file(tmp_path, parameters=beside, settings=None),
+        "settings": sweep_file(tmp_path, "data/ours", called="settings"),
+        "config": sweep_file(
+            tmp_path, parameters={"config": {"value": "conf/b.yaml"}}, settings=None, called="config"
+        ),
+    }  # fmt: skip
+    keys, used = set(), set()
+    for place in (tmp_path, tmp_path / "elsewhere", tmp_path / "conf"):
+        monkeypatch.chdir(place)
+        for way, file in ways.items():
+            (run, *_) = read_sweep(Path(os.path.relpath(file))).runs()
+            flags = Runner(Path("r"), Path("w"), sweep_file=Path(os.path.relpath(file))).flags(run)
+            keys.add((way, run.key))
+            used.add((way, flags[flags.index("--dataset") + 1]))
+    ours = str(tmp_path / "data" / "ours")
+    assert used == {("parameter", ours), ("settings", ours), ("config", str(tmp_path / "conf" / "ours"))}
+    assert len(keys) == 3
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    options = Namespace(set=["dataset=data/ours"])
+    assert _settings_of(options) == {"dataset": str(tmp_path / "elsewhere" / "data" / "ours")}
 
 
 @contextlib.contextmanager

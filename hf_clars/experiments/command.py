@@ -45,7 +45,7 @@ def run(options: Namespace) -> None:
         says = "a" if sweep.tuning else "no"
         raise UserError(f"{file} has {says} section tuning: it is for hf-clars {'tune' if sweep.tuning else 'sweep'}")
     name = file.stem if figure else f"{'tuning' if sweep.tuning else 'sweep'}-{file.stem}"
-    runner = _runner_of(options, Path(options.results) / name / (options.preset or ""), sweep.launch)
+    runner = _runner_of(options, Path(options.results) / name / (options.preset or ""), file, sweep.launch)
     only, settings = _only_of(options), _settings_of(options)
     asked: tuple[Any, ...] = (only, settings, options.count, options.seed)
     if options.draw and sweep.drawing is not None:
@@ -135,7 +135,7 @@ def _list(runs: Sequence[Run], runner: Runner) -> None:
         print(printable(f"{run.title}: {said}"))
 
 
-def _runner_of(options: Namespace, folder: Path, launch: Sequence[str]) -> Runner:
+def _runner_of(options: Namespace, folder: Path, file: Path, launch: Sequence[str]) -> Runner:
     if options.jobs < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--jobs and --threads must be at least 1")
     data_dir = Path(os.path.expanduser(options.data_dir)) if options.data_dir else None
@@ -145,7 +145,8 @@ def _runner_of(options: Namespace, folder: Path, launch: Sequence[str]) -> Runne
         words = shlex.split(options.launch or "") or launch
     except ValueError as error:
         raise UserError(f"--launch {options.launch}: {error}") from None
-    return Runner(folder, Path(options.work), data_dir, options.jobs, options.threads, words, draw_only=options.draw)
+    work = Path(options.work)
+    return Runner(folder, work, data_dir, file, options.jobs, options.threads, words, draw_only=options.draw)
 
 
 def _only_of(options: Namespace) -> dict[str, list[str]]:
@@ -171,4 +172,6 @@ def _settings_of(options: Namespace) -> dict[str, Any]:
             settings[key] = value if word else parse_yaml(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: {value!r} is not a value as YAML has them") from None
+    if os.path.isdir(data := str(settings.get("dataset") or "")):  # typed here, and not beside the sweep's file
+        settings["dataset"] = os.path.abspath(data)
     return settings

@@ -24,6 +24,7 @@ from ..validation.checks import writable_folder
 from .grid import Run
 from .processes import Attempt, devices
 from .results import Result, left_in, read_result, write_result
+from .sweeps import located
 
 # How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
@@ -39,6 +40,7 @@ class Runner:
         results: where results are and go.
         work: where runs have their output folders while they last, with checkpoints if their settings ask for some.
         data_dir: has the data sets in folders of their own names; those it lacks come from the Hub.
+        sweep_file: around which other data sets are looked for, before the working folder and the Hub.
         jobs: runs at a time. With several GPUs they take turns at them.
         threads: CPU threads of each run.
         launch: words to launch each run with, for several processes: `accelerate launch …`.
@@ -49,6 +51,7 @@ class Runner:
     results: Path
     work: Path
     data_dir: Path | None = None
+    sweep_file: Path | None = None
     jobs: int = 1
     threads: int | None = None
     launch: Sequence[str] = ()
@@ -103,6 +106,8 @@ class Runner:
         name = str(settings.get("dataset") or "").rstrip("/").rpartition("/")[2]
         if self.data_dir is not None and name and (self.data_dir / name).is_dir():
             settings["dataset"] = str(self.data_dir / name)
+        elif self.sweep_file is not None and name:
+            settings["dataset"] = located(self.sweep_file, str(settings["dataset"]))
         return Run(run.place, settings).flags()
 
     def _run_all(self, runs: list[Run]) -> dict[str, Result | None]:

@@ -22,7 +22,7 @@ _PYTHON = ("${env}", "${interpreter}", "/usr/bin/env", "python", "python3")
 
 
 class Sweep(SweepFile):
-    """What a sweep's file asks for, its paths found: `settings` of all runs, and `parameters` in which they differ."""
+    """What a sweep's file asks for, its files read: `settings` of all runs, and `parameters` in which they differ."""
 
     @property
     def launch(self) -> list[str]:
@@ -93,9 +93,12 @@ def read_sweep(file: Path, preset: str | None = None) -> Sweep:
     """The sweep of a YAML file; raises `UserError` for what `SweepFile` does not take, or no such file or preset.
 
     A parameter `config` names YAML files of the recipe: their settings are the run's, where the sweep has none of that
-    name, and its values are the files' names without `.yaml`. Paths, of `command` too, are looked up in the working
-    folder, then in those around the sweep's file; a config that is nowhere is a recipe of the package. `report_to` and
-    `output_dir`, of parameters or of such a file, are for W&B's agents.
+    name, and its values are the files' names without `.yaml`. `report_to` and `output_dir`, of parameters or of such a
+    file, are for W&B's agents.
+
+    Paths, of `command` too, are looked up in the folders around the sweep's file, from the inside out, then in the
+    working folder; a config that is nowhere is a recipe of the package. Data keep the name that the files have for
+    them, and are looked up when a run is made (see `Runner`): a run is the same one wherever the program is started.
     """
     content = read_yaml(file, str(file))
     if not isinstance(content, dict):
@@ -118,17 +121,16 @@ def read_sweep(file: Path, preset: str | None = None) -> Sweep:
             if parameter.value is None:
                 parameters[name] = Parameter(choices=choices)
         elif listed and name not in _OF_AGENTS:
-            values = [_found(file, str(v)) if name == "dataset" else v for v in parameter.listed()]
             if parameter.value is None:
-                parameters[name] = Parameter(values=values)
+                parameters[name] = Parameter(values=parameter.listed())
             else:
-                settings[name] = values[0]
+                settings[name] = parameter.value
         elif not listed:
             parameters[name] = parameter
     if not parameters and settings:  # one run, which wants a name
         name = "seed" if "seed" in settings else next(reversed(settings))
         parameters = {name: Parameter(values=[settings.pop(name)])}
-    command = [_found(file, word) if word.endswith(".yaml") else word for word in said.command]
+    command = [located(file, word) if word.endswith(".yaml") else word for word in said.command]
     found = {"settings": settings, "parameters": parameters, "command": command}
     return Sweep.model_construct(**{**dict(said), **found})
 
@@ -147,14 +149,16 @@ def _configs(file: Path, paths: Sequence[Any], not_theirs: set[str]) -> dict[str
 
     configs: dict[str, dict[str, Any]] = {}
     for path in map(str, paths):
-        settings = read_config(_found(file, path), RecipeArguments, ClarsTrainingArguments)
+        there = located(file, path)
+        called = Path(path).parent if Path(there).exists() else None  # a recipe of the package is anywhere
+        settings = read_config(there, RecipeArguments, ClarsTrainingArguments, called=called)
         if Path(path).stem in configs:
             raise UserError(f"{file}: two configs have the name {Path(path).stem}, which their results would share")
         configs[Path(path).stem] = {k: v for k, v in settings.items() if k not in not_theirs}
     return configs
 
 
-def _found(file: Path, path: str) -> str:
-    """`path` where it exists: in the working folder, or in one around the sweep's file; else as it is."""
-    places = (Path(path), *(folder / path for folder in file.resolve().parents))
+def located(file: Path, path: str) -> str:
+    """`path` where it exists: around the sweep's file, whatever the working folder holds, or in that; else as it is."""
+    places = (folder / path for folder in file.resolve().parents)
     return next((str(place) for place in places if place.exists()), path)
