@@ -276,6 +276,34 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, flags, 
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_name": "resnet8_cfar"}, "has no model 'resnet8_cfar'; did you mean resnet8_cifar"),
+        ({"model_kwargs": {"widht": 4}}, "timm cannot build 'resnet8_cifar' with model_kwargs={'widht': 4}: "),
+        ({"model_kwargs": {"act_layer": "x"}, "model_name": "resnet10t"}, "timm cannot build 'resnet10t'"),
+        ({"train_split": "train[:50%]"}, "train_split: split 'train[:50%]' is not of the form NAME"),
+        ({"eval_split": "test["}, "eval_split: split 'test[' is not of the form NAME"),
+        ({"dataset": "./nowhere"}, "dataset './nowhere': no such folder"),
+        ({"dataset": ""}, "--dataset is empty"),
+    ],
+)
+def test_the_last_run_is_checked_before_the_first_is_made(tmp_path, capsys, settings, message):
+    whole = {**TINY, "train_split": "train", "dataset": "x"}
+    well = {key: whole.pop(key) for key in settings}
+    parameters = {"how": {"choices": {"well": well, "badly": settings}}}
+    assert main(command("sweep", sweep_file(tmp_path, parameters=parameters, settings=whole), tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: badly: ")
+    assert message in error
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_models_name_is_checked_before_data_are_read(tmp_path, capsys):
+    assert main(["train", "--dataset", "./nowhere", "--model_name", "resnet8_cfar", "--use_cpu"]) == 2
+    assert "has no model 'resnet8_cfar'" in capsys.readouterr().err
+
+
 def test_wandb_that_is_missing_is_said_before_the_first_run(tmp_path, fashion_mnist, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     asked = command("sweep", sweep_file(tmp_path, fashion_mnist), tmp_path, "--set", "report_to=wandb")

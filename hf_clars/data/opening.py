@@ -83,7 +83,7 @@ def open_source(
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
     wanted = _Wanted(name, *split_and_rows(split), num_examples, split_and_rows(train_split)[0])
-    folder = _folder(name)
+    folder = local_folder(name)
     home = Home(repository=name) if folder is None else home_of_folder(folder, follow_links)
     if folder is not None and (splits := split_folders(folder)):
         for what, given in (("dataset_config", config), ("image_column", image_column), ("label_column", label_column)):
@@ -96,8 +96,12 @@ def open_source(
         return _files(wanted, builder, _home_of(builder, home), image_column, label_column)
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that a name is, wherever the program goes from here; None for what may be on the Hub."""
+def local_folder(name: str) -> Path | None:
+    """The folder that a name is, wherever the program goes from here; None for what may be on the Hub.
+
+    Raises:
+        UserError: it is not there, or empty.
+    """
     path = Path(os.path.abspath(os.path.expanduser(name)))
     if not (name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()):
         return None

@@ -78,7 +78,12 @@ class Runner:
         return {key: result for key, result in found.items() if result is not None}
 
     def check(self, runs: Sequence[Run], here: bool = True) -> None:
-        """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
+        """That the recipe takes every run's settings, `here`, where its data are, or where there may be a GPU.
+
+        Raises:
+            UserError: the first run whose settings it does not take, or whose folder of data is not there, by name.
+        """
+        from ..data.opening import local_folder
         from ..image_classification.arguments import DEFAULTS, RecipeArguments, refuse_unused
         from ..trainer import ClarsTrainingArguments
         from ..trainer.records.tracking import wandb_for
@@ -94,8 +99,10 @@ class Runner:
                 recipe, args = parse(flags, RecipeArguments, ClarsTrainingArguments, defaults=DEFAULTS)
                 refuse_unused(args)
                 recipe.check()
-                if here and "wandb" in (args.report_to or ()):
-                    wandb_for()
+                if here:
+                    local_folder(recipe.dataset)
+                    if "wandb" in (args.report_to or ()):
+                        wandb_for()
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from None
 
