@@ -28,6 +28,17 @@ class Parser(ArgumentParser):
                 super().add_argument(f"--{name[2:].replace('_', '-')}", **hidden)
         return action
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """argparse's; empty text, which as a path would be the working folder, is refused."""
+        found, rest = super().parse_known_args(*args, **kwargs)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            texts = given if isinstance(given, list) else [given]
+            if any(isinstance(text, str) and not text.strip() for text in texts):
+                name, *_ = (*action.option_strings, action.metavar or action.dest)
+                refuse(f"{name} is empty: give it a value, or leave it out")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         refuse(message)
 

@@ -33,7 +33,7 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
 
     Raises:
         UserError: neither such a file nor such a recipe, no YAML mapping, unknown keys or flags (the nearest name is
-            given), one that stands twice, unreadable values.
+            given), one that stands twice, unreadable values, empty text.
     """
     head = Parser(add_help=False, allow_abbrev=False)
     head.add_argument("--config", action="append", default=[])
@@ -65,6 +65,8 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
             values.pop(name, None)
             nulls |= {place} if equals else {place, place + 1}
             continue
+        if words and _is_empty(known[name], words[0]):
+            raise UserError(f"{word} is empty: give it a value, or leave it out")
         for other in _IN_PLACE_OF.get(name, ()):
             values.pop(other, None)
     flags = [flag for place, flag in enumerate(flags) if place not in nulls]
@@ -83,17 +85,20 @@ def parse(argv: list[str], *kinds: type, defaults: Mapping[str, Any] | None = No
     return tuple(instances[: len(kinds)])
 
 
-def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
+def read_config(path: str | Path, *kinds: type, called: Path | None = None) -> dict[str, Any]:
     """What a `--config` file says, as YAML has it; keys are fields of the dataclasses.
 
     Where there is no file `path`, it is the name of one of the package's recipes. A folder that the file gives for
     `dataset` is one beside the file, if there is one of that name, whatever the working folder holds; else one in the
     working folder; else a name on the Hub.
 
+    Args:
+        called: what the name of a data set beside the file begins with; the file's folder by default.
+
     Raises:
         UserError: as `parse`.
     """
-    known = {f.name for kind in kinds for f in fields(kind) if f.init}
+    known = {f.name: f for kind in kinds for f in fields(kind) if f.init}
     file = find(str(path), TRAININGS, f"--config {path}")
     values = read_yaml(file, f"--config {path}") or {}
     if not isinstance(values, dict):
@@ -101,10 +106,17 @@ def read_config(path: str | Path, *kinds: type) -> dict[str, Any]:
     for key in values:
         if key not in known:
             raise UserError(f"--config {path}: unknown key {key!r}{_hint(str(key), known)}")
+        if isinstance(values[key], str) and _is_empty(known[key], values[key]):
+            raise UserError(f"--config {path}: {key} is empty: give it a value, or leave it out")
     dataset = values.get("dataset")
-    if isinstance(dataset, str) and dataset and os.path.isdir(beside := os.path.join(file.parent, dataset)):
-        values["dataset"] = beside
+    if isinstance(dataset, str) and dataset and os.path.isdir(os.path.join(file.parent, dataset)):
+        values["dataset"] = os.path.join(file.parent if called is None else called, dataset)
     return values
+
+
+def _is_empty(field: Any, text: str) -> bool:
+    """W&B chooses an empty `run_name` itself; any other text is empty by mistake, unless that is the default."""
+    return not text.strip() and field.name != "run_name" and field.default != ""
 
 
 def _as_typed(field: Any, value: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +18,7 @@ from hf_clars.cli import main
 from hf_clars.image_classification.arguments import RecipeArguments
 from hf_clars.image_classification.help import Transformers
 
-from .helpers.scripts import ROOT, run_python
+from .helpers.scripts import ROOT, run_python, without
 
 COMMANDS = ("train", "rates", "plot", "sweep", "figure", "tune", "recipes", "compare")
 
@@ -37,6 +40,57 @@ def test_usage_and_an_example(capsys, command):
     assert f"  hf-clars {command} " in text.partition("example")[2].replace(": ", "  ")
     for file in re.findall(r"recipes/\S+", text):
         assert (ROOT / file).is_file() or "*" in file
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], *([c, "--help"] for c in COMMANDS), ["train", "--help-all"], ["recipes"], ["recipes", "evidence"]],
+)
+def test_help_is_readable_in_any_encoding(monkeypatch, words, encoding):
+    """What an encoding lacks is written as an escape; main lets go of the streams."""
+
+    def written(encoding: str) -> bytes:
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", newline="\n")
+        with monkeypatch.context() as patch, suppress(SystemExit):
+            patch.setattr(sys, "stdout", out)
+            assert main(words) == 0
+        out.flush()
+        assert "write" not in vars(out)
+        return out.buffer.getvalue()
+
+    assert written(encoding) == written("utf-8").decode().encode(encoding, "backslashreplace")
+
+
+WITH_PATHS = [
+    ["train", *(f"--{name}" for name in ("config", "dataset", "output_dir", "model_name", "train_split", "deepspeed"))],
+    ["rates", "--dataset", "--checkpoint"], ["plot", "output_dir"], ["recipes", "--to"],
+    *([name, "file", "--results", "--work", "--data_dir", "--launch", "--preset"] for name in ("sweep", "tune")),
+    ["figure", "--results", "--work"], ["compare", "SOURCE", "--out"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "name"), [(words[0], name) for words in WITH_PATHS for name in words[1:]])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_empty_text_is_no_path(tmp_path, monkeypatch, capsys, command, name, empty):
+    """It would be the working folder, or be found out after data were read."""
+    monkeypatch.chdir(tmp_path)
+    needed = {"figure": ["1"], "sweep": ["fashion_mnist"], "tune": ["evidence"], "compare": ["."]}.get(command, [])
+    words = [*needed, name, empty] if name.startswith("--") else [empty]
+    assert main([command, *words]) == 2
+    assert capsys.readouterr().err == f"error: {name} is empty: give it a value, or leave it out\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_text_in_a_file_is_refused_as_well(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("dataset: ''")
+    assert main(["train", "--config", str(tmp_path / "empty.yaml")]) == 2
+    assert capsys.readouterr().err.endswith("empty.yaml: dataset is empty: give it a value, or leave it out\n")
+
+
+def test_a_command_needs_no_standard_output():
+    run = f"'{sys.executable}' -m hf_clars recipes >&- 2>&-"
+    assert subprocess.run(["sh", "-c", run], cwd=ROOT, env=without(), check=False).returncode == 0
 
 
 def test_help_imports_nothing_large():

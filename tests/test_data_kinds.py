@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -15,9 +16,11 @@ from datasets import ClassLabel, Dataset, Features, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_clars import UserError
+from hf_clars import ClarsTrainingArguments, UserError
 from hf_clars.data import ImageCollator, decode_image, eval_transform, open_source
 from hf_clars.data.tars import TarChunks
+from hf_clars.image_classification.arguments import RecipeArguments
+from hf_clars.image_classification.data import open_data
 
 from .helpers.data_files import examples_of, png, red, write_images, write_members
 
@@ -225,6 +228,43 @@ def test_folders_that_datasets_finds_have_the_training_classes_too(tmp_path):
     write_images(deep / "validation", dog=1)
     with pytest.raises(UserError, match="split 'validation' has classes that 'train' does not have: dog"):
         open_source(str(tmp_path), "validation")
+
+
+@pytest.mark.parametrize("option", ["config", "image_column", "label_column"])
+def test_what_folders_of_classes_do_not_have_is_refused(tmp_path, option):
+    write_images(tmp_path / "train", ant=1, bee=1)
+    name = f"{'dataset_' if option == 'config' else ''}{option}"
+    with pytest.raises(UserError, match=f"folder of images by class, which has no {name}: leave out {name}=image"):
+        open_source(str(tmp_path), "train", **{option: "image"})
+
+
+@pytest.mark.parametrize(
+    ("file", "is_what"),
+    [
+        ("train.zip", "train.zip is a file"),
+        ("train-0.parquet", "train-0.parquet is a file"),
+        ("train/metadata.csv", "train has metadata"),
+        ("training/0.png", "training holds no folders of images"),
+    ],
+)
+def test_a_split_in_another_form_is_said_to_be_there(tmp_path, file, is_what):
+    write_images(tmp_path / "val", ant=1, bee=1)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match=f"{is_what}, and val is a folder of images by class: bring all splits into"):
+        open_source(str(tmp_path), "train")
+
+
+def test_names_as_labels_of_metadata_are_not_asked_to_be_counted(tmp_path):
+    """Their number would be of no use."""
+    for split in ("train", "validation"):
+        write_images(tmp_path / split, images=2)
+        rows = [{"file_name": f"images/{i}.png", "label": name} for i, name in enumerate(("ant", "bee"))]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe, args = RecipeArguments(dataset=str(tmp_path)), ClarsTrainingArguments(str(tmp_path), use_cpu=True)
+    for classes, numbers in ((None, "whole numbers from 0"), (2, "0 to 1")):
+        with pytest.raises(UserError, match=f"label ant of row 0 in .* is no whole number: labels are {numbers}, or "):
+            open_data(replace(recipe, num_classes=classes), args)
 
 
 def test_files_that_number_their_classes_otherwise_are_refused(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import timm
 from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
+from hf_clars.experiments.command import _settings_of
 from hf_clars.experiments.drawing import mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
 from hf_clars.experiments.searched import draw_search, search_table
@@ -250,6 +252,36 @@ def test_data_sets_of_a_folder_stand_for_those_of_the_hub(tmp_path):
     assert dataset_of() is None
 
 
+def test_data_are_those_around_the_sweep_and_runs_the_same_from_everywhere(tmp_path, monkeypatch, capsys):
+    """A folder of that name where the program is started is another one, unless the command line names it."""
+    for folder in ("data/ours", "conf/ours", "elsewhere/data/ours"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "conf" / "b.yaml").write_text("dataset: ours\nseed: 5\n")
+    beside = {"optim": {"value": "lars"}, "dataset": {"value": "data/ours"}}
+    ways = {
+        "parameter": sweep_file(tmp_path, parameters=beside, settings=None),
+        "settings": sweep_file(tmp_path, "data/ours", called="settings"),
+        "config": sweep_file(
+            tmp_path, parameters={"config": {"value": "conf/b.yaml"}}, settings=None, called="config"
+        ),
+    }  # fmt: skip
+    keys, used = set(), set()
+    for place in (tmp_path, tmp_path / "elsewhere", tmp_path / "conf"):
+        monkeypatch.chdir(place)
+        for way, file in ways.items():
+            (run, *_) = read_sweep(Path(os.path.relpath(file))).runs()
+            flags = Runner(Path("r"), Path("w"), sweep_file=Path(os.path.relpath(file))).flags(run)
+            keys.add((way, run.key))
+            used.add((way, flags[flags.index("--dataset") + 1]))
+    ours = str(tmp_path / "data" / "ours")
+    assert used == {("parameter", ours), ("settings", ours), ("config", str(tmp_path / "conf" / "ours"))}
+    assert len(keys) == 3
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    options = Namespace(set=["dataset=data/ours"])
+    assert _settings_of(options) == {"dataset": str(tmp_path / "elsewhere" / "data" / "ours")}
+
+
 @contextlib.contextmanager
 def started(folder: Path, *words: str, **options):
     """A command of its own, once its first run has left a checkpoint."""
@@ -387,6 +419,31 @@ def test_the_best_trial_of_each_method_gets_fresh_seeds(tmp_path, capsys):
     assert capsys.readouterr().out.count("finished") == 4  # the trials
 
 
+def test_what_cannot_be_written_is_printed_and_said(tmp_path, capsys):
+    """In one line, with the runs that failed; everything else is there."""
+    how = {"how": {"choices": {"well": {"learning_rate": 3}, "badly": {"run_name": "fails"}}}}
+    drawing = {"columns": ["how"], "rows": ["loss"]}
+    folder = tmp_path / "r" / "sweep-tiny"
+    for file in ("table.md", "tiny.png"):
+        (folder / file).mkdir(parents=True)
+    asked = command("sweep", sweep_file(tmp_path, parameters=how, drawing=drawing), tmp_path)
+    assert main([*asked, "--launch", " ".join(STAND_IN)]) == 1
+    out, error = capsys.readouterr()
+    assert "| well | 1 | 30.0" in out
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    for words in ("badly: it broke", f"{folder / 'table.md'} cannot be written: Is a directory", "tiny.png cannot be"):
+        assert words in line
+
+    (tmp_path / "r" / "tuning-tiny" / "search.md").mkdir(parents=True)
+    asked = command("tune", sweep_file(tmp_path, parameters=METHOD, tuning=FAIR), tmp_path)
+    assert main([*asked, "--launch", " ".join(STAND_IN)]) == 1
+    out, error = capsys.readouterr()
+    assert error.strip().endswith("search.md cannot be written: Is a directory; what it would say is printed")
+    assert "| method | settings |" in out
+    assert "| 2 | 30.0 ± 0.0 % |" in out
+    assert (tmp_path / "r" / "tuning-tiny" / "table.md").is_file()
+
+
 def test_how_far_from_the_best_rate_one_may_be(tmp_path):
     """Between trials by straight lines over the logarithm of the rate; a search that ends too early is said to."""
     rates = {"clars": (4.0, 1.0, 16.0, 64.0), "mgd": (1.0, 2.0, 4.0, 8.0)}
@@ -412,7 +469,7 @@ def test_how_far_from_the_best_rate_one_may_be(tmp_path):
 def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
     schedules = [{"lr_scheduler_type": kind} for kind in ("linear", "constant")]
     tried = [{"learning_rate": rate, **schedule} for rate in (4.0, 1.0) for schedule in schedules]
-    trials = {"clars": tried, "mgd": [{"learning_rate": None}] * 4}
+    trials = {"clars": tried, "mgd": [{"learning_rate": None, "momentum": share} for share in (0.6, 0.7, 0.8, 0.9)]}
     axes = {**METHOD, "B": {"values": [1, 2], "choices": {1: {"total_batch_size": 32}, 2: {"total_batch_size": 64}}}}
     contest = contestants(read_sweep(sweep_file(tmp_path, parameters=axes, tuning={**FAIR, "trials": trials})))
     found = {}
@@ -440,12 +497,26 @@ def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):
         ({"trials": {"clars": [{}]}}, "trials for each of its values"),
         ({"seeds": []}, "it needs values"),
         ({"seeds": [1, 1]}, "twice: 1, 1"),
-        ({"seeds": [0, 1]}, r"must be fresh: \[0, 1\], and 0 of the search"),
+        ({"search": {"learning_rate": 3.0}}, "learning_rate stands in search and in trials of clars"),
+        ({"seeds": [0, 1]}, "must be fresh: they are 0, 1, and clars trial=0 of the search has 0, too"),
+        ({"seeds": [2], "search": {"seed": "2"}}, "and clars trial=0 of the search has 2, too"),
+        ({"seeds": [42], "search": {}}, "has 42, by default: give search a seed of its own"),
+        ({"seeds": [42], "search": {"seed": None}}, "has 42, by default"),
+        ({"trials": {m: [{"eta": 1.0}, {"eta": "1e0"}] for m in METHODS}}, "clars trial=0 and clars trial=1 are one"),
+        ({"trials": {m: [{"optim": "lars"}] for m in METHODS}}, "clars trial=0 and mgd trial=0 are one run"),
     ],
 )
 def test_unfair_comparisons_are_refused(tmp_path, change, message):
+    """Before any run: nothing is tried and ignored, and no seed that was chosen on is called a fresh one."""
     with pytest.raises(UserError, match=message):
-        read_sweep(sweep_file(tmp_path, parameters=METHOD, tuning={**FAIR, **change}))
+        contestants(read_sweep(sweep_file(tmp_path, parameters=METHOD, tuning={**FAIR, **change})))
+
+
+def test_a_seed_of_all_runs_is_that_of_the_search(tmp_path):
+    tuning = {**FAIR, "seeds": [7, 2], "search": {}}
+    sweep = read_sweep(sweep_file(tmp_path, parameters=METHOD, settings={**TINY, "seed": 7}, tuning=tuning))
+    with pytest.raises(UserError, match="they are 7, 2, and clars trial=0 of the search has 7, too"):
+        contestants(sweep)
 
 
 def test_what_the_tuning_decides_is_nobody_elses(tmp_path):

@@ -43,6 +43,18 @@ def test_a_grid_is_all_combinations_of_its_parameters(tmp_path):
     assert alone.title == "seed=3"
 
 
+def test_a_grid_has_no_more_runs_than_its_cap(tmp_path):
+    """Which are its first, whatever part is asked for."""
+    sweep = read_sweep(sweep_file(tmp_path, run_cap=3))
+    assert [tuple(run.place.values()) for run in sweep.runs()] == [("clars", 0), ("clars", 1), ("mgd", 0)]
+    assert [tuple(run.place.values()) for run in sweep.runs({"method": ["mgd"]})] == [("mgd", 0)]
+    with pytest.raises(UserError, match="none of the first 3 runs, which run_cap leaves, is one of these"):
+        sweep.runs({"method": ["mgd"], "seed": ["1"]})
+    assert len(read_sweep(sweep_file(tmp_path, run_cap=9)).runs()) == 4
+    many = {name: {"values": list(range(30))} for name in "abc"}
+    assert len(read_sweep(sweep_file(tmp_path, run_cap=5, parameters=many)).runs()) == 5
+
+
 def test_a_preset_lies_over_the_file(tmp_path):
     over = {
         "settings": {"image_size": 4},
@@ -170,6 +182,7 @@ DRAWN = {"method": "random", "run_cap": 2}
         ({"parameters": {"a": {"choices": {"x": {"eta": 1}}}, "eta": {"values": [1, 2]}}}, ("eta is what",)),
         ({"tuning": {"search": {}, "seeds": [1], "trials": {"clars": [{}]}}}, ("tuning", "'method'")),
         ({"tuning": {"search": {}, "seeds": [1], "trials": [1]}}, ("tuning.trials", "[1]")),
+        ({"tuning": {"search": {}, "seeds": [1], "trials": {"clars": [{}]}}, "run_cap": 2}, ("run_cap", "tuning")),
         ({"tuning": {"search": {}, "trials": {}}}, ("tuning.seeds",)),
     ],
 )  # fmt: skip
@@ -210,7 +223,7 @@ def test_any_value_anywhere_is_taken_or_named_in_a_line(tmp_path_factory, path, 
     content = copy.deepcopy(WHOLE) | {"method": method}
     where = content
     if method == "grid":
-        del content["parameters"]["eta"]
+        del content["parameters"]["eta"], content["run_cap"]
     else:
         del content["tuning"]
     *way, last = path if path[0] in content and "eta" not in path else ("parameters", "seed", "values")
@@ -261,6 +274,34 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, flags, 
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_name": "resnet8_cfar"}, "has no model 'resnet8_cfar'; did you mean resnet8_cifar"),
+        ({"model_kwargs": {"widht": 4}}, "timm cannot build 'resnet8_cifar' with model_kwargs={'widht': 4}: "),
+        ({"model_kwargs": {"act_layer": "x"}, "model_name": "resnet10t"}, "timm cannot build 'resnet10t'"),
+        ({"train_split": "train[:50%]"}, "train_split: split 'train[:50%]' is not of the form NAME"),
+        ({"eval_split": "test["}, "eval_split: split 'test[' is not of the form NAME"),
+        ({"dataset": "./nowhere"}, "dataset './nowhere': no such folder"),
+        ({"dataset": ""}, "--dataset is empty"),
+    ],
+)
+def test_the_last_run_is_checked_before_the_first_is_made(tmp_path, capsys, settings, message):
+    whole = {**TINY, "train_split": "train", "dataset": "x"}
+    well = {key: whole.pop(key) for key in settings}
+    parameters = {"how": {"choices": {"well": well, "badly": settings}}}
+    assert main(command("sweep", sweep_file(tmp_path, parameters=parameters, settings=whole), tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: badly: ")
+    assert message in error
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_models_name_is_checked_before_data_are_read(tmp_path, capsys):
+    assert main(["train", "--dataset", "./nowhere", "--model_name", "resnet8_cfar", "--use_cpu"]) == 2
+    assert "has no model 'resnet8_cfar'" in capsys.readouterr().err
 
 
 def test_wandb_that_is_missing_is_said_before_the_first_run(tmp_path, fashion_mnist, capsys, monkeypatch):

@@ -1,7 +1,6 @@
 """`hf-clars compare`: which group of runs reaches the target first, and how sure that is."""
 
 import importlib.util
-import io
 import math
 import os
 import platform
@@ -66,8 +65,6 @@ def compare(options: Namespace) -> None:
     comparison = analyse(runs, question, keys, skipped)
     drawn = runs_with_layers(comparison, options.layers) if options.out is not None else []
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what its encoding has no letters for
-        sys.stdout.reconfigure(errors="backslashreplace")
     print_comparison(comparison, sys.stdout)
     if options.out is not None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from .card import check_card
 from .chunks import is_remote, rows_of_groups
 from .folders import class_folders, is_image, list_images, split_folders, trained_classes
 from .home import TO_FOLLOW, ForeignFileError, Home, home_of_folder
-from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_split, split_and_rows
+from .names import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_split, same_split, split_and_rows
 from .source import FileSource, FolderSource, ImageSource, TarSource, clear_errors
 from .tars import extensions
 
@@ -75,15 +76,19 @@ def open_source(
         follow_links: links in the folder may lead anywhere.
 
     Raises:
-        UserError: no such folder, data set, split or column; an empty split; a data set that needs a login; data files
-            elsewhere; image folders with a class that the training split does not have.
+        UserError: no such folder, data set, split or column; columns or a configuration for image folders, which have
+            none; an empty split; a data set that needs a login; data files elsewhere; image folders with a class that
+            the training split does not have, or beside a split in another form.
     """
     if num_examples is not None and num_examples < 1:
         raise UserError(f"a number of examples must be at least 1, not {num_examples}")
     wanted = _Wanted(name, *split_and_rows(split), num_examples, split_and_rows(train_split)[0])
-    folder = _folder(name)
+    folder = local_folder(name)
     home = Home(repository=name) if folder is None else home_of_folder(folder, follow_links)
     if folder is not None and (splits := split_folders(folder)):
+        for what, given in (("dataset_config", config), ("image_column", image_column), ("label_column", label_column)):
+            if given is not None:
+                raise UserError(f"{name} is a folder of images by class, which has no {what}: leave out {what}={given}")
         return _class_folders(wanted, splits, home)
     check_card(name, folder, revision, home)
     with clear_errors(name):
@@ -91,8 +96,12 @@ def open_source(
         return _files(wanted, builder, _home_of(builder, home), image_column, label_column)
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that a name is, wherever the program goes from here; None for what may be on the Hub."""
+def local_folder(name: str) -> Path | None:
+    """The folder that a name is, wherever the program goes from here; None for what may be on the Hub.
+
+    Raises:
+        UserError: it is not there, or empty.
+    """
     path = Path(os.path.abspath(os.path.expanduser(name)))
     if not (name.startswith((".", "~", os.sep)) or name.count("/") > 1 or path.exists()):
         return None
@@ -104,6 +113,14 @@ def _folder(name: str) -> Path | None:
 
 
 def _class_folders(wanted: _Wanted, splits: dict[str, Path], home: Home) -> ImageSource:
+    if same_split(wanted.split, list(splits)) is None:
+        for other in sorted(next(iter(splits.values())).parent.iterdir()):
+            if same_split(wanted.split, [re.split(r"[.-]", other.name)[0]]) is not None:
+                has = "has metadata" if any(other.glob("metadata.*")) else "holds no folders of images"
+                raise UserError(
+                    f"{wanted.name}: {other.name} {has if other.is_dir() else 'is a file'}, and {', '.join(splits)} is "
+                    "a folder of images by class: bring all splits into one of these forms"
+                )
     split = find_split(wanted.name, wanted.split, list(splits))
     for folder in (each for where in splits.values() for each in (where, *where.iterdir())):
         if not home.follow_links and folder.is_dir() and not is_within(folder, home.folders):

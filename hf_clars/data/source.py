@@ -65,8 +65,11 @@ class ImageSource(ABC):
         table = self.whole_table()
         return table if self.limit is None or self.limit >= len(table) else table.select(range(self.limit))
 
-    def check_labels(self, num_classes: int) -> None:
+    def check_labels(self, num_classes: int | None) -> None:
         """Look at all labels where that is cheap, and at those of the first examples elsewhere.
+
+        Args:
+            num_classes: None where nothing says.
 
         Raises:
             UserError: a label outside the classes, or an empty split.
@@ -75,11 +78,12 @@ class ImageSource(ABC):
             for row, label in enumerate(labels):
                 number = label_number(label)
                 if number is None and label is not None:
+                    labels = "whole numbers from 0" if num_classes is None else f"0 to {num_classes - 1}"
                     raise UserError(
                         f"{self.name}: label {str(label)[:40]} of row {row} in {where} is no whole number: labels are "
-                        f"0 to {num_classes - 1}"
+                        f"{labels}, or names of folders that hold the images of a class each, without metadata files"
                     )
-                if number is None or not 0 <= number < num_classes:
+                if num_classes is not None and (number is None or not 0 <= number < num_classes):
                     raise UserError(
                         f"{self.name}: label {label} of row {row} in {where} is outside the {num_classes} classes "
                         f"(0 to {num_classes - 1}); is --num_classes right?"

@@ -16,6 +16,7 @@ import yaml
 from ..errors import TrainingFailedError, UserError
 from ..image_classification.panels import need_matplotlib, save
 from ..recipes.packaged import SEARCHES, SWEEPS, find
+from ..safety.files import write_whole
 from ..safety.texts import printable
 from ..safety.yaml_files import parse_yaml
 from .drawing import draw, table
@@ -30,8 +31,12 @@ _FIGURES = Path(__file__).parent / "figures"
 
 
 def run(options: Namespace) -> None:
-    """Make the runs that have no result yet, print a table, draw the picture if the file has one; raises
-    `TrainingFailedError` where some ended without a result, when the others were made."""
+    """Make the runs that have no result yet, print a table, draw the picture if the file has one.
+
+    Raises:
+        TrainingFailedError: some runs ended without a result, or a table or picture cannot be written. All the others
+            were made, and all tables printed.
+    """
     figure = options.command == "figure"
     folders = SEARCHES if options.command == "tune" else SWEEPS
     file = _FIGURES / f"figure{options.number}.yaml" if figure else find(options.file, folders, options.file)
@@ -40,23 +45,26 @@ def run(options: Namespace) -> None:
         says = "a" if sweep.tuning else "no"
         raise UserError(f"{file} has {says} section tuning: it is for hf-clars {'tune' if sweep.tuning else 'sweep'}")
     name = file.stem if figure else f"{'tuning' if sweep.tuning else 'sweep'}-{file.stem}"
-    runner = _runner_of(options, Path(options.results) / name / (options.preset or ""), sweep.launch)
+    runner = _runner_of(options, Path(options.results) / name / (options.preset or ""), file, sweep.launch)
     only, settings = _only_of(options), _settings_of(options)
     asked: tuple[Any, ...] = (only, settings, options.count, options.seed)
+    if options.draw and sweep.drawing is not None:
+        need_matplotlib()
     if options.list:
         return _list(search(contestants(sweep, *asked)) if sweep.tuning else sweep.runs(*asked), runner)
     results = _fill(runner, sweep, *asked)
     if only and not settings and sweep.method == "grid":  # a part of the grid adds to the table of the whole
         asked = ()
         results = _fill(replace(runner, draw_only=True), sweep)
+    failed = [*runner.failed]
     if sweep.tuning is not None:
-        _show_search(sweep, replace(runner, draw_only=True), asked)
-    if not results:
-        print(f"no results in {runner.results}")
+        failed += _show_search(sweep, replace(runner, draw_only=True), asked)
+    if results:
+        failed += _show(sweep, results, runner.results, file.stem)
     else:
-        _show(sweep, results, runner.results, file.stem, options.draw)
-    if runner.failed:
-        raise TrainingFailedError("; ".join(runner.failed))
+        print(f"no results in {runner.results}")
+    if failed:
+        raise TrainingFailedError("; ".join(failed))
 
 
 def _fill(runner: Runner, sweep: Sweep, *asked: Any) -> list[tuple[Run, Result]]:
@@ -72,33 +80,51 @@ def _fill(runner: Runner, sweep: Sweep, *asked: Any) -> list[tuple[Run, Result]]
     return [(run, found[run.key]) for run in {run.key: run for run in runs}.values() if run.key in found]
 
 
-def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, name: str, needed: bool) -> None:
-    """Runs can be made without matplotlib, unless pictures are needed."""
-    if sweep.drawing is not None and not needed and importlib.util.find_spec("matplotlib") is None:
-        print("no picture: matplotlib is not installed. --draw draws one where it is", flush=True)
-    elif sweep.drawing is not None:
-        need_matplotlib()
-        figure = draw(sweep.drawing, results)
-        for kind in (".png", ".svg"):
-            print(printable(save(figure, (folder / name).with_suffix(kind))))
-    text = table(results)
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(f"{text}\nhf-clars compare {printable(folder)}", flush=True)
+def _show(sweep: Sweep, results: Sequence[tuple[Run, Result]], folder: Path, name: str) -> list[str]:
+    """Runs can be made without matplotlib; returns what cannot be written, and why."""
+    failed = _keep(folder / "table.md", table(results))
+    print(f"hf-clars compare {printable(folder)}", flush=True)
+    if sweep.drawing is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            print("no picture: matplotlib is not installed. --draw draws one where it is", flush=True)
+        else:
+            need_matplotlib()
+            failed += _keep_figure(folder / name, draw(sweep.drawing, results))
+    return failed
 
 
-def _show_search(sweep: Sweep, runner: Runner, asked: Sequence[Any]) -> None:
+def _show_search(sweep: Sweep, runner: Runner, asked: Sequence[Any]) -> list[str]:
+    """Likewise."""
     contest = contestants(sweep, *asked)
     found = runner.fill(search(contest))
     text = search_table(contest, found)
     if not text:
-        return
-    (runner.results / "search.md").write_text(text + "\n", encoding="utf-8")
-    print(text, flush=True)
+        return []
+    failed = _keep(runner.results / "search.md", text)
     if importlib.util.find_spec("matplotlib") is not None:
         need_matplotlib()
         if (figure := draw_search(contest, found)) is not None:
-            for kind in (".png", ".svg"):
-                print(printable(save(figure, (runner.results / "search").with_suffix(kind))))
+            failed += _keep_figure(runner.results / "search", figure)
+    return failed
+
+
+def _keep(file: Path, text: str) -> list[str]:
+    """Printed, whatever becomes of the file."""
+    print(text, flush=True)
+    try:
+        write_whole(file, text + "\n")
+    except OSError as error:
+        return [f"{file} cannot be written: {error.strerror or error}; what it would say is printed"]
+    return []
+
+
+def _keep_figure(path: Path, figure: Any) -> list[str]:
+    try:
+        for kind in (".png", ".svg"):
+            print(printable(save(figure, path.with_suffix(kind))))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _list(runs: Sequence[Run], runner: Runner) -> None:
@@ -109,7 +135,7 @@ def _list(runs: Sequence[Run], runner: Runner) -> None:
         print(printable(f"{run.title}: {said}"))
 
 
-def _runner_of(options: Namespace, folder: Path, launch: Sequence[str]) -> Runner:
+def _runner_of(options: Namespace, folder: Path, file: Path, launch: Sequence[str]) -> Runner:
     if options.jobs < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--jobs and --threads must be at least 1")
     data_dir = Path(os.path.expanduser(options.data_dir)) if options.data_dir else None
@@ -119,7 +145,8 @@ def _runner_of(options: Namespace, folder: Path, launch: Sequence[str]) -> Runne
         words = shlex.split(options.launch or "") or launch
     except ValueError as error:
         raise UserError(f"--launch {options.launch}: {error}") from None
-    return Runner(folder, Path(options.work), data_dir, options.jobs, options.threads, words, draw_only=options.draw)
+    work = Path(options.work)
+    return Runner(folder, work, data_dir, file, options.jobs, options.threads, words, draw_only=options.draw)
 
 
 def _only_of(options: Namespace) -> dict[str, list[str]]:
@@ -145,4 +172,6 @@ def _settings_of(options: Namespace) -> dict[str, Any]:
             settings[key] = value if word else parse_yaml(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: {value!r} is not a value as YAML has them") from None
+    if os.path.isdir(data := str(settings.get("dataset") or "")):  # typed here, and not beside the sweep's file
+        settings["dataset"] = os.path.abspath(data)
     return settings

@@ -24,6 +24,7 @@ from ..validation.checks import writable_folder
 from .grid import Run
 from .processes import Attempt, devices
 from .results import Result, left_in, read_result, write_result
+from .sweeps import located
 
 # How every run is kept quiet; its own settings go over these.
 _HOUSE = {"report_to": "none", "disable_tqdm": True, "plots": False, "dataloader_pin_memory": False}
@@ -39,6 +40,7 @@ class Runner:
         results: where results are and go.
         work: where runs have their output folders while they last, with checkpoints if their settings ask for some.
         data_dir: has the data sets in folders of their own names; those it lacks come from the Hub.
+        sweep_file: around which other data sets are looked for, before the working folder and the Hub.
         jobs: runs at a time. With several GPUs they take turns at them.
         threads: CPU threads of each run.
         launch: words to launch each run with, for several processes: `accelerate launch …`.
@@ -49,6 +51,7 @@ class Runner:
     results: Path
     work: Path
     data_dir: Path | None = None
+    sweep_file: Path | None = None
     jobs: int = 1
     threads: int | None = None
     launch: Sequence[str] = ()
@@ -75,7 +78,12 @@ class Runner:
         return {key: result for key, result in found.items() if result is not None}
 
     def check(self, runs: Sequence[Run], here: bool = True) -> None:
-        """That the recipe takes every run's settings, `here` or where there may be a GPU; one it does not is named."""
+        """That the recipe takes every run's settings, `here`, where its data are, or where there may be a GPU.
+
+        Raises:
+            UserError: the first run whose settings it does not take, or whose folder of data is not there, by name.
+        """
+        from ..data.opening import local_folder
         from ..image_classification.arguments import DEFAULTS, RecipeArguments, refuse_unused
         from ..trainer import ClarsTrainingArguments
         from ..trainer.records.tracking import wandb_for
@@ -91,8 +99,10 @@ class Runner:
                 recipe, args = parse(flags, RecipeArguments, ClarsTrainingArguments, defaults=DEFAULTS)
                 refuse_unused(args)
                 recipe.check()
-                if here and "wandb" in (args.report_to or ()):
-                    wandb_for()
+                if here:
+                    local_folder(recipe.dataset)
+                    if "wandb" in (args.report_to or ()):
+                        wandb_for()
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from None
 
@@ -103,6 +113,8 @@ class Runner:
         name = str(settings.get("dataset") or "").rstrip("/").rpartition("/")[2]
         if self.data_dir is not None and name and (self.data_dir / name).is_dir():
             settings["dataset"] = str(self.data_dir / name)
+        elif self.sweep_file is not None and name:
+            settings["dataset"] = located(self.sweep_file, str(settings["dataset"]))
         return Run(run.place, settings).flags()
 
     def _run_all(self, runs: list[Run]) -> dict[str, Result | None]:

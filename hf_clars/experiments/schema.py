@@ -126,8 +126,9 @@ class Tuning(Section):
 
     @model_validator(mode="after")
     def _fair(self) -> Tuning:
-        if self.search.get("seed") in self.seeds:
-            raise said(f"the seeds must be fresh: {self.seeds}, and {self.search['seed']} of the search")
+        for method, tried in self.trials.items():
+            if both := self.search.keys() & {key for trial in tried for key in trial}:
+                raise said(f"{min(both)} stands in search and in trials of {method}: one of them may have it")
         if len({len(tried) for tried in self.trials.values()}) > 1 or [] in self.trials.values():
             counts = ", ".join(f"{method} {len(tried)}" for method, tried in self.trials.items())
             raise said(f"every method needs as many trials: they have {counts}")
@@ -167,6 +168,8 @@ class SweepFile(Section):
             if name not in self.parameters:
                 raise said(f"drawing has {name!r}, which is no parameter: {', '.join(self.parameters)}")
         if self.tuning is not None:
+            if self.run_cap is not None:
+                raise said("run_cap would cut off some methods of a tuning: leave it out")
             methods = self.parameters["method"].listed() if "method" in self.parameters else []
             if (
                 self.method != "grid"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _PYTHON = ("${env}", "${interpreter}", "/usr/bin/env", "python", "python3")
 
 
 class Sweep(SweepFile):
-    """What a sweep's file asks for, its paths found: `settings` of all runs, and `parameters` in which they differ."""
+    """What a sweep's file asks for, its files read: `settings` of all runs, and `parameters` in which they differ."""
 
     @property
     def launch(self) -> list[str]:
@@ -39,11 +39,12 @@ class Sweep(SweepFile):
         """All combinations, the last parameter changing fastest; or draws, of which more begin with the same ones.
 
         Args:
-            only: parameter → values, as text: a part of the runs.
+            only: parameter → values, as text: a part of the runs. Of a grid with `run_cap`, of its first ones.
             settings: over those of all runs; none that parameters decide.
             count, seed: of the draws; `run_cap` and 0 by default.
         """
         given, axes = settings or {}, {n: p.listed() for n, p in self.parameters.items() if not p.is_drawn}
+        whole = [*axes.values()]
         for axis, wanted in (only or {}).items():
             if axis not in axes:
                 raise UserError(f"there is no axis {axis!r}: the axes are {', '.join(axes)}")
@@ -51,9 +52,17 @@ class Sweep(SweepFile):
             if unknown := [value for value in wanted if value not in values]:
                 raise UserError(f"{axis} is never {unknown[0]!r}: it is {', '.join(values)}")
             axes[axis] = [values[value] for value in dict.fromkeys(wanted)]
-        if (number := math.prod(map(len, axes.values()))) > _MOST_RUNS:
+        number = math.prod(map(len, axes.values()))
+        combinations: Iterable[tuple[Any, ...]] = itertools.product(*axes.values())
+        if self.method == "grid" and self.run_cap is not None:
+            number = min(number, self.run_cap)
+            first = itertools.islice(itertools.product(*whole), self.run_cap)
+            combinations = (v for v in first if all(one in axis for one, axis in zip(v, axes.values(), strict=True)))
+        if number > _MOST_RUNS:
             raise UserError(f"these are {number:,} runs, and at most {_MOST_RUNS:,} are made: choose with --only")
-        places = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        places = [dict(zip(axes, values, strict=True)) for values in combinations]
+        if not places:
+            raise UserError(f"none of the first {self.run_cap} runs, which run_cap leaves, is one of these")
         if self.method == "random":
             places = self._draws(places, count, seed)
         elif count is not None or seed is not None:
@@ -84,9 +93,12 @@ def read_sweep(file: Path, preset: str | None = None) -> Sweep:
     """The sweep of a YAML file; raises `UserError` for what `SweepFile` does not take, or no such file or preset.
 
     A parameter `config` names YAML files of the recipe: their settings are the run's, where the sweep has none of that
-    name, and its values are the files' names without `.yaml`. Paths, of `command` too, are looked up in the working
-    folder, then in those around the sweep's file; a config that is nowhere is a recipe of the package. `report_to` and
-    `output_dir`, of parameters or of such a file, are for W&B's agents.
+    name, and its values are the files' names without `.yaml`. `report_to` and `output_dir`, of parameters or of such a
+    file, are for W&B's agents.
+
+    Paths, of `command` too, are looked up in the folders around the sweep's file, from the inside out, then in the
+    working folder; a config that is nowhere is a recipe of the package. Data keep the name that the files have for
+    them, and are looked up when a run is made (see `Runner`): a run is the same one wherever the program is started.
     """
     content = read_yaml(file, str(file))
     if not isinstance(content, dict):
@@ -109,17 +121,16 @@ def read_sweep(file: Path, preset: str | None = None) -> Sweep:
             if parameter.value is None:
                 parameters[name] = Parameter(choices=choices)
         elif listed and name not in _OF_AGENTS:
-            values = [_found(file, str(v)) if name == "dataset" else v for v in parameter.listed()]
             if parameter.value is None:
-                parameters[name] = Parameter(values=values)
+                parameters[name] = Parameter(values=parameter.listed())
             else:
-                settings[name] = values[0]
+                settings[name] = parameter.value
         elif not listed:
             parameters[name] = parameter
     if not parameters and settings:  # one run, which wants a name
         name = "seed" if "seed" in settings else next(reversed(settings))
         parameters = {name: Parameter(values=[settings.pop(name)])}
-    command = [_found(file, word) if word.endswith(".yaml") else word for word in said.command]
+    command = [located(file, word) if word.endswith(".yaml") else word for word in said.command]
     found = {"settings": settings, "parameters": parameters, "command": command}
     return Sweep.model_construct(**{**dict(said), **found})
 
@@ -138,14 +149,16 @@ def _configs(file: Path, paths: Sequence[Any], not_theirs: set[str]) -> dict[str
 
     configs: dict[str, dict[str, Any]] = {}
     for path in map(str, paths):
-        settings = read_config(_found(file, path), RecipeArguments, ClarsTrainingArguments)
+        there = located(file, path)
+        called = Path(path).parent if Path(there).exists() else None  # a recipe of the package is anywhere
+        settings = read_config(there, RecipeArguments, ClarsTrainingArguments, called=called)
         if Path(path).stem in configs:
             raise UserError(f"{file}: two configs have the name {Path(path).stem}, which their results would share")
         configs[Path(path).stem] = {k: v for k, v in settings.items() if k not in not_theirs}
     return configs
 
 
-def _found(file: Path, path: str) -> str:
-    """`path` where it exists: in the working folder, or in one around the sweep's file; else as it is."""
-    places = (Path(path), *(folder / path for folder in file.resolve().parents))
+def located(file: Path, path: str) -> str:
+    """`path` where it exists: around the sweep's file, whatever the working folder holds, or in that; else as it is."""
+    places = (folder / path for folder in file.resolve().parents)
     return next((str(place) for place in places if place.exists()), path)

@@ -65,13 +65,37 @@ def contestants(
     settings: Mapping[str, Any] | None = None,
     *draws: Any,
 ) -> list[Contestant]:
-    """The methods at their places; raises `UserError` for settings and parameters that the section tuning decides."""
+    """The methods at their places.
+
+    Raises:
+        UserError: settings and parameters that the section tuning decides; trials that are one run, which of them says
+            nothing; a seed of the winners that they were chosen on.
+    """
     tuning = sweep.tuning
     assert tuning is not None
     tried = itertools.chain.from_iterable(tuning.trials.values())
     for key in {"seed", *tuning.search, *itertools.chain.from_iterable(tried)} & {*(settings or {}), *sweep.parameters}:
         raise UserError(f"{key} is what the section tuning decides: edit it there")
-    return [Contestant(place, tuning) for place in sweep.runs(only, settings, *draws)]
+    contest = [Contestant(place, tuning) for place in sweep.runs(only, settings, *draws)]
+    _check_trials(search(contest), tuning.seeds)
+    return contest
+
+
+def _check_trials(trials: Sequence[Run], fresh: Sequence[int]) -> None:
+    from ..trainer import ClarsTrainingArguments
+
+    known: dict[str, Run] = {}
+    for run in trials:
+        if (other := known.setdefault(run.key, run)) is not run:
+            raise UserError(f"tuning: {other.title} and {run.title} are one run, with the same settings: change one")
+        given = run.settings.get("seed")
+        seed = str(ClarsTrainingArguments.seed if given is None else given)
+        if seed.isdecimal() and int(seed) in fresh:  # of what is no seed, the recipe says so
+            how = "by default" if given is None else "too"
+            raise UserError(
+                f"tuning: the seeds must be fresh: they are {', '.join(map(str, fresh))}, and {run.title} of the "
+                f"search has {seed}, {how}: give search a seed of its own"
+            )
 
 
 def search(contest: Sequence[Contestant]) -> list[Run]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Annotated, Any
 
 from ..data import check_resident_augmentation
+from ..data.names import split_and_rows
 from ..data.transforms import AUGMENTATIONS
 from ..errors import UserError
 from ..trainer import ClarsTrainingArguments
@@ -107,8 +109,14 @@ class RecipeArguments(RecipeFields):
             raise UserError(
                 f"min_scale={self.min_scale} is for augmentation=random_resized_crop, not {self.augmentation}"
             )
+        for name in ("train_split", "eval_split"):
+            try:
+                split_and_rows(getattr(self, name))
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
         if self.data_on_device and self.shuffle_buffer != 8192:
             raise UserError(f"shuffle_buffer={self.shuffle_buffer} is not for data_on_device=True, which shuffles all")
+        _check_model(self.model_name, json.dumps(self.timm_kwargs(), default=str))
 
     def draws(self) -> bool:
         """Whether there will be pictures."""
@@ -123,6 +131,14 @@ class RecipeArguments(RecipeFields):
                 own = "num_classes" if name == "num_classes" else "model_name"
                 raise UserError(f"model_kwargs={kwargs} has {name!r}: state {own} itself, as a setting")
         return kwargs
+
+
+@cache
+def _check_model(name: str, kwargs: str) -> None:
+    """Once for all runs of a sweep."""
+    from ..models.timm_models import check_model
+
+    check_model(name, json.loads(kwargs))
 
 
 def _has_matplotlib() -> bool:

@@ -178,5 +178,6 @@ def _number_of_classes(recipe: RecipeArguments, source: ImageSource) -> int:
             raise UserError(f"num_classes={recipe.num_classes} must be at least 1")
         return recipe.num_classes
     if source.class_names is None:
+        source.check_labels(None)  # a number of them would be of no use
         raise UserError(f"{recipe.dataset} does not name its classes: state their number with --num_classes")
     return len(source.class_names)

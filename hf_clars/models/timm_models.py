@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -14,9 +14,10 @@ from timm.layers import to_2tuple
 from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from . import networks  # noqa: F401 (registers them with timm)
 
+_WEIGHTS = ("pretrained", "checkpoint_path")
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601: what red, green and blue add to the brightness; 1 in all, so grey stays grey
 
 
@@ -107,14 +108,7 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"num_classes={num_classes!r} must be a whole number of at least 1")
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
-        raise UserError(f"timm {timm.__version__} has no model {name!r}{hint}")
-    try:
-        timm_model = timm.create_model(name, num_classes=num_classes, **timm_kwargs)
-    except (TypeError, ValueError, RuntimeError, OSError) as error:  # OSError: of files, and of the Hub
-        raise UserError(f"timm cannot build {name!r} with model_kwargs={timm_kwargs}: {error}") from error
+    timm_model = _timm_model(name, num_classes, timm_kwargs)
     not_kept = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
     config = TimmWrapperConfig(  # type: ignore[call-arg]
         architecture=name,
@@ -126,3 +120,25 @@ def build_model(name: str, num_classes: int, **timm_kwargs: Any) -> TimmForImage
         model = TimmForImageClassification(config)
     model.timm_model = timm_model
     return model
+
+
+def check_model(name: str, timm_kwargs: Mapping[str, Any]) -> None:
+    """Raises `UserError` where `build_model` would, in a moment: weights are neither made nor loaded."""
+    plain = {key: value for key, value in timm_kwargs.items() if key not in _WEIGHTS}
+    try:
+        with torch.device("meta"):
+            _timm_model(name, 1, plain)
+    except UserError:  # or it looks at numbers while it is built, which only a model with weights has
+        _timm_model(name, 1, plain)
+
+
+def _timm_model(name: str, num_classes: int, timm_kwargs: Mapping[str, Any]) -> torch.nn.Module:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
+        raise UserError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    try:
+        return timm.create_model(name, num_classes=num_classes, **timm_kwargs)
+    except Exception as error:  # of arguments, of files and of the Hub: models raise whatever they meet
+        what = one_line(error) or type(error).__name__
+        raise UserError(f"timm cannot build {name!r} with model_kwargs={timm_kwargs}: {what}") from error

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..errors import Preempted, TrainingFailedError, UserError, one_line
 from ..safety.texts import printable
 from .first_to_say import first_to_say
-from .output import forgiving, give_up_broken_streams, open_closed_streams
+from .output import escaping, forgiving, give_up_broken_streams, open_closed_streams
 
 
 def unstoppable(work: Callable[[], None]) -> int:
@@ -24,7 +24,13 @@ def unstoppable(work: Callable[[], None]) -> int:
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """The exit status of `work`, whose errors that are a user's are said in one line."""
+    """The exit status of `work`, whose errors that are a user's are said in one line, in any encoding."""
+    open_closed_streams()
+    with escaping():
+        return _status_of(work)
+
+
+def _status_of(work: Callable[[], None]) -> int:
     try:
         work()
         sys.stdout.flush()

@@ -27,25 +27,30 @@ def open_closed_streams() -> None:
 
 
 @contextmanager
+def escaping() -> Iterator[None]:
+    """While this lasts, characters that the encoding of standard output or error lacks are written as escapes."""
+    with ExitStack() as undo:
+        for stream in (getattr(sys, name) for name in STREAMS):
+            _replace(undo, stream, write=_escaped)
+        yield
+
+
+@contextmanager
 def forgiving() -> Iterator[None]:
     """While this lasts, what standard output or error do not take is lost, and raises nothing.
 
-    That is so on a full disk, where nobody reads on, and where a stream is closed. Characters that a stream's encoding
-    lacks are written as escapes. What others do to the streams meanwhile, such as W&B, which copies what is printed,
-    stays in place.
+    That is so on a full disk, where nobody reads on, and where a stream is closed; see `escaping`, too. What others do
+    to the streams meanwhile, such as W&B, which copies what is printed, stays in place.
     """
     with ExitStack() as undo:
+        undo.enter_context(escaping())
         for name in STREAMS:
-            stream = getattr(sys, name)
-            if stream is None:
+            if getattr(sys, name) is None:
                 nowhere = undo.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 setattr(sys, name, nowhere)
                 undo.callback(setattr, sys, name, None)
-            elif hasattr(stream, "__dict__"):  # as all of Python's own have
-                for method, forgiven in (("write", _write(stream)), ("flush", _flush(stream))):
-                    before = vars(stream).get(method)
-                    setattr(stream, method, forgiven)
-                    undo.callback(_restore, stream, method, forgiven, before)
+            else:
+                _replace(undo, getattr(sys, name), write=_forgiven_write, flush=_forgiven_flush)
         yield
 
 
@@ -60,14 +65,33 @@ def give_up_broken_streams() -> None:
                 os.dup2(nowhere.fileno(), STREAMS.index(name) + 1)
 
 
-def _write(stream: Any) -> Callable[[str], int]:
+def _replace(undo: ExitStack, stream: Any, **ours: Callable[[Any], Any]) -> None:
+    """Put ours, made for the stream, in the place of its methods."""
+    for method, make in ours.items() if hasattr(stream, "__dict__") else ():  # as all of Python's own have
+        before, made = vars(stream).get(method), make(stream)
+        setattr(stream, method, made)
+        undo.callback(_restore, stream, method, made, before)
+
+
+def _escaped(stream: Any) -> Callable[[str], int]:
+    write = stream.write
+
+    def escaped(text: str) -> int:
+        try:
+            return write(text)
+        except UnicodeEncodeError:  # whose own encoding may be `charmap`, which is nobody's
+            encoding = stream.encoding or "ascii"
+            return write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    return escaped
+
+
+def _forgiven_write(stream: Any) -> Callable[[str], int]:
     write = stream.write
 
     def forgiven(text: str) -> int:
         try:
             return write(text)
-        except UnicodeEncodeError as error:
-            return forgiven(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) or stream.closed:
                 return len(text)
@@ -76,7 +100,7 @@ def _write(stream: Any) -> Callable[[str], int]:
     return forgiven
 
 
-def _flush(stream: Any) -> Callable[[], None]:
+def _forgiven_flush(stream: Any) -> Callable[[], None]:
     flush = stream.flush
 
     def forgiven() -> None:

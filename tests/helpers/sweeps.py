@@ -17,7 +17,9 @@ TINY = {
 METHODS = {"clars": {"optim": "clars"}, "mgd": {"optim": "sgd"}}
 
 
-def sweep_file(folder: Path, data: Path | str = "x", parameters: dict | None = None, **sections) -> Path:
+def sweep_file(
+    folder: Path, data: Path | str = "x", parameters: dict | None = None, called: str = "tiny", **sections
+) -> Path:
     """TINY with 2 methods × 2 seeds; a section that is None is left out."""
     content = {
         "program": "recipes/imagenet_clars.py",
@@ -28,7 +30,7 @@ def sweep_file(folder: Path, data: Path | str = "x", parameters: dict | None = N
         else parameters,
         **sections,
     }
-    file = folder / "tiny.yaml"
+    file = folder / f"{called}.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
     return file
 
