@@ -19,7 +19,7 @@ BEST = {
     "greater_is_better": True,  # so that an early one is
 }  # fmt: skip
 # What is in the folder before, and settings: a first start; one over the checkpoints of an earlier training.
-KINDS = {"fresh": (None, {}), "best": (None, BEST), "anew": ({"save_total_limit": 4}, {"save_total_limit": 2})}
+KINDS = {"fresh": (None, {}), "best": (None, BEST), "anew": ({"save_total_limit": 4}, {"save_total_limit": 1})}
 
 
 def _train(folder: Path, deadly: int, order: int, wanted: str, options: dict) -> None:
