@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..errors import UserError, did_you_mean
 from ..runtime import users_line
 from .accumulator import COUNT, EXCLUDED, NORMS, SQUARES
 from .agreement import is_distributed
+from .arguments import check_arguments
 from .backward_passes import backward_pass
 from .inputs import Inputs
-from .measurement import MODES, Measurement
+from .measurement import Measurement
 from .recorder import Recorder
 from .untracked import Untracked, listed
 from .watch import Watch, watches_of
@@ -81,25 +80,10 @@ class PerSampleNorms:
         batch_size: int | None = None,
         batch_dim: int | None = None,
     ) -> None:
-        if mode not in MODES:
-            of_trainer = "; 'authors' is ClarsTrainer's, with passes of its own" if mode == "authors" else ""
-            raise UserError(f"mode={mode!r} is unknown; {did_you_mean(mode, MODES)}{of_trainer}")
-        if not isinstance(model, nn.Module):
-            raise UserError(f"model={model!r:.60} must be a torch.nn.Module")
-        sizes = {"norm_samples": norm_samples, "total_batch_size": total_batch_size, "batch_size": batch_size}
-        for name, size in {**sizes, "batch_dim": batch_dim}.items():
-            if size is None and name != "norm_samples":
-                continue
-            least = 0 if name == "batch_dim" else 1
-            if isinstance(size, bool) or not isinstance(size, int) or size < least:
-                raise UserError(f"{name}={size!r} must be a whole number of at least {least}")
-        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-        if lazy:
-            raise UserError(f"{lazy[0]} has no shape yet: call the model once on a batch before PerSampleNorms(model)")
+        check_arguments(model, mode, batch_dim, norm_samples, total_batch_size=total_batch_size, batch_size=batch_size)
         self._measurement = Measurement(mode, norm_samples, total_batch_size, Untracked(untracked, self.warn_of))
         inputs = Inputs(batch_dim, batch_size, self._measurement.bearers)
         self.watch = Watch(model, self._measurement, inputs, bias_and_norm)
-        self._looked_through = False
         self.attach()
 
     @property
@@ -135,13 +119,11 @@ class PerSampleNorms:
     def attach(self) -> PerSampleNorms:
         """Begin to measure; nothing happens if it already does. Returns itself."""
         self.watch.attach()
-        self._looked_through = False
         return self
 
     def resume(self) -> PerSampleNorms:
         """After `detach()`: measure again and go on with what was measured before. Returns itself."""
         self.watch.resume()
-        self._looked_through = False
         return self
 
     def detach(self) -> None:
@@ -281,7 +263,7 @@ class PerSampleNorms:
         untracked = self._measurement.untracked
         if self.watched:
             # Those of the model are looked through once: in each step that would take as long as a small step does.
-            looked_through, self._looked_through = self._looked_through, True
+            looked_through, self.watch.looked_through = self.watch.looked_through, True
             for each in (parameters,) if looked_through else (parameters, self.model.parameters()):
                 for reason, named in self.watch.strangers(each).items():
                     untracked.name(named, reason)

@@ -23,6 +23,9 @@ class Watch(ForwardPasses):
 
     Args:
         bias_and_norm: parameters of one dimension are measured, too.
+
+    Attributes:
+        looked_through: whether the model's parameters were since it was attached, for those that joined it.
     """
 
     def __init__(self, model: nn.Module, measurement: Measurement, inputs: Inputs, bias_and_norm: bool) -> None:
@@ -30,6 +33,7 @@ class Watch(ForwardPasses):
         measurement.regions.watched = WatchedForward.__call__.__code__
         self.bias_and_norm = bias_and_norm
         self.attached = False
+        self.looked_through = False
         self._forwards: list[WatchedForward] = []
         self._handles: list[Any] = []
 
@@ -125,7 +129,7 @@ class Watch(ForwardPasses):
             )
 
     def _attach(self) -> None:
-        self.attached = True
+        self.attached, self.looked_through = True, False
         try:
             self.look_at_members()
             if self.measurement.mode == "micro_batch":
