@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .helpers.function_table import FUNCTIONS, REFUSES_EMPTY, UNWATCHED, Function
+from .helpers.function_table import BIASES, FUNCTIONS, REFUSES_EMPTY, UNWATCHED, Function
 from .helpers.slow import slow_but
 from .helpers.verdicts import Verdict, functional, verdict
 
@@ -38,7 +38,7 @@ def test_right_or_named(name):
 
 
 @pytest.mark.parametrize("where", ["beside", "outside"])
-@pytest.mark.parametrize("name", slow_but(UNWATCHED, FUNCTIONS))
+@pytest.mark.parametrize("name", slow_but((*UNWATCHED, *BIASES), FUNCTIONS))
 def test_beside_a_use_that_is_measured(name, where):
     expect(name, where, BATCHES[1:])
 

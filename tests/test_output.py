@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb  # noqa: F401 (for good, it wraps the streams that it finds when it is imported: not those of a test)
 from transformers import TrainerCallback
 
 from hf_clars import ClarsTrainer
@@ -116,3 +117,22 @@ def test_the_program_goes_on_and_ends_well(tmp_path, images, place):
     assert state_of(run) == "finished"
     for checkpoint in run.glob("checkpoint-*"):  # what was printed went into no file
         assert not any(b"step" in f.read_bytes()[:4] for f in checkpoint.iterdir())
+
+
+@pytest.mark.parametrize("words", ["recipes", "recipes resnet50_clars", "train --help", "rates --help"])
+@pytest.mark.parametrize("others", ["", "2> /dev/full"])
+def test_what_is_asked_for_and_cannot_be_written_is_an_error_of_one_line(tmp_path, words, others):
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m hf_clars {words} > /dev/full {others}"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == ("" if others else "error: cannot write any more: No space left on device\n")
+
+
+def test_errors_keep_their_status_where_they_cannot_be_written(tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m hf_clars trian 2> /dev/full"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2

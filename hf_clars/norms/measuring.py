@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..errors import UserError
 from .backward_passes import computes_gradient_of, reaches
 from .computed_weights import SamplesThroughGraph, SamplesThroughRecipe, squares_through
 from .grad_samples import GivenSamples, GradSamples, OperatorSamples
@@ -59,6 +60,9 @@ def _close(recorder: Recorder, use: Use, of: TrackedTensor, part: GradSamples, w
     for tracked in of.parameters:
         if use.number < 0 and not _is_wanted(tracked, recorder):
             continue
+        if part.shape != tracked.parameter.shape:  # or it would broadcast with what other uses contribute
+            shapes = f"{tuple(part.shape)} for a parameter of shape {tuple(tracked.parameter.shape)}"
+            raise UserError(f"{type(use.sampler).__name__} returned gradients of shape {shapes}")
         if use.fused and gradient is None and isinstance(part, OperatorSamples):
             squares, gradient = part.squares_and_gradient(use.dtype, use.memory_format)
         recorder.close(tracked, use, part, squares)

@@ -107,7 +107,8 @@ class Meeting:
     def meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         take_apart = OPERATORS.get(func)
         operator = take_apart(*args, **kwargs) if take_apart is not None else None
-        if operator is not None and place_of(operator.x) is not None:
+        known = operator is not None and not (operator.broadcasts and is_tracked(operator.bias))
+        if operator is not None and known and place_of(operator.x) is not None:
             return self._operator(operator)
         last = broadcast_but(func, tensors, args, kwargs)
         if last is not None:

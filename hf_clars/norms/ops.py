@@ -3,8 +3,9 @@
 Modules do not matter here, only what their `forward` calls: a subclass with a `forward` of its own, a weight that is
 computed from parameters, a layer that reads another's weight all end in one of these functions.
 
-Products with complex weights are not taken apart: their gradients have the input's conjugate in them, of which the
-samplers know nothing. Like any other function they take a vector-Jacobian product for each sample.
+Products are not taken apart whose weight is complex (their gradients have the input's conjugate in them) or no matrix,
+nor where the bias is not one number for each output: of these the samplers know nothing. Like any other function they
+take a vector-Jacobian product for each sample.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Operator:
         kept: what the sampler wants beside x: the rest of its `xs`. It is given whole, unless the sampler says with
             `inputs_with_samples` that the first of these have samples where x has them.
         half: whether autocast runs it in half precision.
+        broadcasts: whether the bias is any tensor that does, of which the sampler knows nothing.
     """
 
     sampler: Sampler
@@ -50,10 +52,11 @@ class Operator:
     call: Callable[..., Tensor]
     kept: Saved = ()
     half: bool = False
+    broadcasts: bool = False
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operator | None:
-    if weight.is_complex():
+    if weight.ndim != 2 or weight.is_complex() or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     return Operator(LinearSampler(tuple(weight.shape)), input, weight, bias, F.linear, half=True)
 
@@ -63,7 +66,8 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: 
     if beta != 1 or alpha != 1 or mat2.is_complex():
         return None
     sampler = LinearSampler(tuple(mat2.shape), transposed=True)
-    return Operator(sampler, mat1, mat2, input, lambda x, w, b: torch.addmm(b, x, w), half=True)
+    broadcasts = input.shape != mat2.shape[1:]
+    return Operator(sampler, mat1, mat2, input, lambda x, w, b: torch.addmm(b, x, w), half=True, broadcasts=broadcasts)
 
 
 def matmul(input: Tensor, other: Tensor) -> Operator | None:

@@ -13,6 +13,8 @@ from ..safety.texts import printable
 from .first_to_say import first_to_say
 from .output import escaping, forgiving, give_up_broken_streams, open_closed_streams
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, the largest size of a file
+
 
 def unstoppable(work: Callable[[], None]) -> int:
     """For what trains: a full disk behind standard output, and nobody who reads it, are no reason to end."""
@@ -27,7 +29,9 @@ def guarded(work: Callable[[], None]) -> int:
     """The exit status of `work`, whose errors that are a user's are said in one line, in any encoding."""
     open_closed_streams()
     with escaping():
-        return _status_of(work)
+        status = _status_of(work)
+    give_up_broken_streams()
+    return status
 
 
 def _status_of(work: Callable[[], None]) -> int:
@@ -41,9 +45,11 @@ def _status_of(work: Callable[[], None]) -> int:
     except UserError as error:
         return _say(error, 2)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return _say(f"{error.filename}: {error.strerror}", 2)  # which nobody but the user can have named
+        if error.errno == errno.ENAMETOOLONG:
+            return _say(f"{error.filename}: {error.strerror}", 2)  # which nobody but the user can have named
+        if error.errno in _FULL:
+            return _say(f"cannot write {error.filename or 'any more'}: {error.strerror}", 1)
+        raise
     except TrainingFailedError as error:
         return _say(error, 1)
     except Preempted as stop:
@@ -70,5 +76,6 @@ def _say(error: object, status: int) -> int:
     if "Traceback (most recent call last)" in message:  # that of a DataLoader's worker; the last line is ours
         message = message.splitlines()[-1].removeprefix("hf_clars.errors.UserError: ")
     if status != 2 or first_to_say():
-        print(f"error: {printable(one_line(message))}", file=sys.stderr)
+        with forgiving():
+            print(f"error: {printable(one_line(message))}", file=sys.stderr)
     return status

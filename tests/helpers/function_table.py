@@ -91,7 +91,15 @@ def einsum(equation: str, sample: tuple[int, ...], *shapes: tuple[int, ...], sam
     return {f"einsum {equation}": (use, sample, shapes)}
 
 
+BIASES: dict[str, Entry] = {  # whatever broadcasts is a bias
+    **{f"linear, bias {s}": (lambda x, b, w: F.linear(x, w, b), V, (s, W)) for s in ((), (1,), (1, 1), (1, 5))},
+    **{f"linear, bias {s}": (lambda x, b, w: F.linear(x, w, b), M, (s, W)) for s in ((4, 5), (1, 4, 5))},
+    **{f"addmm, bias {s}": (lambda x, b, w: torch.addmm(b, x, w.t()), V, (s, W)) for s in ((), (1,), (1, 1), (1, 5))},
+    "linear, a vector": (lambda x, w: F.linear(x, w[0]), M, (W,)),
+    "linear, a vector itself": (F.linear, V, ((6,),)),
+}
 FUNCTIONS: dict[str, Entry] = {
+    **BIASES,
     **elementwise(torch.add), **elementwise(torch.mul), **elementwise(torch.sub), **elementwise(positive(torch.div)),
     **elementwise(torch.hypot), **elementwise(torch.maximum), **elementwise(torch.logaddexp),
     **elementwise(positive(torch.atan2)), **elementwise(positive(torch.pow)), **elementwise(positive(torch.xlogy)),
@@ -160,7 +168,8 @@ FUNCTIONS: dict[str, Entry] = {
         lambda x, b, w: torch.baddbmm(b[:, None], x.transpose(0, 1), w).transpose(0, 1), M, ((4, 3), (4, 6, 3))
     ),
     "addbmm, positions first": (lambda x, b, w: torch.addbmm(b, x.transpose(0, 1), w), M, ((1, 3), (4, 6, 3))),
-    "addmm": (lambda x, b, w: torch.addmm(b, x, w.t()), V, ((1, 5), W)),
+    "addmm": (lambda x, b, w: torch.addmm(b[0], x, w.t()), V, ((1, 5), W)),
+    "addmm, bias of samples": (lambda x, w: torch.addmm(x[:, :5], x, w.t()), V, (W,)),
     "addmm(x, x, w)": (lambda x, w: torch.addmm(x, x, w, alpha=0.5), V, ((6, 6),)),
     "addmv": (lambda x, b, w: torch.addmv(b[0], x, w[0]), V, ((1, 1), W)),
     "addmv of samples": (lambda x, w: torch.addmv(x[:, 0], x, w[0]), V, (W,)),

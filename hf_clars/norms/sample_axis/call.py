@@ -72,3 +72,9 @@ def name_of(func: Any) -> str:
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)
     return str(name)
+
+
+@torch.compiler.assume_constant_result
+def works_in_place(func: Any) -> bool:
+    """Whether torch's name for it says so."""
+    return name_of(func).endswith("_")

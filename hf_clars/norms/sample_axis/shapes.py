@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .axis import SampleAxis, permuted, reshaped, without
-from .call import Call, Rule, name_of
+from .call import Call, Rule, name_of, works_in_place
 from .operands import aligned
 from .tags import axis_of
 
@@ -22,7 +22,7 @@ def reshaping(call: Call) -> SampleAxis | None:
     axis = axis_of(call.x)
     # In place, the shape that it had is gone.
     # As another type, entries are split or joined.
-    in_place = call.out is call.x and name_of(call.func).endswith("_")
+    in_place = call.out is call.x and works_in_place(call.func)
     unknown = in_place or call.out.numel() != call.x.numel()
     return None if axis is None or unknown else reshaped(axis, call.x.shape, call.out.shape)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..recorded_calls import call_steps, cook
@@ -42,9 +43,15 @@ class FunctionSampler(Sampler):
         count = len(self.axes) - 1
         xs = self.operands(xs)
         part = by_sample(out, SampleAxis(*self.axes[-1]))
+        first, u, others = [x[0] for x in xs[:count]], xs[count], xs[count + 1 :]
+
+        def of(u: Tensor) -> Tensor:
+            return cook(self.steps, (*first, u, *others))
+
         try:
             with torch.no_grad():
-                alone = cook(self.steps, (*(x[0] for x in xs[:count]), *xs[count:]))
+                # Where samples go one by one, the way they will go: torch may refuse there what it takes otherwise.
+                alone = of(u) if self.vmapped else torch.func.vjp(of, u)[0]
         except (RuntimeError, IndexError, ValueError):
             return False
         return alone.shape == part.shape[1:]
@@ -95,7 +102,9 @@ def function_sampler(
     assert steps is not None
     where = tuple([(axis.dim, axis.inner, axis.batch) for axis in (*axes, out_axis)])
     saved = tuple([t.detach() for t in (*of_samples, u, *others)])
-    return FunctionSampler(tuple(u.shape), steps, where, _is_vmapped(func)), saved
+    # F.linear takes a bias of more dimensions than two, and its batching rule does not (torch 2.14).
+    vmapped = _is_vmapped(func) and not (func is F.linear and max([t.ndim for t in tensors[2:]], default=0) > 2)
+    return FunctionSampler(tuple(u.shape), steps, where, vmapped), saved
 
 
 @torch.compiler.assume_constant_result
