@@ -43,8 +43,11 @@ class _State(BaseModel):
     def _numbers(cls, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in history:
             for key in {"step", *_DRAWN} & entry.keys():
-                if not isinstance(entry[key], int | float) or LARGEST < abs(entry[key]) < math.inf:
-                    raise ValueError(f"{key} is {entry[key]!r:.40}, not a number that can be drawn")
+                value = entry[key]
+                drawable = isinstance(value, int | float) and abs(value) <= LARGEST
+                diverged = key != "step" and isinstance(value, float) and not math.isfinite(value)
+                if not (drawable or diverged):
+                    raise ValueError(f"{key} is {value!r:.40}, not a number that can be drawn")
             if "step" not in entry:
                 raise ValueError("an entry without step")
         return history
