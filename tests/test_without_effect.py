@@ -80,7 +80,7 @@ def test_what_follows_from_others_is_nothing_that_was_set(tmp_path):
         ({"report_to": "clearml"}, "report_to='clearml' cannot be used: its package is not installed"),
         ({"report_to": ["tensorboard", "mlflow"]}, "report_to=.* its package is not installed"),
         ({"lr_scheduler_kwargs": {"power": -2}}, "lr_scheduler_kwargs={'power': -2}: 0.0 cannot be raised"),
-        ({"lr_scheduler_kwargs": {"lr_end": -9.0}}, "a learning rate of -"),
+        ({"lr_scheduler_kwargs": {"lr_end": -9.0}}, "becomes a learning rate of -"),
     ],
     ids=str,
 )

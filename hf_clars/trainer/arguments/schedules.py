@@ -120,7 +120,9 @@ def check_schedule(args: Any) -> None:
             scheduler.step()
             rate = scheduler.get_last_lr()[0]
             if isinstance(rate, complex) or not 0 <= rate < float("inf"):
-                raise ValueError(f"a learning rate of {rate}")
+                base = getattr(args, "base_learning_rate", None)
+                begins = f"learning_rate={args.learning_rate}" if base is None else f"base_learning_rate={base}"
+                raise ValueError(f"{begins} becomes a learning rate of {rate}")
     except UserError:
         raise
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
