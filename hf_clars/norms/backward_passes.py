@@ -37,7 +37,7 @@ def computes_gradient_of(parameter: Tensor) -> bool:
         return True
 
 
-def quiet_gradient(of: Tensor | GradientEdge, parameter: Tensor, derivative: Tensor, batched: bool) -> Tensor:
+def quiet_gradient(of: GradientEdge, parameter: Tensor, derivative: Tensor, batched: bool) -> Tensor:
     """From the derivative by `of` to that by a parameter, which its hooks, ours and those of others, are not told of.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from .backward_passes import quiet_gradient
 from .grad_samples import GivenSamples, GradSamples, OperatorSamples, chunks, joined
@@ -20,13 +21,19 @@ class SamplesThroughGraph(GradSamples):
 
     Args:
         part: `c_u`.
+        edge: where autograd stood behind `u` when it was used.
         standardisation: `g`, if it is one.
     """
 
     def __init__(
-        self, part: GradSamples, u: Tensor, parameter: Tensor, standardisation: Standardisation | None
+        self,
+        part: GradSamples,
+        u: Tensor,
+        edge: GradientEdge,
+        parameter: Tensor,
+        standardisation: Standardisation | None,
     ) -> None:
-        self.part, self.u, self.parameter, self.standardisation = part, u, parameter, standardisation
+        self.part, self.u, self.edge, self.parameter, self.standardisation = part, u, edge, parameter, standardisation
         self.batch, self.shape, self.dtype, self.device = part.batch, parameter.shape, part.dtype, part.device
         self.closed_form = None if standardisation is None else standardisation.for_parameter(parameter)
 
@@ -59,8 +66,8 @@ class SamplesThroughGraph(GradSamples):
         if self.closed_form is not None:
             return self.closed_form.samples(of_u).reshape(-1, *self.shape)
         if of_u.shape[0] > 1:
-            return quiet_gradient(self.u, self.parameter, of_u, batched=True)
-        return quiet_gradient(self.u, self.parameter, of_u[0], batched=False).unsqueeze(0)
+            return quiet_gradient(self.edge, self.parameter, of_u, batched=True)
+        return quiet_gradient(self.edge, self.parameter, of_u[0], batched=False).unsqueeze(0)
 
 
 def squares_through(parts: Sequence[SamplesThroughGraph], summed: bool = False) -> tuple[list[Tensor], Tensor | None]:

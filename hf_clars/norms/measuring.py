@@ -76,7 +76,9 @@ def _close_computed(
 ) -> Tensor | None:
     """The same of a tensor that is computed from parameters."""
     wanted = [tracked for tracked in of.parameters if use.number >= 0 or _is_wanted(tracked, recorder)]
-    standardisation = None if of.u is None or of.recipe is not None else Standardisation.of(of.u)
+    standardisation = None
+    if of.u is not None and of.edge is not None:
+        standardisation = Standardisation.of(of.u, of.edge.node)
     parts = [_through(part, of, tracked, recorder, standardisation) for tracked in wanted]
     squares: Sequence[Tensor | None] = [None] * len(parts)
     gradient: Tensor | None = None
@@ -105,7 +107,9 @@ def _through(
     """What a parameter gets, of what the tensor gets which is computed from it."""
     if of.recipe is not None:
         return SamplesThroughRecipe(part, of.recipe, tracked, recorder.parameters)
-    return part if of.u is None else SamplesThroughGraph(part, of.u, tracked.parameter, standardisation)
+    if of.u is None or of.edge is None:
+        return part
+    return SamplesThroughGraph(part, of.u, of.edge, tracked.parameter, standardisation)
 
 
 def _is_wanted(tracked: TrackedParameter, recorder: Recorder) -> bool:

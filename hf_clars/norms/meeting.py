@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .copies import own_copies, shared_copies
 from .measurement import Measurement
-from .ops import COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
+from .ops import CONCATENATING, COPYING, EQUAL_SIZES, OPERATORS, Operator, broadcast_but
 from .plan import PICKED, decide
-from .recorded_calls import is_random, is_writing
+from .recorded_calls import is_random, is_viewing, is_writing
 from .sample_axis.axis import Assumption, Lost, SampleAxis
 from .sample_axis.call import Call, name_of
 from .sample_axis.indices import goes_by_place
@@ -28,6 +28,7 @@ from .sample_axis.operands import broadcast_axis
 from .sample_axis.table import RULES, place_after
 from .sample_axis.tags import PLACE, axis_of, place_of, tagged, tensors_in
 from .samplers.function import function_sampler
+from .samplers.linear import EmbeddingSampler
 from .standardised import is_standardised
 from .tracked import LOOKUP, PARAMETERS, TrackedParameter, TrackedTensor, is_tracked, parameters_of, tracked_tensor
 from .uses import Use
@@ -80,8 +81,12 @@ class Meeting:
             out = remember(func, args, kwargs, tagged(out, PARAMETERS, tuple(parameters)))
         else:
             out = tagged(out, PARAMETERS, tuple(parameters))
-        if func is torch.embedding and of[0].u is None:
-            tagged(out, LOOKUP, (args[1], args[2] if len(args) > 2 else -1))
+        if is_writing(func):
+            vars(args[0]).pop(LOOKUP, None)
+        elif func is torch.embedding and of[0].u is None:
+            embedding = OPERATORS[func](*args, **kwargs)
+            if embedding is not None and isinstance(embedding.sampler, EmbeddingSampler):
+                tagged(out, LOOKUP, (embedding.x, embedding.sampler.padding_idx))
         elif func is Tensor.to and of[0].lookup is not None:
             tagged(out, LOOKUP, of[0].lookup)
         return out
@@ -89,7 +94,7 @@ class Meeting:
     def _copies(self, func: Any, args: Any, kwargs: Any, batch: int) -> Tensor | None:
         """`u.expand(B, …)` and its like, where one dimension is as long as the batch: taken for one copy a sample,
         until it meets samples."""
-        u = args[0]
+        u = args[0] if args else kwargs.get("input", kwargs.get("self"))
         out = func(*args, **kwargs)
         before = [1] * (out.ndim - u.ndim) + list(u.shape)
         dims = [d for d in range(out.ndim) if before[d] == 1 and out.shape[d] == batch]
@@ -102,6 +107,8 @@ class Meeting:
         copies = own_copies(self.measurement, u, axis, out.ndim, batch)
         times = [n // m if m else 1 for n, m in zip(out.shape, copies.shape, strict=True)]
         copies = copies.repeat(times) if max(times) > 1 else copies
+        if not is_viewing(func):
+            copies = copies.clone(memory_format=torch.contiguous_format)  # which may be changed in place
         return tagged(copies.contiguous() if out.is_contiguous() else copies, PLACE, axis)  # as views of it want
 
     def meet(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -131,13 +138,20 @@ class Meeting:
         self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], last: int
     ) -> tuple[Any, Any] | None:
         """The arguments with each tracked tensor replaced by one copy a sample; None where that does not make them."""
+        if is_writing(func) and is_tracked(args[0]):
+            return None  # the copy would be changed
         ndim = max([t.ndim for t in tensors])
         axis = broadcast_axis(tensors, ndim, last)
         if axis is None or axis.pick is not None or axis.dim >= ndim - last:
             return None
+        if func in CONCATENATING and _dim_of(args, kwargs, ndim) == axis.dim:
+            return None  # its rows are beside those of the samples
         sizes = [t.shape[axis.dim - ndim + t.ndim] for t in tensors if axis_of(t) is not None]
         of = [t for t in tensors if is_tracked(t)]
         for u in of:
+            # A number of another type or place than the tensors does not decide those of the result; its copies would.
+            if u.ndim == 0 and True in [t.dtype != u.dtype or t.device != u.device for t in tensors]:
+                return None
             dim = axis.dim - ndim + u.ndim
             own = dim >= 0 and u.shape[dim] == sizes[0]
             if not own and (func in EQUAL_SIZES or (dim >= 0 and u.shape[dim] != 1)):
@@ -162,7 +176,10 @@ class Meeting:
 
     def _function(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         out = func(*args, **kwargs)
-        of = [t for t in tensors if is_tracked(t)]
+        of: list[Tensor] = []
+        for tensor in tensors:
+            if is_tracked(tensor) and True not in [tensor is other for other in of]:
+                of.append(tensor)
         parameters = parameters_of(*(tracked_tensor(t) for t in of))
         places = [place for place in map(place_of, tensors) if place is not None]
         axis, reason = self._axis_of_result(func, args, kwargs, tensors, out)
@@ -209,6 +226,12 @@ class Meeting:
             return None, reason
         place = place_after(Call(func, args, kwargs, tensors, out), RULES.get(func))
         return (place if type(place) is SampleAxis else None), reason
+
+
+def _dim_of(args: Any, kwargs: Any, ndim: int) -> int:
+    """Along which a function concatenates."""
+    dim: int = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+    return dim % ndim
 
 
 def _all_tensors(args: Any, kwargs: Any) -> list[Tensor]:

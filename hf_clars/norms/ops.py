@@ -61,9 +61,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operato
     return Operator(LinearSampler(tuple(weight.shape)), input, weight, bias, F.linear, half=True)
 
 
-def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Operator | None:
-    """transformers' Conv1D."""
-    if beta != 1 or alpha != 1 or mat2.is_complex():
+def addmm(input: Any, mat1: Any, mat2: Any, *more: Any, beta: float = 1, alpha: float = 1) -> Operator | None:
+    """transformers' Conv1D. With numbers for β and α between its tensors, which torch takes, it is not taken apart."""
+    if more or not isinstance(input, Tensor) or beta != 1 or alpha != 1 or mat2.is_complex():
         return None
     sampler = LinearSampler(tuple(mat2.shape), transposed=True)
     broadcasts = input.shape != mat2.shape[1:]
@@ -138,19 +138,19 @@ def transposed_convolution(spatial: int, function: Callable[..., Tensor]) -> Cal
     return operator
 
 
-def _each(value: int | Sequence[int], spatial: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * spatial
+def _each(value: Any, spatial: int) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)):  # NumPy's numbers and tensors without dimensions are taken, too
+        return (value if isinstance(value, int) else value.__index__(),) * spatial
     return tuple(value) if len(value) == spatial else tuple(value) * spatial
 
 
 def embedding(
-    weight: Tensor, input: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Operator | None:
     if scale_grad_by_freq or sparse:
         return None
     sampler = EmbeddingSampler(tuple(weight.shape), padding_idx)
-    return Operator(sampler, input, weight, None, lambda x, w, _: torch.embedding(w, x, padding_idx))
+    return Operator(sampler, indices, weight, None, lambda x, w, _: torch.embedding(w, x, padding_idx))
 
 
 def layer_norm(
@@ -197,11 +197,13 @@ def norm_with_statistics(
         bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        of_input: bool,
-        momentum: float,
-        eps: float,
-        cudnn_enabled: bool,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+        use_input_stats: bool = False,  # instance norm's name for `training`
     ) -> Operator:
+        of_input = training or use_input_stats
         statistics = () if of_input or running_mean is None or running_var is None else (running_mean, running_var)
 
         def call(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
@@ -268,8 +270,6 @@ def broadcast_but(func: Callable[..., Any], tensors: list[Tensor], args: Any, kw
     """
     if func in CONCATENATING or func in BROADCASTING:
         return 0
-    if func is F.scaled_dot_product_attention:
-        return 2
     if func in PRODUCTS:
         return 2 if min([t.ndim for t in tensors]) > 1 and max([t.ndim for t in tensors]) > 2 else None
     return None

@@ -104,6 +104,8 @@ def is_random(func: Any, args: Any, kwargs: Any) -> bool:
         p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
         train = args[2] if len(args) > 2 else kwargs.get("train", True)
         return bool(train) and p != 0
+    if kind == 2:  # of (query, key, value, attn_mask, dropout_p)
+        return bool((args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) != 0)
     return True
 
 
@@ -120,7 +122,9 @@ def is_viewing(func: Any) -> bool:
 
 @torch.compiler.assume_constant_result
 def _may_be_random(func: Any) -> int:
-    return 0 if func not in RANDOM else 1 if func in _DROPOUT else 2
+    if func not in RANDOM:
+        return 0
+    return 1 if func in _DROPOUT else 2 if func in _ATTENTION else 3
 
 
 def _named(names: set[str]) -> set[Any]:
@@ -156,6 +160,7 @@ def _tagged() -> tuple[set[str], set[str]]:
 
 
 _DROPOUT = _named({"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
+_ATTENTION = _named({"scaled_dot_product_attention"})
 WRITING = _writing()
 _random, _viewing = _tagged()
 RANDOM = (

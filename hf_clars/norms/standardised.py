@@ -40,9 +40,9 @@ class Standardisation:
         self.normalised, self.scale, self.rows, self.gain = normalised, scale, rows, gain
 
     @classmethod
-    def of(cls, u: Tensor) -> Standardisation | None:
-        """None if `u` is computed in another way."""
-        node = None if u._backward_hooks else _behind_views(u.grad_fn)
+    def of(cls, u: Tensor, node: Any) -> Standardisation | None:
+        """None if `u`, which came out of `node`, is computed in another way."""
+        node = None if u._backward_hooks else _behind_views(node)
         if node is None or node.name() != _BATCH_NORM or not node._saved_training:
             return None
         rows = node._saved_input

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .recorded_calls import Recipe
 from .sample_axis.tags import PLACE
@@ -93,12 +94,14 @@ class TrackedTensor:
     Args:
         parameters: the parameters.
         u: the tensor; None for a parameter itself, which FSDP may exchange.
+        edge: where autograd stands behind `u` now: what works in place may put it elsewhere later on.
         lookup: indices and padding index, if `u` is rows of a table.
         recipe: how `u` is computed, if that is known.
     """
 
     parameters: tuple[TrackedParameter, ...]
     u: Tensor | None
+    edge: GradientEdge | None = None
     lookup: tuple[Tensor, int] | None = None
     recipe: Recipe | None = None
 
@@ -110,8 +113,16 @@ def tracked_tensor(tensor: Any) -> TrackedTensor | None:
     parameter = getattr(tensor, PARAMETER, None)
     if parameter is not None:
         return TrackedTensor((parameter,), None)
-    computed_from = getattr(tensor, PARAMETERS)
-    return TrackedTensor(computed_from, tensor, getattr(tensor, LOOKUP, None), getattr(tensor, RECIPE, None))
+    parameters, lookup, recipe = (
+        getattr(tensor, PARAMETERS),
+        getattr(tensor, LOOKUP, None),
+        getattr(tensor, RECIPE, None),
+    )
+    if torch.compiler.is_compiling():
+        return TrackedTensor(parameters, tensor, None, lookup, recipe)
+    if lookup is not None and tensor._version:  # the rows were changed in place, maybe through a view
+        lookup = None
+    return TrackedTensor(parameters, tensor, get_gradient_edge(tensor), lookup, recipe)
 
 
 def is_tracked(tensor: Any) -> bool:
@@ -121,6 +132,7 @@ def is_tracked(tensor: Any) -> bool:
         and tensor.requires_grad
         and getattr(tensor, PLACE, None) is None
         and (hasattr(tensor, PARAMETER) or hasattr(tensor, PARAMETERS))
+        and tensor.numel() > 0  # what has no elements has no gradient
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,15 +92,112 @@ def einsum(equation: str, sample: tuple[int, ...], *shapes: tuple[int, ...], sam
     return {f"einsum {equation}": (use, sample, shapes)}
 
 
-BIASES: dict[str, Entry] = {  # whatever broadcasts is a bias
+def summed_up(x: Tensor, h0: Tensor, w: Tensor) -> Tensor:
+    """A state of the parameter's that samples are added to in place."""
+    h = torch.zeros(len(x), 6, dtype=x.dtype) + h0
+    for t in range(4):
+        h += x[:, t] * w
+    return h
+
+
+def decaying(x: Tensor, w: Tensor) -> Tensor:
+    """A tensor that is used, and then changed in place."""
+    h, ys = w.clone(), []
+    for _ in range(3):
+        ys.append(x + h)
+        h.mul_(0.5)
+    return torch.stack(ys, 1)
+
+
+def turned(x: Tensor, w: Tensor) -> Tensor:
+    u = w * 1.0
+    y = F.linear(x, u)
+    u.t_()
+    return y
+
+
+def beside(x: Tensor, w: Tensor) -> Tensor:
+    """Rows of a parameter under those of the samples."""
+    h = torch.cat([x, w]).tanh()
+    return h[: len(x)] @ h[len(x) :].mT
+
+
+def after_nothing(x: Tensor, w: Tensor) -> Tensor:
+    nothing = x[:, :0]
+    return torch.cat([nothing.unflatten(2, (2, 3)), x.unflatten(2, (2, 3))], 1).flatten(2) * w
+
+
+CONSTANT = torch.tensor([0, 2, 2, 1])
+ZEROS, ONES = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+MEAN_AND_VARIANCE = {"running_mean": ZEROS, "running_var": ONES}
+REST = {"bias": None, "momentum": 0.1, "eps": 1e-5, "cudnn_enabled": False}
+
+FORMS: dict[str, Entry] = {  # in which torch takes its functions, and few write them
+    # whatever broadcasts is a bias
     **{f"linear, bias {s}": (lambda x, b, w: F.linear(x, w, b), V, (s, W)) for s in ((), (1,), (1, 1), (1, 5))},
     **{f"linear, bias {s}": (lambda x, b, w: F.linear(x, w, b), M, (s, W)) for s in ((4, 5), (1, 4, 5))},
     **{f"addmm, bias {s}": (lambda x, b, w: torch.addmm(b, x, w.t()), V, (s, W)) for s in ((), (1,), (1, 1), (1, 5))},
     "linear, a vector": (lambda x, w: F.linear(x, w[0]), M, (W,)),
     "linear, a vector itself": (F.linear, V, ((6,),)),
+    "linear without outputs": (lambda x, v, w: torch.cat([F.linear(x, w), x * v], 1), V, ((6,), (0, 6))),
+    # a parameter twice in one call
+    "einsum(x, w, w)": (lambda x, w: torch.einsum("bi,oi,pi->bop", x, w, w), V, (W,)),
+    "clamp(x, w, w)": (lambda x, w: torch.clamp(x, w, w.clone()) + torch.clamp(x, w, w), V, ((6,),)),
+    "addcmul(w, x, w), a number of rows": (lambda x, w: torch.addcmul(w, x[:, None], w), V, ((3, 6),)),
+    "stack([x, w, w])": (lambda x, w: torch.stack([x, *[w.expand_as(x)] * 2], 1), V, (R,)),
+    "rnn cell of one weight": (lambda x, w: torch.rnn_tanh_cell(x, x, w, w), V, ((6, 6),)),
+    # in place
+    "+= to a state": (summed_up, M, ((6,), (6,))),
+    "zeros += w": (lambda x, w: x.new_zeros(x.shape).add_(w).add_(x), M, ((6,),)),
+    "expanded, mul_": (lambda x, w: w.expand(len(x), 4, 6).clone().mul_(x), M, ((1, 1, 6),)),
+    "repeated, mul_": (lambda x, w: w.repeat(len(x), 1, 1).mul_(x), M, (M,)),
+    "repeated, relu_": (lambda x, w: F.relu(w.repeat(len(x), 1), inplace=True) * x, V, (R,)),
+    "tiled, add_ to a part": (lambda x, w: x * w.tile(len(x), 1, 1).index_add_(1, CONSTANT[:1], x[:, :1]), M, (M,)),
+    "used, then changed": (decaying, M, ((6,),)),
+    "used, then transposed": (turned, V, ((6, 6),)),
+    "relu_ of an embedding": (lambda x, w: x * F.relu(F.embedding(CONSTANT, w), inplace=True), M, (W,)),
+    "mul_ of a part of an embedding": (
+        lambda x, w: (e := F.embedding(CONSTANT, w), e[:2].mul_(3.0), x * e)[-1],
+        M,
+        (W,),
+    ),
+    "t_ of an embedding": (lambda x, w: x.mT * F.embedding(CONSTANT, w).t_(), M, (W,)),
+    # rows beside those of samples, and none at all
+    "cat beside samples": (beside, V, ((3, 6),)),
+    "cat beside samples, negative": (lambda x, w: torch.cat([w, x], -2)[-len(x) :] * 2, V, ((3, 6),)),
+    "cat after nothing": (after_nothing, M, ((6,),)),
+    "linear of nothing": (lambda x, w: torch.cat([F.linear(x[:, :0], w).flatten(1), F.linear(x[:, 0], w)], 1), M, (W,)),
+    "repeat_interleave, never": (lambda x, w: torch.cat([x.repeat_interleave(0, 0), x]) * w, V, (R,)),
+    # arguments by name, of NumPy, and as they were written once
+    "batch_norm by name": (
+        lambda x, w: torch.batch_norm(x, weight=w, training=False, **MEAN_AND_VARIANCE, **REST),
+        V,
+        ((6,),),
+    ),
+    "instance_norm by name": (
+        lambda x, w: torch.instance_norm(x.mT, weight=w, use_input_stats=False, **MEAN_AND_VARIANCE, **REST),
+        M,
+        ((6,),),
+    ),
+    "embedding by name": (lambda x, w: torch.embedding(w, indices=(x > 0).long(), padding_idx=1), V, (W,)),
+    "embedding of constants by name": (lambda x, w: x + torch.embedding(w, padding_idx=1, indices=CONSTANT), M, (W,)),
+    "embedding of constants, by frequency": (
+        lambda x, w: x + F.embedding(CONSTANT, w, scale_grad_by_freq=True),
+        M,
+        (W,),
+    ),
+    "tile by name": (lambda x, w: x * torch.tile(input=w, dims=(len(x), 1)), V, ((6,),)),
+    "broadcast_to by name": (lambda x, w: x * torch.broadcast_to(input=w, size=x.shape), V, ((6,),)),
+    "addmm with a number first": (lambda x, b, w: torch.addmm(1, b, x, w), V, ((5,), (6, 5))),
+    "conv1d, NumPy's stride": (lambda x, w: F.conv1d(x, w, stride=np.int64(2)), M, ((3, 4, 2),)),
+    "attention, w keys and values of fewer dimensions": (
+        lambda x, k, v: sdpa(x.unflatten(2, (2, 3)).transpose(1, 2), k, v).view(len(x), -1),
+        M,
+        ((2, 5, 3), (2, 5, 3)),
+    ),
 }
 FUNCTIONS: dict[str, Entry] = {
-    **BIASES,
+    **FORMS,
     **elementwise(torch.add), **elementwise(torch.mul), **elementwise(torch.sub), **elementwise(positive(torch.div)),
     **elementwise(torch.hypot), **elementwise(torch.maximum), **elementwise(torch.logaddexp),
     **elementwise(positive(torch.atan2)), **elementwise(positive(torch.pow)), **elementwise(positive(torch.xlogy)),
@@ -289,6 +387,7 @@ FUNCTIONS: dict[str, Entry] = {
     "vmap over w": (lambda x, w: torch.vmap(lambda r: x * r, out_dims=1)(w), V, (W,)),
 }  # fmt: skip
 REFUSES_EMPTY = {  # by torch itself
+    "instance_norm by name", "attention, w keys and values of fewer dimensions",
     "addmv", "fft(w) fft(x)", "fft2(w) fft2(x)", "conv1d of w by samples", "affine_grid", "attention, w the mask",
     "attention, w the mask of heads",
 }  # fmt: skip

@@ -43,6 +43,7 @@ def verdict(
     loss: Loss = functional,
     alone: tuple[nn.Module, Tensor | tuple[Tensor, ...]] | None = None,
     together: bool = False,
+    unchecked: bool = False,
 ) -> Verdict:
     """Compare the norms of one backward pass of `(1/B) Σ f_i` with those of passes over single samples.
 
@@ -58,6 +59,7 @@ def verdict(
         loss: `(model, *xs)` → `f_i`, `[batch]`.
         alone: model and inputs for the passes over single samples, where samples mix: what of them does not.
         together: take each `f_i` of the batch instead, for models that depend on the batch's size but do not mix.
+        unchecked: measure the third pass, of which the gradient is not checked, after two in which it was zero.
     """
     xs = xs if isinstance(xs, tuple) else (xs,)
     batch = xs[0].shape[0]
@@ -66,6 +68,9 @@ def verdict(
     try:
         with warnings.catch_warnings(), PerSampleNorms(model) as norms:
             warnings.simplefilter("ignore", UserWarning)  # that something cannot be measured
+            for _ in range(2 if unchecked else 0):
+                (0 * loss(model, *xs).sum()).backward()
+            norms.reset()
             measured = _run(model, xs, loss, batch)
             each = norms.per_sample()
             of = norms.denominators()  # which also names those whose gradient came past all that is watched

@@ -122,11 +122,14 @@ Place = SampleAxis | Lost
 
 def fits(axis: SampleAxis, shape: Sequence[int]) -> bool:
     """Whether a tensor of this shape can have its samples there."""
-    return 0 <= axis.dim < len(shape) and shape[axis.dim] % (axis.batch * axis.inner) == 0
+    return 0 <= axis.dim < len(shape) and shape[axis.dim] % max(1, axis.batch * axis.inner) == 0
 
 
 def reshaped(axis: SampleAxis, old: Sequence[int], new: Sequence[int]) -> SampleAxis | None:
     """Where samples stand after a tensor of shape `old` was viewed, in row-major order, as `new`."""
+    if 0 in new:  # nothing stands anywhere
+        up_to = axis.dim + 1
+        return axis if list(old[:up_to]) == list(new[:up_to]) else None
     stride = axis.inner
     for size in old[axis.dim + 1 :]:
         stride = stride * size

@@ -77,6 +77,7 @@ def interleaving(call: Call) -> SampleAxis | None:
     times, dim = call.argument(1, ("repeats",)), call.argument(2, ("dim",))
     if axis is None or times is None or isinstance(times, Tensor) or axis.pick is not None:
         return None  # `times` are the entries of x, if there are no others: so many indices of each
+    times = max(1, times)  # of what is empty then, every place is right
     if dim is None:
         flat = reshaped(axis, call.x.shape, (call.x.numel(),))
         return None if flat is None else flat.at(0, flat.inner * times)
