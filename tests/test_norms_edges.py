@@ -123,3 +123,60 @@ def test_passes_for_other_gradients_do_not_count():
         norms.reset()
         torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
         assert norms.sums().keys() == {n for n, _ in model.named_parameters()}
+
+
+class Scaled(nn.Module):
+    """A number of its own type among tensors, such as CLIP's logit scale."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.scale, self.use = nn.Parameter(torch.tensor(1.3)), use
+
+    def forward(self, x):
+        return self.use(x, self.scale)
+
+
+USES = {
+    "x * s": lambda x, s: x * s,
+    "s - x": lambda x, s: s - x,
+    "x / s": lambda x, s: x / s,
+    "exp(s) * x": lambda x, s: s.exp() * x,
+    "where": lambda x, s: torch.where(x > 0, x, s),
+    "maximum": lambda x, s: torch.maximum(x, s),
+    "addcmul": lambda x, s: torch.addcmul(x, x, s),
+    "x ** s": lambda x, s: (x.abs() + 0.5) ** s,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("of_x", "of_s"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float64), (torch.float32, torch.float32)],
+)
+def test_a_number_decides_no_types(use, of_x, of_s):
+    """Of a tensor without dimensions, torch takes the value and not the type, and so does what is measured."""
+    model = Scaled(USES[use])
+    model.scale.data = model.scale.data.to(of_s)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(of_x)
+    plain = model(x)
+    plain.double().square().sum().backward()
+    gradient, model.scale.grad = model.scale.grad, None
+    with PerSampleNorms(model) as norms:
+        measured = model(x)
+        measured.double().square().sum().backward()
+        found = norms.per_sample()["scale"]
+    assert measured.dtype == plain.dtype == of_x
+    assert torch.equal(measured, plain)
+    torch.testing.assert_close(model.scale.grad, gradient, rtol=2e-2 if of_x == torch.bfloat16 else 1e-5, atol=0)
+    alone = [torch.autograd.grad(model(x[i : i + 1]).double().square().sum(), model.scale)[0].abs() for i in range(5)]
+    torch.testing.assert_close(found, torch.stack(alone).to(found), rtol=2e-2, atol=1e-3)
+
+
+def test_a_number_under_autocast():
+    model = nn.Sequential(nn.Linear(6, 5), Scaled(USES["exp(s) * x"]))
+    x = torch.randn(4, 6)
+    with PerSampleNorms(model) as norms, torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+        assert norms.per_sample().keys() == {"0.weight", "0.bias", "1.scale"}

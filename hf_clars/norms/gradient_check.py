@@ -32,8 +32,8 @@ _SEED = 0x2B7E151628AED2A6
 
 
 class GradientCheck:
-    """Compares, in passes 1, 2, 4, 8 and so on up to the 512th and in every 512th from there, what arrives at parameters
-    with what was measured.
+    """Compares what arrives at parameters with what was measured, in passes 1, 2, 4, 8, … 512, and from there in every
+    512th.
 
     The first alone would not do: behind gates that begin at zero, gradients are zero at first, whatever is wrong.
 

@@ -79,11 +79,12 @@ class Meeting:
                 tagged(args[0], PARAMETERS, tuple(parameters))
                 return remember(func, args, kwargs, out)
             out = remember(func, args, kwargs, tagged(out, PARAMETERS, tuple(parameters)))
+        elif is_writing(func):
+            _note_written(args[0], parameters)
+            return out
         else:
             out = tagged(out, PARAMETERS, tuple(parameters))
-        if is_writing(func):
-            vars(args[0]).pop(LOOKUP, None)
-        elif func is torch.embedding and of[0].u is None:
+        if func is torch.embedding and of[0].u is None:
             embedding = OPERATORS[func](*args, **kwargs)
             if embedding is not None and isinstance(embedding.sampler, EmbeddingSampler):
                 tagged(out, LOOKUP, (embedding.x, embedding.sampler.padding_idx))
@@ -226,6 +227,14 @@ class Meeting:
             return None, reason
         place = place_after(Call(func, args, kwargs, tensors, out), RULES.get(func))
         return (place if type(place) is SampleAxis else None), reason
+
+
+def _note_written(target: Tensor, parameters: list[TrackedParameter]) -> None:
+    """Parameters are behind a tensor now, into which a function wrote, and behind that of which it is a view."""
+    vars(target).pop(LOOKUP, None)
+    for each in (target, target._base):
+        if each is not None and each.requires_grad:
+            tagged(each, PARAMETERS, tuple(dict.fromkeys((*getattr(each, PARAMETERS, ()), *parameters))))
 
 
 def _dim_of(args: Any, kwargs: Any, ndim: int) -> int:

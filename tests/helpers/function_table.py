@@ -149,6 +149,12 @@ FORMS: dict[str, Entry] = {  # in which torch takes its functions, and few write
     # in place
     "+= to a state": (summed_up, M, ((6,), (6,))),
     "zeros += w": (lambda x, w: x.new_zeros(x.shape).add_(w).add_(x), M, ((6,),)),
+    "written into a part of zeros": (lambda x, w: (y := x.new_zeros(4, 6), y[1].copy_(w), x * y)[-1], M, ((6,),)),
+    "set in a part of a part": (
+        lambda x, w: (y := torch.ones(4, 6).double(), y[1:].__setitem__(0, w), x * y)[-1],
+        M,
+        ((6,),),
+    ),
     "expanded, mul_": (lambda x, w: w.expand(len(x), 4, 6).clone().mul_(x), M, ((1, 1, 6),)),
     "repeated, mul_": (lambda x, w: w.repeat(len(x), 1, 1).mul_(x), M, (M,)),
     "repeated, relu_": (lambda x, w: F.relu(w.repeat(len(x), 1), inplace=True) * x, V, (R,)),

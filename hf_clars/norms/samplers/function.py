@@ -17,9 +17,12 @@ from .base import Sampler, Saved
 
 _VMAPPED = {
     function
-    for name in ("prelu", "einsum", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "linear")
+    for name in (
+        "prelu", "einsum", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "linear", "add", "sub", "mul",
+        "div", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__",
+    )
     for function in functions_named(name)
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
