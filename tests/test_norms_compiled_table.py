@@ -17,10 +17,16 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:PerSampleNorms cannot measure:UserWarning",
     # Torch has no batched derivative of _weight_norm, and says that it takes samples one by one.
     "ignore:There is a performance drop:UserWarning",
+    "ignore:This overload of addmm is deprecated:UserWarning",
 )
 
 # Of these the compiler's view is named: what they change in place has another name in memory.
 NAMED = {"a view of a copy is doubled", "a copy seen through a view, doubled"}
+NAMED_FUNCTIONS = {
+    "setitem of all", "written into a part of zeros", "set in a part of a part",
+    "mul_ of a part of an embedding",
+}  # fmt: skip
+BREAKS = {"conv1d, NumPy's stride"}  # the graph: dynamo makes a tensor of the number, which nobody can look at
 # Chosen to be quick and of all kinds; all of them, in two sizes, are slow tests.
 QUICK = (
     "iteration", "F.pad in front", "old weight_norm", "mul_ of a copy", "a view of a copy is doubled",
@@ -89,13 +95,16 @@ def test_measured_as_in_eager_in_other_ways(name, options):
     judge(*TABLE[name](), **options)
 
 
-@pytest.mark.parametrize("name", slow_but(["setitem", "linear, a vector itself"], FUNCTIONS))
+@pytest.mark.parametrize(
+    "name", slow_but(["setitem", "linear, a vector itself"], [name for name in FUNCTIONS if name not in BREAKS])
+)
 def test_functions_are_measured_as_in_eager(name):
     torch.manual_seed(0)
     model, x = Function(name, beside=True), torch.randn(3, *FUNCTIONS[name][1], dtype=torch.float64)
     torch.compiler.reset()
     eager = Seen(model.double(), model, [x])
-    compare(eager, Seen(model, torch.compile(model, backend="aot_eager", fullgraph=True), [x]))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compare(eager, Seen(model, compiled, [x]), name in NAMED_FUNCTIONS)
 
 
 def positions_first(m: nn.Module, x: Tensor) -> Tensor:

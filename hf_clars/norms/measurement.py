@@ -94,7 +94,7 @@ class Measurement:
             if unknown:
                 reason = "what is used is computed from it by a function that draws random numbers, under torch.compile"
                 self.exclude(parameters_of(*unknown), reason)
-            outdated = [t for t in through if t.recipe is not None and is_outdated(t.u)]
+            outdated = [t for t in tensors if t is not None and t.recipe is not None and is_outdated(t.u)]
             if outdated:
                 reason = "what is used is computed from it and changed in place through a view, under torch.compile"
                 self.exclude(parameters_of(*outdated), reason)

@@ -36,6 +36,7 @@ from .weight_recipes import remember
 
 _COMPUTED = "what is used is computed from it, which takes a pass back for each sample"
 _UNWATCHED = "it is used in a checkpointed function that is not a module"
+_WRITTEN = "it is written into a tensor, of which others may be views, under torch.compile"
 
 
 class Meeting:
@@ -76,6 +77,9 @@ class Meeting:
                 return out  # no parameter is behind it, even if gradients are taken of it from here on
         if torch.compiler.is_compiling():
             if is_writing(func):
+                if not is_tracked(args[0]):  # which may be a view, of whose base nothing is known here
+                    self.measurement.exclude(parameters, _WRITTEN)
+                tagged(args[0], LOOKUP, None)
                 tagged(args[0], PARAMETERS, tuple(parameters))
                 return remember(func, args, kwargs, out)
             out = remember(func, args, kwargs, tagged(out, PARAMETERS, tuple(parameters)))
@@ -231,7 +235,7 @@ class Meeting:
 
 def _note_written(target: Tensor, parameters: list[TrackedParameter]) -> None:
     """Parameters are behind a tensor now, into which a function wrote, and behind that of which it is a view."""
-    vars(target).pop(LOOKUP, None)
+    tagged(target, LOOKUP, None)
     for each in (target, target._base):
         if each is not None and each.requires_grad:
             tagged(each, PARAMETERS, tuple(dict.fromkeys((*getattr(each, PARAMETERS, ()), *parameters))))
