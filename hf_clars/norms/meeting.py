@@ -22,7 +22,7 @@ from .ops import CONCATENATING, COPYING, EQUAL_SIZES, OPERATORS, Operator, broad
 from .plan import PICKED, decide
 from .recorded_calls import is_random, is_viewing, is_writing
 from .sample_axis.axis import Assumption, Lost, SampleAxis
-from .sample_axis.call import Call, name_of
+from .sample_axis.call import Call, first_of, name_of
 from .sample_axis.indices import goes_by_place
 from .sample_axis.operands import broadcast_axis
 from .sample_axis.table import RULES, place_after
@@ -84,7 +84,7 @@ class Meeting:
                 return remember(func, args, kwargs, out)
             out = remember(func, args, kwargs, tagged(out, PARAMETERS, tuple(parameters)))
         elif is_writing(func):
-            _note_written(args[0], parameters)
+            _note_written(first_of(args, kwargs), parameters)
             return out
         else:
             out = tagged(out, PARAMETERS, tuple(parameters))
@@ -99,7 +99,7 @@ class Meeting:
     def _copies(self, func: Any, args: Any, kwargs: Any, batch: int) -> Tensor | None:
         """`u.expand(B, …)` and its like, where one dimension is as long as the batch: taken for one copy a sample,
         until it meets samples."""
-        u = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        u = first_of(args, kwargs)
         out = func(*args, **kwargs)
         before = [1] * (out.ndim - u.ndim) + list(u.shape)
         dims = [d for d in range(out.ndim) if before[d] == 1 and out.shape[d] == batch]
@@ -143,7 +143,7 @@ class Meeting:
         self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], last: int
     ) -> tuple[Any, Any] | None:
         """The arguments with each tracked tensor replaced by one copy a sample; None where that does not make them."""
-        if is_writing(func) and is_tracked(args[0]):
+        if is_writing(func) and is_tracked(first_of(args, kwargs)):
             return None  # the copy would be changed
         ndim = max([t.ndim for t in tensors])
         axis = broadcast_axis(tensors, ndim, last)

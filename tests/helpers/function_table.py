@@ -192,6 +192,7 @@ FORMS: dict[str, Entry] = {  # in which torch takes its functions, and few write
         M,
         (W,),
     ),
+    "relu_ by name": (lambda x, w: x * torch.relu_(input=w * 1.0), V, ((6,),)),
     "tile by name": (lambda x, w: x * torch.tile(input=w, dims=(len(x), 1)), V, ((6,),)),
     "broadcast_to by name": (lambda x, w: x * torch.broadcast_to(input=w, size=x.shape), V, ((6,),)),
     "addmm with a number first": (lambda x, b, w: torch.addmm(1, b, x, w), V, ((5,), (6, 5))),

@@ -41,7 +41,12 @@ class Call:
 
     @property
     def x(self) -> Any:
-        return self.argument(0, ("input", "self"))
+        return first_of(self.args, self.kwargs)
+
+
+def first_of(args: Any, kwargs: Any) -> Any:
+    """The first argument, which may be given by name."""
+    return args[0] if args else kwargs.get("input", kwargs.get("self"))
 
 
 # From a call to where samples stand in its result; None where that is not known.
