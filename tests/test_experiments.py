@@ -20,8 +20,9 @@ from hf_clars import UserError
 from hf_clars.cli import main
 from hf_clars.experiments import Result, Run, Runner, read_result, read_sweep
 from hf_clars.experiments.command import _settings_of
-from hf_clars.experiments.drawing import mean_and_deviation, table
+from hf_clars.experiments.drawing import draw, mean_and_deviation, table
 from hf_clars.experiments.results import curve_of, write_result
+from hf_clars.experiments.schema import Drawing
 from hf_clars.experiments.searched import draw_search, search_table
 from hf_clars.experiments.tuning import contestants, search
 from hf_clars.runtime.provenance import commit
@@ -464,6 +465,27 @@ def test_how_far_from_the_best_rate_one_may_be(tmp_path):
     del found[contest[1].trials()[3].key]
     assert search_table(contest, found).splitlines()[3].split("|")[4] == " ≤ 1 to ≥ 2 (≥ × 2.0) "
     assert search_table(contest, {}) == ""
+
+
+def with_layers(method: str, statistics: tuple[str, ...], names: list[str]) -> tuple[Run, Result]:
+    layers = [{"epoch": e, "layers": {n: dict.fromkeys(statistics, e + 1.0) for n in names}} for e in (1, 2)]
+    curve = [{"step": e, "epoch": e, "loss": 3.0 - e} for e in (1, 2)]
+    run = Run({"network": "deep", "method": method}, {"seed": 1})
+    return run, Result(dict(run.place), dict(run.settings), "finished", 1.0, "abc", {}, curve, {}, layers=layers)
+
+
+def test_long_names_of_layers_leave_a_panel_its_place_and_the_run_that_has_a_statistic_shows_it():
+    names = [f"features.denseblock3.denselayer{k}.conv2.weight" for k in range(121)]
+    runs = [with_layers("lars", ("gamma",), names), with_layers("clars", ("gamma", "variance_factor"), names)]
+    drawing = Drawing(columns=("network",), rows=["loss", "variance_factor", "gamma"], lines=("method",))
+    figure = draw(drawing, runs)
+    figure.canvas.draw()
+    loss, factors, gammas, *_ = figure.axes
+    for axis in (loss, factors, gammas):
+        assert axis.get_position().width * figure.get_figwidth() > 2, "inches"
+    assert factors.get_title().endswith("M_k, clars")
+    assert gammas.get_title().endswith("γ_k, lars")
+    assert len(factors.lines) == len(names)
 
 
 def test_the_picture_of_a_search_has_each_method_around_its_best_rate(tmp_path):

@@ -302,7 +302,8 @@ def test_step_without_norms_is_an_error():
     [
         ({"eta": 0.0}, "eta=0.0 must be a finite number > 0"),
         ({"eta": "0.1"}, "eta='0.1' must be"),
-        ({"eta": 1e300}, r"eta=1e\+300 must be at most 1e\+18"),
+        ({"eta": 1e300}, r"eta=1e\+300 must be at most 1e\+30"),
+        ({"lr": 1e20, "eta": 1e20}, r"lr=1e\+20 times eta=1e\+20 must be at most 1e\+30"),
         ({"bias_and_norm": "raw"}, "bias_and_norm='raw' is unknown; choose one of eta, mlperf, authors, paper"),
     ],
 )

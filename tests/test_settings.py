@@ -145,7 +145,7 @@ def test_optim_args_of_transformers_optimizers(tmp_path, optim_args, message):
         ({"log_level": "wrning"}, "log_level='wrning' is unknown; did you mean 'warning'"),
         ({"torch_compile_mode": "fast"}, "torch_compile_mode='fast' is unknown"),
         ({"weight_decay": math.inf}, "weight_decay=inf must be a finite number"),
-        ({"learning_rate": 1e308}, r"learning_rate=1e\+308 must be at most 1000000000000000000"),
+        ({"learning_rate": 1e308}, r"learning_rate=1e\+308 must be at most 1"),
         ({"lr_milestones": [1.0, "x"]}, r"lr_milestones=\[1.0, 'x'\] must be a valid number"),
     ],
 )  # fmt: skip

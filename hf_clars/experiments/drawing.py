@@ -13,11 +13,14 @@ from ..errors import UserError
 from ..image_classification.panels import (
     colours,
     draw_layers,
+    has_statistic,
     logarithmic,
     name_layers,
     panels,
     percent,
     say_why_empty,
+    whole_numbers,
+    width_of_names,
 )
 from ..safety.texts import in_markdown
 from ..trainer.callbacks.layer_statistics import STATISTICS
@@ -84,14 +87,16 @@ def draw(drawing: Drawing, results: Sequence[tuple[Run, Result]]) -> Any:
             raise UserError(f"no result has {STATISTICS[of_layers[0]]}: its runs need gradient_variance=eval or train")
     lines = list(grouped(results, *drawing.lines))
     split = evaluated_split(results)
-    figure, axes = panels(len(drawing.rows), len(columns))
+    drawn = [r.records for group in columns.values() for _, r in group if of_layers and r.records]
+    figure, axes = panels(len(drawing.rows), len(columns), 4.6 + width_of_names(drawn))
     labels: dict[str, Any] = {}
     for (place, group), column in zip(columns.items(), axes.T, strict=True):
         for row, axis in zip(drawing.rows, column, strict=True):
             name = STATISTICS[row] if row in STATISTICS else _NAMES[row].format(split)
             title = f"{_named(drawing.columns, place)}: {name}"
             if row in STATISTICS:
-                first = next((run, result) for run, result in group if result.records)
+                recorded = [(run, result) for run, result in group if result.records]
+                first = next((each for each in recorded if has_statistic(each[1].records, row)), recorded[0])
                 draw_layers(axis, first[1].records, row, "epoch")
                 name_layers(axis, first[1].records)
                 title = ", ".join(
@@ -109,6 +114,8 @@ def draw(drawing: Drawing, results: Sequence[tuple[Run, Result]]) -> Any:
                     percent(axis)
             if len(epochs := {x for line in axis.lines for x in line.get_xdata()}) == 1:
                 axis.set_xticks([*epochs])
+            elif epochs:
+                whole_numbers(axis)
             axis.set_xlabel("epoch")
             axis.set_title(title, fontsize=9, parse_math=False)
     if drawing.lines and labels:

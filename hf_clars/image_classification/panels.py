@@ -133,7 +133,7 @@ def draw_layers(axis: Any, records: Records, statistic: str, x: str) -> None:
     names = _layers_of(records)
     shades = _from_dark_to_light()
     lacking = []
-    known = [r for r in records if any(statistic in layer for layer in r["layers"].values())]
+    known = [r for r in records if has_statistic([r], statistic)]
     for k, name in enumerate(names):
         values = [(r[x], r["layers"][name].get(statistic)) for r in known if name in r["layers"]]
         points = [point for point in values if has_logarithm(point[1])]
@@ -152,6 +152,16 @@ def draw_layers(axis: Any, records: Records, statistic: str, x: str) -> None:
         text = f"not drawn where 0 or not finite: {', '.join([*lacking[:_LACKING], *more])}"
         style = {"transform": axis.transAxes, "va": "bottom", "fontsize": 6, "color": "0.4", "wrap": True}
         axis.text(0.02, 0.02, text, parse_math=False, **style)
+
+
+def has_statistic(records: Records, statistic: str) -> bool:
+    """Whether any of them has it, of any layer."""
+    return any(statistic in layer for record in records for layer in record["layers"].values())
+
+
+def width_of_names(of_runs: Iterable[Records]) -> float:
+    """What `name_layers` takes of a panel's width at most, in inches."""
+    return 0.055 * max((len(short_name(name)) for records in of_runs for name in _layers_of(records)), default=0)
 
 
 def name_layers(axis: Any, records: Records) -> None:

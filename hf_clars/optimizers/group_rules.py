@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, did_you_mean
 
-_LARGEST = 1e18  # products of two of them are numbers of float32
+_LARGEST = 1e30  # what torch computes with is float32
 BIAS_AND_NORM_RULES = ("eta", "mlperf", "authors", "paper")
 
 
@@ -83,6 +83,8 @@ def check_hyperparameters(
     _require(weight_decay, "weight_decay", lambda v: 0 <= v < math.inf, "a finite number ≥ 0")
     for name, value in (("lr", lr), ("eta", eta), ("weight_decay", weight_decay)):
         _require(value, name, lambda v: v <= _LARGEST, f"at most {_LARGEST:g}")
+    if not isinstance(lr, Tensor) and lr * eta > _LARGEST:
+        raise UserError(f"lr={lr} times eta={eta} must be at most {_LARGEST:g}")
     if bias_and_norm not in BIAS_AND_NORM_RULES:
         hint = did_you_mean(bias_and_norm, BIAS_AND_NORM_RULES)
         raise UserError(f"bias_and_norm={bias_and_norm!r} is unknown; {hint}")

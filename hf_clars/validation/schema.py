@@ -27,9 +27,9 @@ Whole = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 Share = Annotated[float, Field(ge=0, le=1)]
 PartOfOne = Annotated[float, Field(ge=0, lt=1)]
-# Products of two of them are numbers of float32.
-NotNegative = Annotated[float, Field(ge=0, le=1e18)]
-Positive = Annotated[float, Field(gt=0, le=1e18)]
+# What torch computes with is float32.
+NotNegative = Annotated[float, Field(ge=0, le=1e30)]
+Positive = Annotated[float, Field(gt=0, le=1e30)]
 Epochs = Annotated[float, Field(ge=0, le=1e9)]
 
 _LONGEST = 100  # characters of a value in a message
