@@ -22,11 +22,12 @@ def show_to_modes() -> None:
 
 
 def _show_functions() -> None:
-    """Those that it does not think to be overridable: what `F.pad` ends in, what torch itself has for weights, and
-    functions that work in place, which are no methods."""
+    """Those that it does not think to be overridable: what functions of `F` are or end in (`pad`, `glu`), what torch
+    itself has for weights, and functions that work in place, which are no methods."""
     names = [name for name in dir(torch._C._VariableFunctions) if name.endswith("_") and not name.startswith("_")]
     in_place = {getattr(torch, name) for name in names if hasattr(torch, name)}
-    functions.get_overridable_functions().update({torch._C._nn.pad, torch._weight_norm}, in_place)
+    own = {function for name, function in vars(torch._C._nn).items() if callable(function) and not name.startswith("_")}
+    functions.get_overridable_functions().update(own, {torch._weight_norm}, in_place)
 
 
 def _show_assignment() -> None:

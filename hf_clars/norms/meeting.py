@@ -77,10 +77,11 @@ class Meeting:
                 return out  # no parameter is behind it, even if gradients are taken of it from here on
         if torch.compiler.is_compiling():
             if is_writing(func):
-                if not is_tracked(args[0]):  # which may be a view, of whose base nothing is known here
+                target = first_of(args, kwargs)
+                if not is_tracked(target):  # which may be a view, of whose base nothing is known here
                     self.measurement.exclude(parameters, _WRITTEN)
-                tagged(args[0], LOOKUP, None)
-                tagged(args[0], PARAMETERS, tuple(parameters))
+                tagged(target, LOOKUP, None)
+                tagged(target, PARAMETERS, tuple(parameters))
                 return remember(func, args, kwargs, out)
             out = remember(func, args, kwargs, tagged(out, PARAMETERS, tuple(parameters)))
         elif is_writing(func):

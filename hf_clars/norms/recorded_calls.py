@@ -90,7 +90,7 @@ def cook(steps: Any, constants: tuple[Tensor, ...], of_parameter: Callable[[int]
     options = dict(zip(names, cook(named, constants, of_parameter), strict=True))
     if kind == "call":
         return func(*given, **options)
-    changed = given[0].clone()
+    changed = (given[0] if given else options.pop(names[0])).clone()
     func(changed, *given[1:], **options)
     return changed
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .recorded_calls import Recipe, call_steps, is_random, is_viewing, is_writing
+from .sample_axis.call import first_of
 from .tracked import PARAMETER, RECIPE
 
 MEMORY = "_hf_clars_memory"  # tag on a tensor that has a recipe: what it shares with its views
@@ -27,7 +28,7 @@ class Memory:
 def remember(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """What a function of parameters returned, tagged with how it is computed."""
     if is_writing(func):
-        target = args[0]
+        target = first_of(args, kwargs)
         setattr(target, RECIPE, recipe(func, args, kwargs))
         memory = getattr(target, MEMORY, None)
         if memory is not None and memory.tensors > 1:

@@ -277,4 +277,8 @@ def _for_size(sampler: ConvSampler, size: tuple[int, ...]) -> ConvSampler:
             prices["grouped"] = layer.grouped_depthwise()
         if sampler.kernel[-1] > 3:
             prices["rows"] = layer.rows(*sampler._rows(size), strided=sampler.geometry[0][-1] > 1)
-    return replace(sampler, form=min(prices, key=lambda form: prices[form]))
+    cheapest = "grouped"
+    for form, price in prices.items():  # `min` with a key is nothing that torch.compile follows where sizes may change
+        if price < prices[cheapest]:
+            cheapest = form
+    return replace(sampler, form=cheapest)
