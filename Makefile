@@ -24,7 +24,8 @@ test: $(READY)
 # The slow tests of norms that are tables of functions, layers and models: none starts a process.
 test-tables: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow \
-		tests/test_norms_functions.py tests/test_norms_suite.py tests/test_optimizers_conduct.py
+		tests/test_norms_functions.py tests/test_norms_suite.py tests/test_norms_checkpointing.py \
+		tests/test_optimizers_conduct.py
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ''

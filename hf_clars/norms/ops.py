@@ -270,6 +270,10 @@ def broadcast_but(func: Callable[..., Any], tensors: list[Tensor], args: Any, kw
     """
     if func in CONCATENATING or func in BROADCASTING:
         return 0
+    if func is F.scaled_dot_product_attention:
+        # A mask may be each sample's own. Keys of more dimensions than the model's would choose another kernel.
+        given = [*args[:3], *[kwargs[name] for name in ("query", "key", "value") if name in kwargs]]
+        return 2 if len({(t.ndim, t.shape[0]) for t in given}) == 1 else None
     if func in PRODUCTS:
         return 2 if min([t.ndim for t in tensors]) > 1 and max([t.ndim for t in tensors]) > 2 else None
     return None

@@ -125,6 +125,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@torch.compiler.disable
 def _by_hooks() -> Region | None:
     """By the hooks on saved tensors, where the innermost ones are checkpointing's."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
